@@ -28,7 +28,7 @@ from itertools import groupby
 from types import SimpleNamespace
 from urllib.parse import parse_qsl, urlsplit
 
-import apsw, httpx, mistune, nh3, uvicorn
+import apsw, httpx, uvicorn
 from fastlite import Database
 from pygments.lexers import get_lexer_by_name
 from pygments.token import Token
@@ -85,9 +85,10 @@ TOKEN = env['TOKEN'] or ('' if HOST in LOCAL else secrets.token_urlsafe(24))
 # ---- 2. Data: the tables as plain classes, and the one place where the database is opened -------
 
 class Profile:
-    "Whose list and chat it is. address and code are free text; model to context are its chat's settings."
+    """Whose list and chat it is. address and code are free text; model to commentary are its chat's settings;
+    memory is the id of the oldest message that the model still remembers, 0 for all."""
     id: int; name: str = ''; address: str = ''; code: str = ''; active: bool = True; priority: float = 0.
-    model: str = ''; voice: str = ''; temperature: str = ''; context: str = ''; commentary: bool = False
+    model: str = ''; voice: str = ''; temperature: str = ''; context: str = ''; commentary: bool = False; memory: int = 0
 
 class Todo:
     "One thing to do. priority is its place in the list, lowest first."
@@ -99,7 +100,7 @@ class Message:
     turn). rev grows with every change of any message: what a tab has not seen is `rev > seen`."""
     id: int; profile: int = 0; role: str = 'event'; status: str = 'done'; content: str = ''; thinking: str = ''
     created: float = 0.; updated: float = 0.; rev: int = 0; deleted: bool = False; error: str = ''
-    model: str = ''; tokens: int = 0; prompt_tokens: int = 0; seconds: float = 0.; thought: float = 0.; progress: float = -1.
+    model: str = ''; tokens: int = 0; prompt_tokens: int = 0; window: int = 0; seconds: float = 0.; thought: float = 0.; progress: float = -1.
 
 def open_db(path: Path) -> Database:
     """The SQLite file at `path`, made if missing. Ends the program with one sentence where it is corrupt
@@ -241,14 +242,18 @@ class Guard:
 # Raw HTML is text, an image is a link (it would load from outside), and what is left is sanitised: no id,
 # no hx-*, no class but ours, so nothing that a model writes can reach htmx or another site.
 
-class Renderer(mistune.HTMLRenderer):
-    def image(self, text, url, title=None): return self.link(text or url, url, title)
-    def block_code(self, code, info=None): return f'<pre><code>{escape(code)}</code></pre>\n'
+@lru_cache
+def engine():
+    "mistune's parser, its renderer and the sanitiser: imported when the first mark comes, so that a start stays quick."
+    import mistune, nh3
+    class Renderer(mistune.HTMLRenderer):
+        def image(self, text, url, title=None): return self.link(text or url, url, title)
+        def block_code(self, code, info=None): return f'<pre><code>{escape(code)}</code></pre>\n'
+    tags = 'p br hr h1 h2 h3 h4 h5 h6 strong em del code pre blockquote ul ol li a table thead tbody tr th td'
+    return mistune.create_markdown(renderer=Renderer(escape=True), plugins=['strikethrough', 'table', 'url']), nh3.Cleaner(
+        tags=set(tags.split()), attributes={'a': {'href', 'title'}, 'ol': {'start'}}, url_schemes={'http', 'https', 'mailto'},
+        set_tag_attribute_values={'a': {'target': '_blank'}}, link_rel='noopener noreferrer')
 
-mistune_md = mistune.create_markdown(renderer=Renderer(escape=True), plugins=['strikethrough', 'table', 'url'])
-sanitizer = nh3.Cleaner(tags=set('p br hr h1 h2 h3 h4 h5 h6 strong em del code pre blockquote ul ol li a table thead tbody tr th td'.split()),
-                        attributes={'a': {'href', 'title'}, 'ol': {'start'}}, url_schemes={'http', 'https', 'mailto'},
-                        set_tag_attribute_values={'a': {'target': '_blank'}}, link_rel='noopener noreferrer')
 # Prose without any mark needs no parser, and most of what models write is that.
 PLAIN = re.compile(r'(?!\s|[#+-]|\d+[.)]\s)(?:[^\\`*_\[\]<>&~=|:\n]|:(?!//)|(?<!  )\n(?![-\s]))+')
 FENCE = re.compile(r' {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)[^`]*$')
@@ -266,12 +271,14 @@ SEGMENT = 40  # lines of code highlighted in one context: what keeps a huge bloc
 def render(text: str) -> str:
     "A few whole Markdown blocks as safe HTML."
     if PLAIN.fullmatch(text): return f'<p>{text}</p>'
-    return sanitizer.clean(mistune_md(text))
+    md, sanitizer = engine()
+    return sanitizer.clean(md(text))
 
 def inline(text: str) -> str:
     "A piece of a paragraph as safe HTML."
     if PLAIN.fullmatch(text): return text
-    return sanitizer.clean(mistune_md.renderer(mistune_md.inline(text, {'ref_links': {}}), mistune_md.block.state_cls()))
+    md, sanitizer = engine()
+    return sanitizer.clean(md.renderer(md.inline(text, {'ref_links': {}}), md.block.state_cls()))
 
 def balanced(s: str) -> bool: return not any(s.count(c) % 2 for c in '*_`~') and s.count('[') == s.count(']') and s.count('(') == s.count(')')
 
@@ -495,6 +502,11 @@ class Chatter:
         self.thoughts.append(text)
         self.touch()
 
+    def thought(self, seconds: float):
+        "Says how long the thinking took, when it is over."
+        self.row.thought = max(seconds, .5)
+        self.op('thought', to_xml(self.queue.view.thinking_head(self.row)(hx_swap_oob='true'), indent=False))
+
     def update(self, text: str):
         "Replaces the text."
         self.restart(text)
@@ -579,8 +591,8 @@ class Chatter:
 
 class Tab:
     "One open page: what it still has to be sent, drained at screen speed by a task of its own."
-    def __init__(self, queue: 'Chatq', ws, profile: int, key: str, last: int):
-        self.queue, self.ws, self.profile, self.key, self.last = queue, ws, profile, key, last
+    def __init__(self, queue: 'Chatq', ws, profile: int, key: str, first: int, last: int):
+        self.queue, self.ws, self.profile, self.key, self.first, self.last = queue, ws, profile, key, first, last  # messages on the page
         self.rows, self.pushed, self.at, self.awake = set(), {}, {}, asyncio.Event()  # at: message id -> (Chatter, epoch, ops, tails)
         self.task = asyncio.create_task(self.run())
 
@@ -614,7 +626,7 @@ class Tab:
             else: out.append(html)
             if chat.running: self.at[id] = chat, chat.epoch, len(chat.ops), chat.tails
             else: del self.at[id]
-        rows, self.rows = sorted(self.rows), set()
+        rows, self.rows = sorted(id for id in self.rows if id >= self.first), set()
         for id in rows: out.append(self.row(id))
         return ''.join(out)
 
@@ -630,14 +642,14 @@ class Tab:
         self.rows, self.pushed = set(), {}
         rows = self.queue.newest(self.profile)
         self.at = {r.id: (c, c.epoch, len(c.ops), c.tails) for r in rows if (c := self.queue.live.get(r.id))}
-        self.last = max([self.last, *(r.id for r in rows)])
+        self.first, self.last = rows[0].id if rows else 0, max([self.last, *(r.id for r in rows)])
         return self.queue.view.lists(self.profile) + to_xml(self.queue.view.timeline(rows)(hx_swap_oob='true'), indent=False)
 
 class Chatq:
     """The queue through which everything reaches the person. `await chatq("text")` puts a finished line into the
     chat, `open` gives a Chatter, `ask` puts a prompt in line for the model, `push` shows a change of a list elsewhere."""
     def __init__(self):
-        self.tabs, self.live, self.turn, self.due = set(), {}, None, asyncio.Event()
+        self.tabs, self.live, self.tasks, self.turn, self.due = set(), {}, {}, None, asyncio.Event()
         self.rev = self.boot = (db.q('select max(rev) n from message')[0]['n'] or 0) + 1
         self.list_rev, self.view, self.answer = {}, None, None  # the components and the model's turn are handed in below
 
@@ -701,6 +713,12 @@ class Chatq:
             if tab.profile == profile: tab.missed(prompt.id, prompt.id + 1)
         self.due.set()
 
+    def comment(self, profile: int):
+        "Puts a remark of the model on what was just done in line; what is done before its turn comes is in the same one."
+        if first_row(messages, "profile = ? and role = 'assistant' and status = 'queued'", [profile]): return
+        self.changed(self.new('assistant', profile, status='queued'))
+        self.due.set()
+
     def retry(self, row: Message, keep=False):
         "Puts an answer (or a prompt's answer) in line again; `keep` what it has, to go on from there."
         prompt, row = (row, messages[row.id + 1]) if row.role == 'user' else (messages.get(row.id - 1, default=None), row)
@@ -724,25 +742,35 @@ class Chatq:
             if prompt and prompt.status == 'queued':
                 prompt.status = 'done'
                 self.changed(prompt)
-            self.turn = asyncio.create_task(self.take_turn(self.open(row=row)))
+            self.turn = self.start(chat := self.open(row=row), self.answer(chat))
             try: await self.turn
             finally: self.turn = None
 
-    async def take_turn(self, chat: Chatter):
-        try: await self.answer(chat)
+    def start(self, chat: Chatter, work) -> asyncio.Task:
+        "Runs the coroutine that writes into `chat` in a task of its own; `cancel` ends it."
+        task = self.tasks[chat.id] = asyncio.create_task(self.carry_out(chat, work))
+        task.add_done_callback(lambda _: self.tasks.pop(chat.id, None))
+        return task
+
+    def cancel(self, id: int):
+        if task := self.tasks.get(id): task.cancel()
+
+    async def carry_out(self, chat: Chatter, work):
+        try: await work
         except asyncio.CancelledError: chat.finish('stopped')
         except Exception as e:
             chat.finish('error', error=f'Something in this app went wrong ({type(e).__name__}: {e}). The terminal has the details.')
             traceback.print_exc()
 
-    async def stop(self, profile: int):
+    def stop(self, profile: int):
         "Ends the answer that is being written, and with it the connection to the model."
-        if self.turn and any(c.row.role == 'assistant' and c.row.profile == profile for c in self.live.values()): self.turn.cancel()
+        for chat in self.live.values():
+            if chat.row.role == 'assistant' and chat.row.profile == profile: self.cancel(chat.id)
 
-    def connect(self, ws, profile: int, key='', seen: int | None = None, last: int | None = None) -> Tab:
+    def connect(self, ws, profile: int, key='', seen: int | None = None, first=0, last: int | None = None) -> Tab:
         "A tab has come (back): it gets what it missed since revision `seen`, and nothing else."
         newest = first_row(messages, 'profile = ?', [profile], 'id desc')
-        tab = Tab(self, ws, profile, key, last if last is not None else newest.id if newest else 0)
+        tab = Tab(self, ws, profile, key, first or 0, last if last is not None else newest.id if newest else 0)
         if seen is not None:
             tab.rows |= {r['id'] for r in db.q('select id from message where profile = ? and rev > ? limit 1000', [profile, seen])}
             if max(self.list_rev.get(profile, self.boot), self.list_rev.get(None, self.boot)) > seen: tab.pushed['lists'] = self.view.lists(profile)
@@ -759,6 +787,8 @@ class ModelError(Exception): "Why there is no answer: a sentence for the person,
 
 class Busy(ModelError): "The model server has too much to do just now (503)."
 
+class TooLong(ModelError): "The prompt does not fit into the model's context."
+
 @dataclass
 class Delta:
     "A piece of an answer: text, thinking, or at the end its figures (fields of Message, and `cut` when it ran out of room)."
@@ -772,7 +802,7 @@ class Backend:
     @property
     def names(self): return [n for n, _ in self.models]
 
-backend, built_in, built_in_key, chars_per_token = Backend(), None, secrets.token_hex(), {}
+backend, built_in, built_in_key, chars_per_token, windows = Backend(), None, secrets.token_hex(), {}, {}
 
 def http(url: str, read: float | None = STALL) -> httpx.AsyncClient:
     """A client for one exchange. The environment's proxies are left out for addresses of this machine and its network
@@ -814,7 +844,7 @@ def how_to_get_ollama() -> str:
     wsl = 'microsoft' in platform.release().lower()
     start = 'open the Ollama app, or type `ollama serve`' if sys.platform == 'darwin' else 'type `ollama serve` in a terminal'
     get = 'Get it from ollama.com/download' if sys.platform == 'darwin' else 'Install it with `curl -fsSL https://ollama.com/install.sh | sh`'
-    here = f'No model answers: Ollama is not running at {OLLAMA}. If you have it, {start}. {get}, then `ollama pull llama3.2`.'
+    here = f'No model answers: Ollama is not running at {OLLAMA}. If you have it, {start}. {get}, then `ollama run llama3.2`.'
     return here + (' If Ollama runs on the Windows side, let it listen on all interfaces there and set OLLAMA_HOST to the address of Windows.' if wsl else '')
 
 def pick_model(profile: Profile) -> str:
@@ -835,7 +865,7 @@ def refusal(status: int, text: str, model: str) -> str:
     text = ' '.join(text.split())[:300]
     low = text.lower()
     if status == 404 or 'not found' in low and 'model' in low:
-        if backend.kind == 'ollama' and model: return f'The model {model} is not on this machine yet. Download it here, or type `ollama pull {model}`.'
+        if backend.kind == 'ollama' and model: return f'The model {model} is not on this machine yet. Download it: `ollama pull {model}`'
     if status in (401, 403): return f'The model server wants a key: set OPENAI_API_KEY and start again. It says: {text}'
     if 'memory' in low: return f'{model} does not fit into this machine\'s memory. Choose a smaller model above, or a smaller context in the settings. It says: {text}'
     if status == 503 or 'busy' in low: return 'The model server is busy and did not take the prompt after several tries. Try again in a moment.'
@@ -865,6 +895,7 @@ async def check(r: httpx.Response, model: str):
     if r.status_code == 200: return
     text = (await r.aread()).decode(errors='replace')
     if r.status_code == 503: raise Busy(refusal(503, text, model))
+    if r.status_code == 400 and 'context' in text: raise TooLong(refusal(400, text, model))
     raise ModelError(refusal(r.status_code, text, model))
 
 def parse(line: bytes) -> dict:
@@ -935,21 +966,25 @@ async def start_built_in() -> str:
     return f'{built_in.listening_address}/v1'
 
 def history(row: Message, profile: Profile, limit: int) -> tuple[list[dict], int]:
-    """The messages that the model is sent for the answer `row`, and the id of the oldest one that fits `limit` characters.
+    """The messages that the model is sent for the answer `row`, and the id of the oldest one in it (0: nothing was
+    left out for being beyond `limit` characters).
     Events and jobs stand in front of the prompt that follows them: not every model takes a system message in between."""
     start = db.q("select max(id) n from message where profile = ? and id < ? and role = 'event' and content = '---' and not deleted", [profile.id, row.id])[0]['n'] or 0
-    past, size, oldest = [], 0, row.id
+    past, size, oldest, first_id = [], 0, 0, 0
     for m in messages("profile = ? and id > ? and id < ? and not deleted and status in ('done', 'stopped', 'error')", [profile.id, start, row.id], order_by='id desc'):
         text = re.sub('\x02.*?\x03', '', m.content).strip()
         if not text: continue
-        if size + len(text) > limit and past: break
-        past, size, oldest = [(m.role, text[:limit]), *past], size + len(text), m.id
+        if size + len(text) > limit and past:
+            oldest = first_id
+            break
+        past, size, first_id = [(m.role, text[:limit]), *past], size + len(text), m.id
     system = profile.voice or VOICE
     out, aside = [{'role': 'system', 'content': system}], []
     for role, text in past:
         if role in ('event', 'job'): aside.append(text)
         elif role == 'user' and aside: out.append({'role': role, 'content': '(Meanwhile in the app: ' + '; '.join('; '.join(aside).split('\n')) + ')\n\n' + text}); aside = []
         else: out.append({'role': role, 'content': text})
+    if aside: out.append({'role': 'user', 'content': f'(In the app: {"; ".join(aside)}) Comment on that in one short sentence.'})
     if row.content: out += [{'role': 'assistant', 'content': row.content}, {'role': 'user', 'content': 'Go on exactly where you stopped, without repeating anything.'}]
     return out, oldest
 
@@ -959,44 +994,104 @@ async def answer(chat: Chatter):
     await look()
     model = chat.row.model = pick_model(profile)
     try:
-        if not model: raise ModelError(backend.problem or 'Ollama runs but has no model yet. Type `ollama pull llama3.2`, or download it here.')
-        loading = asyncio.create_task(say_what_it_does(chat, model))
+        if not model: raise ModelError(backend.problem or 'The model server runs but has no model yet. Download one: `ollama pull llama3.2`')
+        watching = asyncio.create_task(say_what_it_does(chat, model))
         try: figures = await with_retries(chat, profile, model)
-        finally: loading.cancel()
+        finally: watching.cancel()
         cut = figures.pop('cut', False)
         figures['seconds'] = figures['seconds'] or time.perf_counter() - start
-        chat.finish('stopped' if cut else 'done', model=model, **figures, error='The answer reached the end of the model\'s context.' if cut else '')
-    except ModelError as e: chat.finish('error', model=model, error=str(e))
+        chat.finish('stopped' if cut else 'done', **figures, error='The answer reached the end of what the model can hold.' if cut else '')
+    except ModelError as e: chat.finish('error', error=str(e))
 
 async def with_retries(chat: Chatter, profile: Profile, model: str) -> dict:
-    "Streams the answer into `chat` and returns its figures; a busy server is asked again, visibly."
+    "Streams the answer into `chat` and returns its figures; a busy server is asked again, visibly, and a full context cut."
     options = {'temperature': float(profile.temperature)} if profile.temperature else {}
     if profile.context: options['num_ctx'] = int(profile.context)
-    limit = int((int(profile.context or 0) or CONTEXT)*.75*chars_per_token.get(model, 3.5))
+    window = int(profile.context or 0) or (await loaded()).get(model) or CONTEXT
+    limit = int(window*.75*chars_per_token.get(model, 3.5))  # a quarter is for the answer
     for wait in (1, 2, 4, 0):
-        prompt, _ = history(chat.row, profile, limit)
+        prompt, oldest = history(chat.row, profile, limit)
+        remember(profile, oldest)
         try:
-            async with contextlib.aclosing(stream(prompt, model, options)) as deltas:
-                async for d in deltas:
-                    if d.thinking: chat.think(d.thinking)
-                    if d.text: chat.send(d.text)
-                    if d.figures:
-                        if n := d.figures['prompt_tokens']: chars_per_token[model] = sum(len(m['content']) for m in prompt)/n
-                        return d.figures
+            figures = await pour(stream(prompt, model, options), chat)
+            if n := figures['prompt_tokens']: chars_per_token[model] = sum(len(m['content']) for m in prompt)/n
+            return figures | {'window': window}
         except Busy:
             if not wait: raise
             chat.note(f'The model server is busy: trying again in {wait} s')
             await asyncio.sleep(wait)
+        except TooLong:
+            if not wait: raise
+            limit = limit*3//5
+
+async def pour(deltas, chat: Chatter) -> dict:
+    "Writes a stream of Deltas into a message; returns the figures of the last one."
+    began = 0.
+    async with contextlib.aclosing(deltas):
+        async for d in deltas:
+            if d.thinking:
+                began = began or time.perf_counter()
+                chat.think(d.thinking)
+            if d.text:
+                if began: chat.thought(time.perf_counter() - began)
+                began = 0.
+                chat.send(d.text)
+            if d.figures: return d.figures
+
+def remember(profile: Profile, oldest: int):
+    "Moves the line that shows where the model's memory begins."
+    if profile.memory == oldest: return
+    profiles.update(id=profile.id, memory=oldest)
+    for tab in chatq.tabs:
+        if tab.profile != profile.id: continue
+        where = f'beforebegin:#msg-{oldest}' if oldest >= tab.first else 'afterbegin:#msg-list'
+        tab.pushed['memory'] = f'<i id="memory" hx-swap-oob="delete"></i><div hx-swap-oob="{where}">{to_xml(chatq.view.memory_line(oldest), indent=False)}</div>'
+        tab.awake.set()
+
+async def loaded() -> dict[str, int]:
+    "The models that Ollama has in memory now, with the context that is in force for each, in tokens."
+    with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+        if backend.kind == 'ollama':
+            async with http(OLLAMA, 5) as c: r = await c.get(f'{OLLAMA}/api/ps')
+            return {m['name']: int(m.get('context_length') or 0) for m in r.json()['models']}
+    return {}
 
 async def say_what_it_does(chat: Chatter, model: str):
     "Until the first token: is the model being loaded (absent from /api/ps), or does it read the prompt?"
     while not chat.row.thinking and len(chat.texts) < 2:
-        loaded = True
-        if backend.kind == 'ollama':
-            with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
-                async with http(OLLAMA, 5) as c: loaded = model in {m['name'] for m in (await c.get(f'{OLLAMA}/api/ps')).json()['models']}
-        chat.note('Reading the prompt' if loaded else f'Loading {model}')
+        chat.note('Reading the prompt' if backend.kind != 'ollama' or model in await loaded() else f'Loading {model}')
         await asyncio.sleep(.5)
+
+async def preload(profile: Profile):
+    "Loads the model while the person still types, so that the first answer is not a cold one."
+    model = pick_model(profile)
+    with contextlib.suppress(ModelError, httpx.HTTPError):
+        if backend.kind == 'built-in': await start_built_in()
+        if backend.kind != 'ollama' or model not in backend.names or model in await loaded(): return
+        options = {'num_ctx': int(profile.context)} if profile.context else {}  # another num_ctx would load it twice
+        async with http(OLLAMA) as c: await c.post(f'{OLLAMA}/api/chat', json=dict(model=model, messages=[], options=options))
+
+async def pull_model(chat: Chatter, model: str, then):
+    """Downloads a model: POST /api/pull, a line per step and layer, added up by digest into one bar (Ollama, docs/api.md).
+    Cancelled, it is taken up where it was. Calls `then` when the model is there."""
+    layers, again = {}, f'Take it up again: `ollama pull {model}`'
+    try:
+        async with http(OLLAMA) as c, c.stream('POST', f'{OLLAMA}/api/pull', json=dict(model=model)) as r:
+            await check(r, model)
+            async for line in lines(r):
+                d = parse(line)
+                if 'error' in d: raise ModelError(refusal(200, json.dumps(d), model))
+                if d.get('digest'): layers[d['digest']] = d.get('completed') or 0, d.get('total') or 0
+                chat.note(text_of(d, 'status').split(' ')[0])
+                chat.progress(*map(sum, zip(*layers.values(), strict=True)) if layers else (0, 1))
+                if d.get('status') == 'success': break
+            else: raise ModelError('The download broke off.')
+    except asyncio.CancelledError: return chat.finish('stopped', error=f'Stopped. {again}')
+    except (ModelError, httpx.TransportError) as e: return chat.finish('error', error=f'{e or "The connection broke off."} {again}')
+    chat.send(f'\n\n{model} is here.')
+    chat.finish(progress=100.)
+    await look()
+    then()
 
 chatq.answer = answer
 
@@ -1017,8 +1112,8 @@ def page(profile: Profile, menu: list[Profile], items: list[Todo], rows: list, t
         Main(
             Section(H2('Todo'), add_form('todo', 'Add', 'What needs to be done?', profile.id), todo_list(items, profile.id), cls='todos', aria_label='Todo'),
             Section(
-                Div(H2('Chat'), model_picker, Button('New chat', hx_post=new_chat.to(profile=profile.id), hx_swap='none', cls='quiet'), cls='bar'),
-                timeline(rows), Button('↓ More below', id='more', type='button', hidden=True), chat_form(profile.id), cls='chat', aria_label='Chat'),
+                Div(H2('Chat'), model_picker, settings_panel(profile), Button('New chat', hx_post=new_chat.to(profile=profile.id), hx_swap='none', cls='quiet'), cls='bar'),
+                timeline(rows, profile.memory), Button('↓ More below', id='more', type='button', hidden=True), chat_form(profile.id), cls='chat', aria_label='Chat'),
             hx_ext='ws', ws_connect=f'/ws?profile={profile.id}', data_rev=chatq.rev),
         Div(id='toast', role='status'), Div('The connection is down. It comes back by itself.', id='offline', role='status', hidden=True))
 
@@ -1050,9 +1145,14 @@ def edit_item(kind: str, id: int, name: str):
 def profile_menu(menu: list[Profile], chosen: int):
     return Ul(*(Li(A(p.name, href=f'/profile/{p.id}', aria_current='page' if p.id == chosen else None)) for p in menu if p.active or p.id == chosen), id='profile-menu')
 
-def timeline(rows: list):
+def memory_line(oldest: int): return Div(Div(Span('The model no longer remembers what stands above'), cls='content'), id='memory', cls='line', hidden=not oldest, data_role='event')
+
+def timeline(rows: list, memory=0):
     older = Div('…', hx_get=older_messages.to(before=rows[0].id), hx_trigger='intersect once', hx_swap='outerHTML', cls='older') if len(rows) >= PAGE else None
-    return Div(older, *map(chatq.show, rows), id='msg-list', role='log', aria_live='off', tabindex='0', aria_label='Conversation')
+    shown = [chatq.show(r) for r in rows]
+    # Always one such line on the page, so that it has somewhere to be moved from; at the top where the place is further up.
+    if memory >= 0: shown.insert(next((n for n, r in enumerate(rows) if r.id == memory), 0), memory_line(memory))
+    return Div(older, *shown, id='msg-list', role='log', aria_live='off', tabindex='0', aria_label='Conversation')
 
 def message(m: Message, html: str | None = None):
     """A row of the timeline. `html` is the content of one that is still being written. A deleted message and the place of an
@@ -1072,8 +1172,10 @@ def event_html(text: str) -> str:
     if len(events) == 1: return events[0]
     return f'<details><summary>{events[-1]} <small>and {len(events) - 1} more</small></summary><ul>{"".join(f"<li>{e}</li>" for e in events[:-1])}</ul></details>'
 
+def thinking_head(m: Message): return Summary(f'Thought for {m.thought:.0f} s' if m.thought else 'Thinking', id=f'h-{m.id}')
+
 def thinking(m: Message):
-    return Details(Summary('Thinking', id=f'h-{m.id}'), Div(m.thinking, id=f'k-{m.id}'), cls='thinking')
+    return Details(thinking_head(m), Div(m.thinking, id=f'k-{m.id}'), cls='thinking')
 
 def bar(m: Message): return Div(Progress(value=f'{m.progress:.1f}', max=100, aria_label='Progress'), id=f'p-{m.id}')
 
@@ -1081,12 +1183,14 @@ def foot(m: Message):
     "What stands under a message, outside of what is redrawn: its state, its figures and what can be done with it."
     act = lambda label, route, name=None, **kw: Button(label, hx_post=route.to(id=m.id), hx_swap='none', aria_label=name, type='button', **kw)
     pull_name = re.search(r'`ollama pull ([^`]+)`', m.error)
-    figures = [m.model, f'{m.tokens/m.seconds:.0f} tokens/s' if m.tokens and m.seconds else '', f'{m.seconds:.1f} s' if m.seconds else '']
+    figures = [m.model, f'{m.tokens/m.seconds:.0f} tokens/s' if m.tokens and m.seconds else '', f'{m.seconds:.1f} s' if m.seconds else '',
+               f'context {(m.prompt_tokens + m.tokens)/m.window:.0%}' if m.window and m.prompt_tokens else '']
     asks = m.role in ('user', 'assistant')
     return Footer(
         P(*error_text(m.error), cls='error') if m.error else None,
         note(m),
         Small(' · '.join(filter(None, figures)), cls='figures') if m.role == 'assistant' and m.status != 'streaming' else None,
+        act('Cancel', cancel) if m.role == 'job' and m.status == 'streaming' and m.id in chatq.tasks else None,
         act('Withdraw', withdraw) if m.status == 'queued' else None,
         act('Continue', go_on) if m.role == 'assistant' and m.status in ('stopped', 'error') and m.content else None,
         act('Try again', try_again) if asks and m.status in ('stopped', 'error') else None,
@@ -1103,7 +1207,8 @@ def note(m: Message):
 def error_text(s: str): return [Code(part) if n % 2 else part for n, part in enumerate(s.split('`'))]
 
 def chat_form(profile: int):
-    return Form(Textarea(id='msg', name='msg', rows=1, placeholder='Message', aria_label='Message', maxlength=MAX_TEXT, enterkeyhint='send', autofocus=True),
+    return Form(Textarea(id='msg', name='msg', rows=1, placeholder='Message', aria_label='Message', maxlength=MAX_TEXT, enterkeyhint='send', autofocus=True,
+                         hx_post=warm.to(profile=profile), hx_trigger='input throttle:60s', hx_params='none', hx_swap='none'),
                 Button('Stop', id='stop-btn', type='button', hx_post=stop.to(profile=profile), hx_swap='none'), Button('Send', id='send-btn'),
                 id='chat-form', ws_send=True, enctype=None)
 
@@ -1113,6 +1218,15 @@ def model_select(names: list[tuple], chosen: str, fixed: bool, profile: int):
     if chosen and chosen not in known: opts.insert(0, Option(chosen, value=chosen, selected=True))
     return Select(*(opts or [Option('No model', value='')]), id='model', name='model', aria_label='Model', disabled=fixed or None,
                   title='Set by OLLAMA_MODEL' if fixed else None, hx_post=choose_model.to(profile=profile), hx_swap='none', hx_trigger='change')
+
+def settings_panel(p: Profile):
+    return Details(Summary('Settings'), Form(
+        Label('System prompt', Textarea(p.voice, name='voice', rows=4, placeholder=VOICE, maxlength=MAX_TEXT)),
+        Label('Temperature', Input(name='temperature', value=p.temperature, placeholder="the model's own", inputmode='decimal', maxlength=5)),
+        Label('Context, in tokens', Input(name='context', value=p.context, placeholder="the model server's own", inputmode='numeric', maxlength=7)),
+        Label(Input(type='checkbox', name='commentary', value='1', checked=bool(p.commentary)), 'Comment on what I do in the app', cls='check'),
+        A('Save the chat as Markdown', href=export.to(profile=p.id), download=f'{p.name}.md'),
+        hx_post=settings.to(profile=p.id), hx_trigger='change, submit', hx_swap='none', cls='panel'), cls='drop')
 
 def found(hits: list[dict]):
     if not hits: return P('Nothing found.')
@@ -1161,6 +1275,7 @@ async def on_error(req, exc):
 async def lifespan(app):
     tasks = [asyncio.create_task(chatq.work()), asyncio.create_task(watch_backend())]
     yield
+    tasks += chatq.tasks.values()
     for t in tasks: t.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -1188,7 +1303,8 @@ def whole_lists(profile: int) -> str:
     return to_xml((todo_list(todos_of(profile), profile)(hx_swap_oob='true'), profile_menu(menu(), profile)(hx_swap_oob='true'),
                    Ul(*map(profile_item, menu()), id='profile-list', hx_swap_oob='true')), indent=False)
 
-chatq.view = SimpleNamespace(message=message, foot=foot, thinking=thinking, bar=bar, timeline=timeline, lists=whole_lists)
+chatq.view = SimpleNamespace(message=message, foot=foot, thinking=thinking, thinking_head=thinking_head, memory_line=memory_line, bar=bar,
+                             timeline=timeline, lists=whole_lists)
 
 async def watch_backend():
     "Looks for the model as long as somebody has the page open, so that the picker is right and the chat recovers by itself."
@@ -1224,13 +1340,18 @@ async def switch_theme(sess, dark: str = ''):
 
 def quoted(title: str) -> str: return '“' + re.sub(r'([\\`*_\[\]<>#~|&])', r'\\\1', title) + '”'
 
+async def happened(text: str, profile: int):
+    "An event line in the chat, and where the profile wants it a remark of the model on it, later."
+    await chatq(text, profile=profile)
+    if profiles[profile].commentary: chatq.comment(profile)
+
 @app.post('/todo')
 async def add_todo(sess, title: str = '', profile: int = None):
     p = current(profile, sess)
     if not (title := clean(title, MAX_TITLE, 'The todo')): raise HTTPException(400, 'Type what needs to be done, then press Enter.')
     t = todos.insert(Todo(title=title.replace('\n', ' '), profile=p.id, priority=db.q('select coalesce(max(priority), 0) + 1 n from todo where profile = ?', [p.id])[0]['n']))
     chatq.push(f'todo-{t.id}', Ul(todo_item(t), hx_swap_oob='beforeend:#todo-list'), p.id)
-    await chatq(f'Added {quoted(t.title)}', profile=p.id)
+    await happened(f'Added {quoted(t.title)}', p.id)
     return todo_item(t)
 
 @app.post('/toggle/{id}')
@@ -1238,7 +1359,7 @@ async def toggle(id: int):
     t = one(todos, id)
     t = todos.update(id=id, done=not t.done)
     chatq.push(f'todo-{t.id}', todo_item(t)(hx_swap_oob='true'), t.profile)
-    await chatq(f'{"Finished" if t.done else "Reopened"} {quoted(t.title)}', profile=t.profile)
+    await happened(f'{"Finished" if t.done else "Reopened"} {quoted(t.title)}', t.profile)
     return todo_item(t)
 
 @app.post('/profile')
@@ -1278,7 +1399,7 @@ async def delete(kind: str, id: int):
         if first_row(todos, 'profile = ?', [id]) or first_row(messages, 'profile = ?', [id]): raise HTTPException(400, f'{row.name} still has todos or messages: delete those first.')
     tbl.delete(id)
     chatq.push(f'{kind}-{id}', Li(id=f'{kind}-{id}', hx_swap_oob='delete'), getattr(row, 'profile', None))
-    if kind == 'todo': await chatq(f'Deleted {quoted(row.title)}', profile=row.profile)
+    if kind == 'todo': await happened(f'Deleted {quoted(row.title)}', row.profile)
     return Response('')
 
 @app.get
@@ -1291,7 +1412,10 @@ async def find(q: str = ''):
 @app.get
 async def older_messages(before: int):
     m = one(messages, before)
-    return timeline(chatq.newest(m.profile, before)).children
+    rows = chatq.newest(m.profile, before)
+    for tab in chatq.tabs:
+        if rows and tab.key and tab.key == acting_tab.get(): tab.first = rows[0].id
+    return timeline(rows, -1).children
 
 @app.get
 async def source(id: int): return PlainTextResponse(one(messages, id).content)
@@ -1300,7 +1424,7 @@ async def source(id: int): return PlainTextResponse(one(messages, id).content)
 async def new_chat(profile: int): await chatq('---', profile=one(profiles, profile).id)
 
 @app.post
-async def stop(profile: int): await chatq.stop(profile)
+async def stop(profile: int): chatq.stop(profile)
 
 @app.post
 async def withdraw(id: int):
@@ -1338,12 +1462,39 @@ async def choose_model(profile: int, model: str = ''):
     profiles.update(id=one(profiles, profile).id, model=clean(model, 200, 'The model'))
 
 @app.post
-async def pull(id: int): raise HTTPException(400, 'not yet')
+async def cancel(id: int): chatq.cancel(id)
+
+@app.post
+async def pull(id: int):
+    m = closed(id)
+    if not (name := re.search(r'`ollama pull ([^`]+)`', m.error)): raise HTTPException(400, 'There is nothing to download here any more.')
+    chat = chatq.open('job', m.profile)
+    chat.send(f'Downloading {quoted(name[1])}')
+    chat.progress(0)
+    chatq.start(chat, pull_model(chat, name[1], then=lambda: chatq.retry(messages[id]) if m.role == 'assistant' else None))
+    chatq.changed(chat.row)
+
+@app.post
+async def warm(profile: int): chatq.warming = asyncio.create_task(preload(one(profiles, profile)))
+
+@app.post
+async def settings(profile: int, voice: str = '', temperature: str = '', context: str = '', commentary: str = ''):
+    p, temperature, context = one(profiles, profile), temperature.strip().replace(',', '.'), context.strip()
+    if temperature and not (re.fullmatch(r'\d*\.?\d+', temperature) and float(temperature) <= 2): raise HTTPException(400, 'The temperature is a number from 0 to 2, or empty.')
+    if context and not (context.isascii() and context.isdigit() and 512 <= int(context) <= 2**20): raise HTTPException(400, 'The context is a number of tokens from 512 to 1048576, or empty.')
+    profiles.update(id=p.id, voice=clean(voice, MAX_TEXT, 'The system prompt'), temperature=temperature, context=context, commentary=commentary == '1')
+    return toast('Saved.')
+
+@app.get
+async def export(profile: int):
+    names = {'user': '## You', 'assistant': '## Model', 'job': '## App', 'event': ''}
+    text = '\n\n'.join(f'{names[m.role]}\n\n{m.content}'.strip() for m in messages("profile = ? and not deleted and content <> ''", [one(profiles, profile).id], order_by='id'))
+    return Response(text + '\n', media_type='text/markdown', headers={'content-disposition': 'attachment'})
 
 async def on_connect(ws):
     number = lambda k: int(v) if (v := ws.query_params.get(k, '')).isascii() and v.isdigit() and len(v) < 16 else None
     p = profiles.get(number('profile') or 0, default=None) or current(None, ws.session)
-    ws.scope['tab'] = chatq.connect(ws, p.id, ws.query_params.get('tab', ''), number('seen'), number('last'))
+    ws.scope['tab'] = chatq.connect(ws, p.id, ws.query_params.get('tab', ''), number('seen'), number('first'), number('last'))
 
 async def on_disconnect(ws):
     if tab := ws.scope.get('tab'):
@@ -1386,6 +1537,6 @@ def say_hello():
 
 if __name__ == '__main__':
     server_socket = listen()
-    # Compression would cost more than it saves on one machine; a lost tab is noticed by ping.
-    config = uvicorn.Config(Guard(app), log_level='warning', ws_per_message_deflate=False, ws_max_size=MAX_BODY, server_header=False, timeout_graceful_shutdown=2)
+    # Compression would cost more than it saves on one machine; asyncio and h11 are here anyway, and as fast for one person.
+    config = uvicorn.Config(Guard(app), loop='asyncio', http='h11', log_level='warning', ws_per_message_deflate=False, ws_max_size=MAX_BODY, server_header=False, timeout_graceful_shutdown=2)
     uvicorn.Server(config).run(sockets=[server_socket])

@@ -8,8 +8,8 @@ let online = false, waiting = null, unsent = false, follow = true, hide
 htmx.createWebSocket = url => {
   const messages = [...document.querySelectorAll('#msg-list > [id^=msg-]')]
   const seen = Math.max($('main').dataset.rev, ...messages.map(m => m.dataset.rev || 0))
-  const last = Math.max(0, ...messages.map(m => m.id.slice(4)))
-  return new WebSocket(`${url}&tab=${tab}&seen=${seen}&last=${last}`)
+  const first = messages[0]?.id.slice(4) ?? 0, last = Math.max(0, ...messages.map(m => m.id.slice(4)))
+  return new WebSocket(`${url}&tab=${tab}&seen=${seen}&first=${first}&last=${last}`)
 }
 htmx.config.wsReconnectDelay = tries => Math.min(250 * 2 ** tries, 3000)
 on('htmx:configRequest', e => { e.detail.headers['X-Tab'] = tab })

@@ -76,7 +76,11 @@ def tree(pid):
 
 def cpu(processes):
     """Seconds of CPU that they have had so far."""
-    return sum(sum(p.cpu_times()[:2]) for p in processes)
+    total = 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):      # a spare renderer may have gone
+            total += sum(process.cpu_times()[:2])
+    return total
 
 
 def pss(pid):
@@ -147,16 +151,15 @@ class Tab:
 # In the page: when which token was first to be seen, and when the answer had ended.
 WATCH = """() => {
   const b = window.bench = {seen: [], at: -1}; let resolve;
-  b.reset = () => { b.seen = []; b.at = -1; b.done = new Promise(r => resolve = r); };
+  b.reset = () => { b.seen = []; b.at = -1; b.old = b.last(); b.done = new Promise(r => resolve = r); };
   b.last = () => [...document.querySelectorAll('#msg-list [data-role=assistant]')].at(-1);
-  b.reset();
   new MutationObserver(() => {
     const now = performance.timeOrigin + performance.now(), m = b.last();
     if (!m || m === b.old) return;
     const text = m.querySelector('.content')?.textContent || '', k = text.lastIndexOf('w');
     const n = k < 0 ? -1 : parseInt(text.slice(k + 1));
     if (n > b.at) { b.seen.push([now / 1000, n]); b.at = n; }
-    if (['done', 'stopped', 'error'].includes(m.dataset.status)) { b.old = m; resolve(m.dataset.status); }
+    if (['done', 'stopped', 'error'].includes(m.dataset.status)) resolve(m.dataset.status);
   }).observe(document.body, {subtree: true, childList: true, characterData: true, attributes: true,
                              attributeFilter: ['data-status']}); }"""
 
@@ -201,8 +204,11 @@ class Bench:
             context.close()
 
     def renderers(self):
-        mine = psutil.Process().children(recursive=True)
-        return [p for p in mine if "--type=renderer" in " ".join(p.cmdline())]
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                found += [process] * ("--type=renderer" in " ".join(process.cmdline()))
+        return found
 
     def answer(self, page, server, script):
         """One answer in the page. When each token was sent and seen, and what CPU it took."""
@@ -327,6 +333,7 @@ def page(b):
             cdp.on("Network.webSocketHandshakeResponseReceived",
                    lambda e, w=when: w.update(open=e["timestamp"]))
             cdp.on("Page.domContentEventFired", lambda e, w=when: w.update(ready=e["timestamp"]))
+            page.goto(b.fake.url)                # a tab that is open: not the browser's own start
             cdp.send("Network.enable")
             cdp.send("Page.enable")
             page.goto(server.url, wait_until="networkidle")
@@ -335,7 +342,8 @@ def page(b):
             context.close()
     row("first visit: requests (and one socket)", len(urls), most=6)
     row("first visit: bytes, as sent", sum(sizes) / 1000, "kB", most=120)
-    row("first visit: to other hosts", sum(urlsplit(u).netloc != urlsplit(server.url).netloc for u in urls), most=0)
+    ours = urlsplit(server.url).netloc
+    row("first visit: to other hosts", sum(urlsplit(u).netloc != ours for u in urls), most=0)
     row("first visit: usable (script and socket)", median(usable[1:]), "ms", most=250)
 
 
@@ -395,7 +403,8 @@ def at_full_speed(b, what, tokens, times=1, rounds=3):
     (bare_last, bare_cpu), (last, server_cpu, browser_cpu) = (
         [median(column) for column in zip(*rows[1:], strict=True)] for rows in (bare, got))
     small = times == 0
-    row(f"{what}: last token in the DOM", last * 1000, "ms", bare_last * 1000, diff=None if small else 300 * times)
+    row(f"{what}: last token in the DOM", last * 1000, "ms", bare_last * 1000,
+        diff=None if small else 300 * times)
     row(f"{what}: server CPU", server_cpu, "s", bare_cpu, most=None if small else 0.6 * times)
     row(f"{what}: browser CPU", browser_cpu, "s", most=None if small else times)
     row(f"{what}: socket bytes per byte of text", size / len("".join(tokens).encode()),

@@ -599,6 +599,9 @@ class Conn:
         self._head(200, kind, "Transfer-Encoding: chunked\r\n")
 
     def chunk(self, data):
+        if self.writer.transport.is_closing():       # a broken pipe, seen while writing
+            self.over = True
+            raise HungUp
         self.writer.write(b"%x\r\n%b\r\n" % (len(data), data))
         self.chunks += 1
 
