@@ -428,7 +428,8 @@ class Markdown:
         if not self.lines: return
         html = render(self.head + '\n'.join(self.lines))
         self.lines = []
-        self.add(html[html.find('<tbody>'):html.find('</tbody>')] + '</tbody>')
+        rows = html[html.find('<tbody>') + 7:html.find('</tbody>')].replace('\n  ', '').replace('\n', '')
+        self.add(rows.replace('<tr>', '<tbody><tr>').replace('</tr>', '</tr></tbody>'))
 
     def cut(self, most=800):
         "Puts out the front of a long paragraph, up to a space where no mark is open."
@@ -504,7 +505,7 @@ class Chatter:
 
     def thought(self, seconds: float):
         "Says how long the thinking took, when it is over."
-        self.row.thought = max(seconds, .5)
+        self.row.thought = max(seconds, 1.)
         self.op('thought', to_xml(self.queue.view.thinking_head(self.row)(hx_swap_oob='true'), indent=False))
 
     def update(self, text: str):
@@ -1196,8 +1197,8 @@ def foot(m: Message):
         act('Try again', try_again) if asks and m.status in ('stopped', 'error') else None,
         act(f'Download {pull_name[1]}', pull) if pull_name else None,
         act('Regenerate', try_again, cls='regenerate') if m.role == 'assistant' and m.status == 'done' else None,
-        Button('Copy', type='button', cls='copy', data_text=source.to(id=m.id)) if m.role != 'event' and m.status != 'streaming' else None,
-        act('Delete', delete_message, 'Delete message') if m.status not in ('streaming', 'queued') else None,
+        Button('Copy', type='button', cls='copy late', data_text=source.to(id=m.id)) if m.role != 'event' and m.status != 'streaming' else None,
+        act('Delete', delete_message, 'Delete message', cls='late') if m.status not in ('streaming', 'queued') else None,
         id=f'f-{m.id}', data_status=m.status, data_rev=m.rev)
 
 def note(m: Message):
