@@ -20,7 +20,7 @@ queue, `chatq`. The parts stand in the order in which they use each other; each 
 """
 from fasthtml.common import *
 
-import asyncio, contextlib, contextvars, errno, importlib.util, json, os, platform, re, secrets, socket, sys, time, traceback
+import asyncio, contextlib, contextvars, errno, importlib.util, json, mimetypes, os, platform, re, secrets, socket, sys, time, traceback
 from functools import lru_cache
 from html import escape
 from inspect import get_annotations
@@ -302,8 +302,8 @@ def highlight(code: str, lang: str) -> str:
     "Code as HTML with a class per kind of token; a token of several lines is closed at each line's end."
     if not lang or not (lex := lexer(lang.lower())): return escape(code, quote=False)
     out = []
-    for cls, tokens in groupby(lex.get_tokens(code), lambda token: colour(token[0])):
-        text = escape(''.join(t for _, t in tokens), quote=False)
+    for cls, tokens in groupby(lex.get_tokens_unprocessed(code), lambda token: colour(token[1])):
+        text = escape(''.join(t for _, _, t in tokens), quote=False)
         out.append('\n'.join(f'<i class="{cls}">{line}</i>' if line.strip() else line for line in text.split('\n')) if cls else text)
     return ''.join(out)
 
@@ -599,13 +599,16 @@ class Tab:
 
     async def run(self):
         with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):  # a dead tab: it catches up when it comes back
+            due = 0.
             while True:
                 await self.awake.wait()
                 self.awake.clear()
                 start = time.perf_counter()
                 if html := self.frame(): await self.ws.send_text(html)
-                # An idle tab got its token at once; a busy one now lets what comes meanwhile join into one frame.
-                await asyncio.sleep(max(FRAME, 2*(time.perf_counter() - start)))
+                # An idle tab is sent a few frames at once; a busy one lets what comes until the next is due join into it.
+                due = max(due, start - 3*FRAME) + FRAME
+                now = time.perf_counter()
+                await asyncio.sleep(max(due - now, min(2*(now - start), 3*FRAME)))
         self.queue.tabs.discard(self)
 
     def missed(self, *ids):
@@ -900,7 +903,7 @@ async def check(r: httpx.Response, model: str):
     raise ModelError(refusal(r.status_code, text, model))
 
 def parse(line: bytes) -> dict:
-    try: d = json.loads(line)
+    try: d = json.loads(line.decode())
     except ValueError: d = None
     if not isinstance(d, dict): raise ModelError(f'What answers at {backend.url} does not speak the protocol of a model server. Check its address.')
     return d
@@ -1060,8 +1063,8 @@ async def loaded() -> dict[str, int]:
 async def say_what_it_does(chat: Chatter, model: str):
     "Until the first token: is the model being loaded (absent from /api/ps), or does it read the prompt?"
     while not chat.row.thinking and len(chat.texts) < 2:
+        await asyncio.sleep(.3)
         chat.note('Reading the prompt' if backend.kind != 'ollama' or model in await loaded() else f'Loading {model}')
-        await asyncio.sleep(.5)
 
 async def preload(profile: Profile):
     "Loads the model while the person still types, so that the first answer is not a cold one."
@@ -1242,18 +1245,17 @@ def problem(status: int, text: str): return Title(TITLE), Main(H1(text), P(A('Ba
 
 # ---- 9. Routes: each reads as one sentence -------------------------------------------------------
 
-SCRIPTS = {n: Path(importlib.util.find_spec('django_htmx').origin).parent/'static/django_htmx'/f
-           for n, f in {'htmx.js': 'htmx-2.min.js', 'ws.js': 'ext/hx-ws-2.min.js'}.items()}
+HTMX = Path(importlib.util.find_spec('django_htmx').origin).parent/'static/django_htmx'
+FILES = {'htmx.js': HTMX/'htmx-2.min.js', 'ws.js': HTMX/'ext/hx-ws-2.min.js'} | {f.name: f for f in (FILE.parent/'static').iterdir() if f.is_file()}
 
-def versioned(url: str, file: Path): return f'{url}?v={int(file.stat().st_mtime)}'
+def versioned(name: str) -> str: return f'/static/{name}?v={FILES[name].stat().st_mtime_ns}'
 
 TITLE = NAME
 fh_cfg.indent = False
 hdrs = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Meta(name='color-scheme', content='light dark'),
         Meta(name='htmx-config', content=json.dumps(dict(allowEval=False, includeIndicatorStyles=False, selfRequestsOnly=True, historyCacheSize=0))),
-        Link(rel='icon', href='/static/icon.svg', type='image/svg+xml'), Link(rel='stylesheet', href=versioned('/static/app.css', FILE.parent/'static/app.css')),
-        *(Script(src=versioned(f'/htmx/{n}', f), defer=True) for n, f in SCRIPTS.items()),
-        Script(src=versioned('/static/app.js', FILE.parent/'static/app.js'), defer=True))
+        Link(rel='icon', href=versioned('icon.svg'), type='image/svg+xml'), Link(rel='stylesheet', href=versioned('app.css')),
+        *(Script(src=versioned(n), defer=True) for n in ('htmx.js', 'ws.js', 'app.js')))
 
 def private_key() -> str:
     "The key that signs the session cookie, in a file that only this user can read."
@@ -1320,8 +1322,11 @@ async def watch_backend():
             before = backend
         await asyncio.sleep(5 if backend.models else 2)
 
-@app.get('/htmx/{name}')
-async def htmx_file(name: str): return FileResponse(SCRIPTS[name], headers={'cache-control': 'max-age=31536000, immutable'}) if name in SCRIPTS else Response(status_code=404)
+@app.get('/static/{name}')
+async def static_file(name: str):
+    "The few files that are served as files: those of static/ and the two of htmx; an address with a version never changes."
+    if name not in FILES: raise HTTPException(404)
+    return Response(FILES[name].read_bytes(), media_type=mimetypes.guess_type(name)[0], headers={'cache-control': 'max-age=31536000, immutable'})
 
 @app.get('/')
 async def index(req, sess): return profile_page(current(None, sess), req, sess)
@@ -1512,8 +1517,6 @@ async def ws(ws, msg: str = '', bad: str = ''):
         chatq.ask(ws.scope['tab'].profile, text)
     except HTTPException as e: return toast(e.detail)
     except apsw.BusyError: return toast('The database is locked by another program. Close that one and send again.')
-
-app.mount('/static', StaticFiles(directory=FILE.parent/'static'))
 
 # ---- 10. Main --------------------------------------------------------------------------------------
 
