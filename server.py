@@ -30,6 +30,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import apsw, httpx, uvicorn
 from fastlite import Database
+from pygments.lexer import RegexLexer
 from pygments.lexers import get_lexer_by_name
 from pygments.token import Token
 from pygments.util import ClassNotFound
@@ -266,7 +267,6 @@ TASK = re.compile(r'^(\s*(?:[-*+]|\d+[.)]) )\[([ xX])\] ')
 COLOURS = ((Token.Comment, 'c'), (Token.Literal.String, 's'), (Token.Literal.Number, 'n'), (Token.Keyword, 'k'),
            (Token.Operator.Word, 'k'), (Token.Name.Function, 'f'), (Token.Name.Class, 'f'), (Token.Name.Decorator, 'f'),
            (Token.Name.Tag, 'k'), (Token.Name.Attribute, 'f'), (Token.Name.Builtin, 'b'))
-SEGMENT = 40  # lines of code highlighted in one context: what keeps a huge block's cost linear
 
 def render(text: str) -> str:
     "A few whole Markdown blocks as safe HTML."
@@ -298,14 +298,22 @@ def lexer(lang: str):
 @lru_cache(None)
 def colour(kind) -> str: return next((c for t, c in COLOURS if kind in t), '')
 
-def highlight(code: str, lang: str) -> str:
-    "Code as HTML with a class per kind of token; a token of several lines is closed at each line's end."
-    if not lang or not (lex := lexer(lang.lower())): return escape(code, quote=False)
-    out = []
-    for cls, tokens in groupby(lex.get_tokens_unprocessed(code), lambda token: colour(token[1])):
-        text = escape(''.join(t for _, _, t in tokens), quote=False)
-        out.append('\n'.join(f'<i class="{cls}">{line}</i>' if line.strip() else line for line in text.split('\n')) if cls else text)
-    return ''.join(out)
+def highlight(code: str, lang: str, state=('root',)) -> tuple[str, tuple]:
+    """Whole lines of code as HTML, a class per kind of token, and the lexer's state behind them: with it the next lines are
+    highlighted without reading these again. A token of several lines is closed at the end of each."""
+    lex = lexer(lang.lower()) if lang else None
+    if not lex: return escape(code, quote=False), state
+    # Pygments keeps its state in the running generator alone; one more line break, and it can be read there.
+    keeps = type(lex).get_tokens_unprocessed is RegexLexer.get_tokens_unprocessed
+    tokens, out = lex.get_tokens_unprocessed(code + '\n', *([state] if keeps else [])), []
+    for at, kind, text in tokens:
+        out.append((colour(kind), text[:len(code) - at]))
+        if keeps and at + len(text) > len(code): state = tuple(tokens.gi_frame.f_locals['statestack'])
+    html = []
+    for cls, group in groupby(out, lambda t: t[0]):
+        text = escape(''.join(t for _, t in group), quote=False)
+        html.append('\n'.join(f'<i class="{cls}">{line}</i>' if line.strip() else line for line in text.split('\n')) if cls else text)
+    return ''.join(html), state
 
 class Markdown:
     """Markdown that comes in pieces. `feed` and `end` return what there is to do to a page that shows what
@@ -319,7 +327,7 @@ class Markdown:
     def __init__(self):
         self.kind, self.rest, self.lines, self.steps = 'block', '', [], []  # rest: the line that has not ended
         self.fence = self.lang = self.head = ''  # fence: the mark that closes the code, also inside a list's item
-        self.indent, self.done = 2, []           # done: code lines of this segment that are out already
+        self.indent, self.state = 2, ('root',)   # of the list's items; of the code's lexer
 
     def feed(self, text: str) -> list[tuple]:
         self.steps, (*lines, self.rest) = [], (self.rest + text).split('\n')
@@ -349,7 +357,7 @@ class Markdown:
         elif self.kind == 'table': self.rows()
         elif self.lines and any(map(str.strip, self.lines)): self.add(self.item() if self.kind in ('ul', 'ol') else self.prose('\n'.join(self.lines)))
         if self.kind != 'block': self.steps.append(('close',))
-        self.kind, self.lines, self.fence, self.done = 'block', [], '', []
+        self.kind, self.lines, self.fence, self.state = 'block', [], '', ('root',)
 
     def prose(self, text): return inline(text) if self.kind == 'p' else render(text)
 
@@ -416,13 +424,9 @@ class Markdown:
             self.indent = len(m[0])
 
     def code(self):
-        "Adds the code lines that are finished, each highlighted in the context of its segment."
-        while self.lines:
-            new = self.lines[:SEGMENT - len(self.done)]
-            html = highlight('\n'.join(self.done + new) + '\n', self.lang).split('\n')
-            self.add('\n'.join(html[len(self.done):-1]) + '\n')
-            self.done, self.lines = self.done + new, self.lines[len(new):]
-            if len(self.done) >= SEGMENT: self.done = []
+        if self.lines: html, self.state = highlight('\n'.join(self.lines) + '\n', self.lang, self.state)
+        if self.lines: self.add(html)
+        self.lines = []
 
     def rows(self):
         if not self.lines: return
@@ -447,7 +451,7 @@ class Markdown:
     @property
     def tail(self) -> str:
         "HTML of what has not ended yet; '' for what may still turn into something else."
-        if self.kind == 'code': return '' if re.match(r' {0,3}[`~]+$', self.rest) else highlight(self.rest, self.lang)
+        if self.kind == 'code': return '' if re.match(r' {0,3}[`~]+$', self.rest) else highlight(self.rest, self.lang, self.state)[0]
         if self.kind == 'table': return ''
         rest = '' if MARKER.match(self.rest) else mend(self.rest) if not self.fence else self.rest
         text = '\n'.join([*self.lines, rest]).rstrip('\n')
