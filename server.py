@@ -1071,8 +1071,8 @@ async def say_what_it_does(chat: Chatter, model: str):
         chat.note('Reading the prompt' if backend.kind != 'ollama' or model in await loaded() else f'Loading {model}')
 
 async def preload(profile: Profile):
-    "Loads the model while the person still types, so that the first answer is not a cold one."
-    model = pick_model(profile)
+    "Loads the model, and what renders its answer, while the person still types: so the first answer is not a cold one."
+    model, _ = pick_model(profile), await asyncio.to_thread(lambda: render('*') + highlight('', 'python')[0])
     with contextlib.suppress(ModelError, httpx.HTTPError):
         if backend.kind == 'built-in': await start_built_in()
         if backend.kind != 'ollama' or model not in backend.names or model in await loaded(): return
