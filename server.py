@@ -163,6 +163,8 @@ def clean(text: str, most: int, what: str) -> str:
     if len(text) > most: raise HTTPException(400, f'{what} is {len(text):,} characters long; at most {most:,} fit. Shorten it and try again.')
     return text
 
+def html_of(ft) -> str: return to_xml(ft, indent=False)
+
 def first_row(tbl, where='1', args=(), order='id'): return next(iter(tbl(where, list(args), order_by=order, limit=1)), None)
 
 # ---- 3. Guard: who may talk to this app ----------------------------------------------------------
@@ -479,38 +481,37 @@ def to_html(text: str) -> str:
 # ---- 5. chatq: messages, tabs, and the queue between them ----------------------------------------
 
 class Chatter:
-    """A message that is being written, by the model, a job, a route or a script: `send` appends Markdown or
-    a component, `update` replaces the text, `finish` closes it. What a tab has to show is kept as a list of HTML
-    fragments (`ops`) and the `tail` behind them; a tab is a position in that list, so a slow one costs nothing."""
+    """A message that is being written, by the model, a job, a route or a script: `send` appends Markdown or a component,
+    `update` replaces the text, `finish` closes it. What pages have to show is kept as a list of HTML fragments (`ops`), and
+    in `latest` those of which only the newest counts; a tab is a position in them, so that a slow one costs nothing."""
     def __init__(self, queue: 'Chatq', row: Message):
         self.queue, self.row, self.id = queue, row, row.id
-        self.texts, self.fresh, self.thoughts, self.latest = [], [], [], {}
-        self.running, self.saving, self.epoch = True, None, 0
+        self.thoughts, self.latest, self.version, self.epoch = [], {}, 0, 0
+        self.running, self.saving = True, None
         self.restart(row.content)
 
     def restart(self, text):
-        self.md, self.steps, self.ops, self.kind = Markdown(), [], [], 'block'
-        self.tail, self.tails, self.epoch = '', 0, self.epoch + 1
-        self.texts, self.fresh = [text], [text]
+        self.md, self.steps, self.ops, self.kind, self.tail = Markdown(), [], [], 'block', ''
+        self.texts, self.fresh, self.epoch = [text], [text], self.epoch + 1
 
     def send(self, part):
         "Appends Markdown text, or an FT component as a block of its own."
-        text = part if isinstance(part, str) else '\n\x02' + to_xml(part, indent=False).replace('\n', '&#10;') + '\x03\n'
+        text = part if isinstance(part, str) else f'\n\x02{html_of(part).replace(chr(10), "&#10;")}\x03\n'
         self.texts.append(text)
         self.fresh.append(text)
         self.touch()
 
     def think(self, text: str):
         "Appends to the model's thinking, which stands folded beside the answer."
-        if not self.row.thinking: self.op('think', f'<div hx-swap-oob="beforebegin:#c-{self.id}">{self.queue.view.thinking(self.row)}</div>')
-        self.row.thinking += text
+        if not (self.row.thinking or self.thoughts):
+            self.ops.append(f'<div hx-swap-oob="beforebegin:#c-{self.id}">{html_of(self.queue.view.thinking(self.row))}</div>')
         self.thoughts.append(text)
         self.touch()
 
     def thought(self, seconds: float):
         "Says how long the thinking took, when it is over."
         self.row.thought = max(seconds, 1.)
-        self.op('thought', to_xml(self.queue.view.thinking_head(self.row)(hx_swap_oob='true'), indent=False))
+        self.show('thought', self.queue.view.thinking_head(self.row))
 
     def update(self, text: str):
         "Replaces the text."
@@ -520,15 +521,16 @@ class Chatter:
     def progress(self, done: float, total: float = 100):
         "Shows how far the work is; `done` of `total`, in any unit."
         self.row.progress = max(0., min(100., 100*done/total)) if total else 0.
-        self.op('progress', to_xml(self.queue.view.bar(self.row)(hx_swap_oob='true'), indent=False))
+        self.show('progress', self.queue.view.bar(self.row))
 
     def note(self, text: str):
         "Says in a word what is going on while there is nothing to read yet."
-        self.op('note', f'<span id="s-{self.id}" class="note" hx-swap-oob="true">{escape(text)}</span>')
+        self.show('note', self.queue.view.note(self.row, text))
 
-    def op(self, key: str, html: str):
-        "A fragment for the message's frame: the newest one of a key is the one that is sent."
-        self.latest[key] = html
+    def show(self, key: str, ft):
+        "Replaces an element of the message by its id; of each `key` only the newest is sent."
+        self.version += 1
+        self.latest[key] = self.version, html_of(ft(hx_swap_oob='true'))
         self.touch()
 
     def touch(self):
@@ -537,49 +539,52 @@ class Chatter:
 
     def save(self):
         "Keeps what has come so far: about once a second, since a write per token would cost more than the token."
-        self.saving, self.row.content = None, ''.join(self.texts)
-        self.texts = [self.row.content]
+        self.saving, self.texts = None, [''.join(self.texts)]
         db.q('update message set content = ?, thinking = ?, progress = ?, updated = ? where id = ?',
-             [self.row.content, self.row.thinking, self.row.progress, time.time(), self.id])
+             [self.texts[0], self.row.thinking, self.row.progress, time.time(), self.id])
 
     def advance(self, end=False):
         "Renders what has come since the last frame, once for all tabs."
-        if self.latest: self.ops += self.latest.values(); self.latest = {}
         if self.thoughts:
-            self.ops.append(f'<div hx-swap-oob="beforeend:#k-{self.id}">{escape("".join(self.thoughts), quote=False)}</div>')
-            self.thoughts = []
+            new, self.thoughts = ''.join(self.thoughts), []
+            self.row.thinking += new
+            self.ops.append(f'<div hx-swap-oob="beforeend:#k-{self.id}">{escape(new, quote=False)}</div>')
         if not self.fresh and not end: return
         steps, self.fresh = self.md.feed(''.join(self.fresh)), []
         if end: steps = steps + self.md.end()
-        self.grow(steps)
-        tail = '' if end else self.md.tail
-        self.tails, self.tail = self.tails + (tail != self.tail), tail
+        moved, tail = self.grow(steps), '' if end else self.md.tail
+        if moved or tail != self.tail:
+            self.tail, self.version = tail, self.version + 1
+            self.latest['tail'] = self.version, self.end_mark(' hx-swap-oob="true"')
 
-    def grow(self, steps):
-        "Turns steps of the Markdown into fragments: what is open grows in place, what comes behind it is put behind it at once."
-        if not steps: return
+    def grow(self, steps) -> bool:
+        "Turns steps of the Markdown into fragments: what is open grows in place, what follows is put behind it, tail and all."
         n = next((i for i, s in enumerate(steps) if s[0] != 'add'), len(steps))
         tag = Markdown.KINDS[self.kind][0]
         if n: self.ops.append(f'<{tag} hx-swap-oob="beforebegin:#t-{self.id}">{"".join(s[1] for s in steps[:n])}</{tag}>')
         self.steps += steps
-        if n == len(steps): return
-        self.kind = next(s[1] if s[0] == 'open' else 'block' for s in reversed(steps) if s[0] != 'add')
-        rest = steps[n + (steps[n][0] == 'close'):]
-        self.ops.append(f'<i id="t-{self.id}" hx-swap-oob="delete"></i><div hx-swap-oob="beforeend:#c-{self.id}">{place(rest, self.end_mark(""))}</div>')
+        if n == len(steps): return False
+        self.kind, self.tail = next(s[1] if s[0] == 'open' else 'block' for s in reversed(steps) if s[0] != 'add'), ''
+        rest = place(steps[n + (steps[n][0] == 'close'):], self.end_mark())
+        self.ops.append(f'<i id="t-{self.id}" hx-swap-oob="delete"></i><div hx-swap-oob="beforeend:#c-{self.id}">{rest}</div>')
+        return True
 
-    def end_mark(self, tail: str, oob='') -> str: return f'<{(t := Markdown.KINDS[self.kind][1])} id="t-{self.id}"{oob}>{tail}</{t}>'
+    def end_mark(self, oob='') -> str:
+        "The element that holds the unfinished rest; its tag is what the open container may contain."
+        tag = Markdown.KINDS[self.kind][1]
+        return f'<{tag} id="t-{self.id}"{oob}>{self.tail}</{tag}>'
 
     def html(self) -> str:
         "The text so far as a page shows it."
         self.advance()
-        return place(self.steps, self.end_mark(self.tail))
+        return place(self.steps, self.end_mark())
 
-    def since(self, epoch: int, n: int, tails: int) -> str | None:
-        "What a tab that stands there still has to be sent; None when it needs the whole message."
+    def position(self): return self, self.epoch, len(self.ops), self.version
+
+    def since(self, epoch: int, n: int, version: int) -> str | None:
+        "What a tab at this position still has to be sent; None when it needs the whole message."
         self.advance()
-        if epoch != self.epoch: return None
-        new = ''.join(self.ops[n:])
-        return new + self.end_mark(self.tail, ' hx-swap-oob="true"') if self.running and (tails != self.tails or (self.tail and '#c-' in new)) else new
+        if epoch == self.epoch: return ''.join(self.ops[n:]) + ''.join(html for v, html in self.latest.values() if v > version)
 
     def finish(self, status='done', **fields):
         "Closes the message and stores it. `fields`: its figures, or the `error` sentence."
@@ -588,32 +593,36 @@ class Chatter:
         if self.saving: self.saving.cancel()
         self.advance(end=True)
         self.queue.live.pop(self.id, None)
-        self.row.content = ''.join(self.texts)
-        for k, v in dict(fields, status=status, updated=time.time(), rev=self.queue.next_rev()).items(): setattr(self.row, k, v)
+        fields |= dict(content=''.join(self.texts), status=status, updated=time.time(), rev=self.queue.next_rev())
+        for k, v in fields.items(): setattr(self.row, k, v)
         messages.update(self.row)
-        self.ops += [f'<i id="t-{self.id}" hx-swap-oob="delete"></i>', to_xml(self.queue.view.foot(self.row)(hx_swap_oob='true'), indent=False)]
-        self.queue.wake(self.row.profile)
+        self.latest.pop('tail', None)
+        self.ops.append(f'<i id="t-{self.id}" hx-swap-oob="delete"></i>')
+        self.show('foot', self.queue.view.foot(self.row))
 
 class Tab:
     "One open page: what it still has to be sent, drained at screen speed by a task of its own."
     def __init__(self, queue: 'Chatq', ws, profile: int, key: str, first: int, last: int):
         self.queue, self.ws, self.profile, self.key, self.first, self.last = queue, ws, profile, key, first, last  # messages on the page
-        self.rows, self.pushed, self.at, self.awake = set(), {}, {}, asyncio.Event()  # at: message id -> (Chatter, epoch, ops, tails)
+        self.rows, self.pushed, self.at, self.awake = set(), {}, {}, asyncio.Event()  # at: message id -> a Chatter's position
         self.task = asyncio.create_task(self.run())
 
     async def run(self):
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):  # a dead tab: it catches up when it comes back
-            due = 0.
+        due = 0.
+        try:
             while True:
                 await self.awake.wait()
                 self.awake.clear()
                 start = time.perf_counter()
                 if html := self.frame(): await self.ws.send_text(html)
                 # An idle tab is sent a few frames at once; a busy one lets what comes until the next is due join into it.
-                due = max(due, start - 3*FRAME) + FRAME
-                now = time.perf_counter()
+                due, now = max(due, start - 3*FRAME) + FRAME, time.perf_counter()
                 await asyncio.sleep(max(due - now, min(2*(now - start), 3*FRAME)))
-        self.queue.tabs.discard(self)
+        except (WebSocketDisconnect, RuntimeError, OSError): pass  # a dead tab: it catches up when it comes back
+        except Exception:
+            traceback.print_exc()
+            await self.ws.close(1011)  # the page connects again, and is given all anew
+        finally: self.queue.tabs.discard(self)
 
     def missed(self, *ids):
         "Notes messages to be sent whole; so are answers that ended while the tab was stuck: it is not to keep them in memory."
@@ -632,7 +641,7 @@ class Tab:
             html = chat.since(*at)
             if html is None: self.rows.add(id)
             else: out.append(html)
-            if chat.running: self.at[id] = chat, chat.epoch, len(chat.ops), chat.tails
+            if chat.running: self.at[id] = chat.position()
             else: del self.at[id]
         rows, self.rows = sorted(id for id in self.rows if id >= self.first), set()
         for id in rows: out.append(self.row(id))
@@ -640,18 +649,18 @@ class Tab:
 
     def row(self, id: int) -> str:
         ft = self.queue.show(messages.get(id, default=None) or Message(id=id, deleted=True))
-        if chat := self.queue.live.get(id): self.at[id] = chat, chat.epoch, len(chat.ops), chat.tails
-        if id <= self.last: return to_xml(ft(hx_swap_oob='true'), indent=False)
+        if chat := self.queue.live.get(id): self.at[id] = chat.position()
+        if id <= self.last: return html_of(ft(hx_swap_oob='true'))
         self.last = id
-        return f'<div hx-swap-oob="beforeend:#msg-list">{to_xml(ft, indent=False)}</div>'
+        return f'<div hx-swap-oob="beforeend:#msg-list">{html_of(ft)}</div>'
 
     def start_over(self) -> str:
         "A tab that was away for long is given the page's present state instead of all that happened."
         self.rows, self.pushed = set(), {}
         rows = self.queue.newest(self.profile)
-        self.at = {r.id: (c, c.epoch, len(c.ops), c.tails) for r in rows if (c := self.queue.live.get(r.id))}
+        self.at = {r.id: c.position() for r in rows if (c := self.queue.live.get(r.id))}
         self.first, self.last = rows[0].id if rows else 0, max([self.last, *(r.id for r in rows)])
-        return self.queue.view.lists(self.profile) + to_xml(self.queue.view.timeline(rows)(hx_swap_oob='true'), indent=False)
+        return self.queue.view.lists(self.profile) + html_of(self.queue.view.timeline(rows, profiles[self.profile].memory)(hx_swap_oob='true'))
 
 class Chatq:
     """The queue through which everything reaches the person. `await chatq("text")` puts a finished line into the
@@ -682,7 +691,7 @@ class Chatq:
         self.list_rev[profile] = self.next_rev()
         for tab in self.tabs:
             if profile in (None, tab.profile) and (not tab.key or tab.key != acting_tab.get()):
-                tab.pushed[key] = html if isinstance(html, str) else to_xml(html, indent=False)
+                tab.pushed[key] = html if isinstance(html, str) else html_of(html)
                 tab.awake.set()
 
     def new(self, role: str, profile: int | None, **fields) -> Message:
@@ -742,17 +751,19 @@ class Chatq:
         "Answers prompts one at a time, in order, as long as the app runs."
         while True:
             self.due.clear()
-            row = first_row(messages, "role = 'assistant' and status = 'queued' and not deleted")
-            if not row:
-                await self.due.wait()
-                continue
-            prompt = messages.get(row.id - 1, default=None)
-            if prompt and prompt.status == 'queued':
-                prompt.status = 'done'
-                self.changed(prompt)
-            self.turn = self.start(chat := self.open(row=row), self.answer(chat))
-            try: await self.turn
-            finally: self.turn = None
+            try: await (self.take_turn(row) if (row := first_row(messages, "role = 'assistant' and status = 'queued' and not deleted")) else self.due.wait())
+            except apsw.Error:  # a locked database, say: the prompt keeps its place
+                traceback.print_exc()
+                await asyncio.sleep(1)
+
+    async def take_turn(self, row: Message):
+        prompt = messages.get(row.id - 1, default=None)
+        if prompt and prompt.status == 'queued':
+            prompt.status = 'done'
+            self.changed(prompt)
+        self.turn = self.start(chat := self.open(row=row), self.answer(chat))
+        try: await self.turn
+        finally: self.turn = None
 
     def start(self, chat: Chatter, work) -> asyncio.Task:
         "Runs the coroutine that writes into `chat` in a task of its own; `cancel` ends it."
@@ -1053,7 +1064,7 @@ def remember(profile: Profile, oldest: int):
     for tab in chatq.tabs:
         if tab.profile != profile.id: continue
         where = f'beforebegin:#msg-{oldest}' if oldest >= tab.first else 'afterbegin:#msg-list'
-        tab.pushed['memory'] = f'<i id="memory" hx-swap-oob="delete"></i><div hx-swap-oob="{where}">{to_xml(chatq.view.memory_line(oldest), indent=False)}</div>'
+        tab.pushed['memory'] = f'<i id="memory" hx-swap-oob="delete"></i><div hx-swap-oob="{where}">{html_of(chatq.view.memory_line(oldest))}</div>'
         tab.awake.set()
 
 async def loaded() -> dict[str, int]:
@@ -1196,7 +1207,7 @@ def foot(m: Message):
     asks = m.role in ('user', 'assistant')
     return Footer(
         P(*error_text(m.error), cls='error') if m.error else None,
-        note(m),
+        note(m) if m.status in ('queued', 'streaming') else None,
         Small(' · '.join(filter(None, figures)), cls='figures') if m.role == 'assistant' and m.status != 'streaming' else None,
         act('Cancel', cancel) if m.role == 'job' and m.status == 'streaming' and m.id in chatq.tasks else None,
         act('Withdraw', withdraw) if m.status == 'queued' else None,
@@ -1208,9 +1219,10 @@ def foot(m: Message):
         act('Delete', delete_message, 'Delete message', cls='late') if m.status not in ('streaming', 'queued') else None,
         id=f'f-{m.id}', data_status=m.status, data_rev=m.rev)
 
-def note(m: Message):
-    if m.status not in ('queued', 'streaming'): return None
-    return Span('In line' if m.status == 'queued' else '' if m.role == 'job' or m.content else 'Waiting for the model', id=f's-{m.id}', cls='note')
+def note(m: Message, text=''):
+    "What is going on, in a word."
+    if not text: text = 'In line' if m.status == 'queued' else '' if m.role == 'job' or m.content else 'Waiting for the model'
+    return Span(text, id=f's-{m.id}', cls='note')
 
 def error_text(s: str): return [Code(part) if n % 2 else part for n, part in enumerate(s.split('`'))]
 
@@ -1307,10 +1319,10 @@ def menu(): return list(profiles(order_by='priority, id'))
 def todos_of(profile: int): return list(todos('profile = ?', [profile], order_by='priority, id'))
 
 def whole_lists(profile: int) -> str:
-    return to_xml((todo_list(todos_of(profile), profile)(hx_swap_oob='true'), profile_menu(menu(), profile)(hx_swap_oob='true'),
-                   Ul(*map(profile_item, menu()), id='profile-list', hx_swap_oob='true')), indent=False)
+    return html_of((todo_list(todos_of(profile), profile)(hx_swap_oob='true'), profile_menu(menu(), profile)(hx_swap_oob='true'),
+                   Ul(*map(profile_item, menu()), id='profile-list', hx_swap_oob='true')))
 
-chatq.view = SimpleNamespace(message=message, foot=foot, thinking=thinking, thinking_head=thinking_head, memory_line=memory_line, bar=bar,
+chatq.view = SimpleNamespace(message=message, foot=foot, thinking=thinking, thinking_head=thinking_head, note=note, memory_line=memory_line, bar=bar,
                              timeline=timeline, lists=whole_lists)
 
 async def watch_backend():
@@ -1321,7 +1333,7 @@ async def watch_backend():
             await look()
             if before not in (None, backend):
                 for tab in list(chatq.tabs):
-                    if p := profiles.get(tab.profile, default=None): tab.pushed['model'] = to_xml(picker(p)(hx_swap_oob='true'), indent=False); tab.awake.set()
+                    if p := profiles.get(tab.profile, default=None): tab.pushed['model'] = html_of(picker(p)(hx_swap_oob='true')); tab.awake.set()
             if before is None: say_hello()
             before = backend
         await asyncio.sleep(5 if backend.models else 2)
