@@ -46,6 +46,7 @@ VOICE = 'You are a helpful, concise assistant. Answer in Markdown.'  # the syste
 ACCENT = 'teal'                                 # one of the accents in static/app.css
 PORTS = range(5001, 5011)                       # PORT unset: the first free one of these
 MAX_TITLE, MAX_TEXT, MAX_BODY = 500, 32_000, 2**20  # characters, characters, bytes
+PART = 200                                      # todos a list shows at first; the rest comes as one scrolls down
 PAGE = 50                                       # messages a page shows; older ones come as one scrolls up
 FRAME = 1/60                                    # seconds between two frames to a busy tab
 CONTEXT = 4096                                  # tokens: what Ollama takes below 24 GiB of VRAM
@@ -88,12 +89,13 @@ TOKEN = env['TOKEN'] or ('' if HOST in LOCAL else secrets.token_urlsafe(24))
 class Profile:
     """Whose list and chat it is. address and code are free text; model to commentary are its chat's settings;
     memory is the id of the oldest message that the model still remembers, 0 for all."""
-    id: int; name: str = ''; address: str = ''; code: str = ''; active: bool = True; priority: float = 0.
+    id: int; name: str = ''; address: str = ''; code: str = ''; active: bool = True
+    priority: float = 0.; deleted: float = 0.
     model: str = ''; voice: str = ''; temperature: str = ''; context: str = ''; commentary: bool = False; memory: int = 0
 
 class Todo:
-    "One thing to do. priority is its place in the list, lowest first."
-    id: int; title: str = ''; done: bool = False; priority: float = 0.; profile: int = 0
+    "One thing to do. priority is its place in the list, lowest first; deleted the time stamp by which Undo finds it, else 0."
+    id: int; title: str = ''; done: bool = False; priority: float = 0.; profile: int = 0; deleted: float = 0.
 
 class Message:
     """One row of a profile's timeline. role: user, assistant, event, job. status: queued, streaming,
@@ -141,20 +143,16 @@ try: profiles, todos, messages = map(table, (Profile, Todo, Message))
 except apsw.Error as e: sys.exit(f'{DB_FILE} could not be brought up to date ({e}). It was left as it is.')
 db.q('create index if not exists message_rev on message(profile, rev)')
 db.q('create index if not exists message_profile on message(profile, id)')
-db.q('create index if not exists todo_profile on todo(profile, priority)')
+db.q('create index if not exists todo_order on todo(profile, deleted, priority, done)')
 if not profiles(limit=1): profiles.insert(Profile(name='Default'))
 # Full-text search over whatever a person may look for, kept by triggers: no code below has to think of it.
 db.q("create virtual table if not exists find using fts5(text, kind unindexed, ref unindexed, profile unindexed, tokenize = 'unicode61 remove_diacritics 2')")
-for n, (kind, text, when) in enumerate([('todo', 'title', '1'), ('message', 'content', "not new.deleted and new.status <> 'streaming' and new.content <> '---'")]):
+for n, (kind, text, when) in enumerate([('todo', 'title', 'not new.deleted'), ('message', 'content', "not new.deleted and new.status <> 'streaming' and new.content <> '---'")]):
     put = f"insert into find(rowid, text, kind, ref, profile) select new.id*2 + {n}, new.{text}, '{kind}', new.id, new.profile where {when};"
     drop = f'delete from find where rowid = old.id*2 + {n};'
-    for event, do in ('insert', put), ('delete', drop), (f'update of {text}, profile' + (', status, deleted' if kind == 'message' else ''), drop + put):
-        db.q(f"create trigger if not exists find_{kind}_{event.split()[0]} after {event} on {kind} begin {do} end")
-# What a killed server left: half an answer is kept and marked, a prompt that had no turn keeps its place.
-db.q("delete from message where deleted")
-db.q("update message set status = 'slot' where status = 'queued' and role = 'assistant'")
-db.q("update message set status = 'stopped' where status in ('streaming', 'queued')")
-db.q("update message set status = 'stopped' where role = 'user' and id in (select id - 1 from message where status = 'slot')")
+    for event, do in ('insert', put), ('delete', drop), (f'update of {text}, profile' + (', deleted, status' if kind == 'message' else ', deleted'), drop + put):
+        db.q(f'drop trigger if exists find_{kind}_{event.split()[0]}')  # made anew at every start, since a fork may edit this
+        db.q(f'create trigger find_{kind}_{event.split()[0]} after {event} on {kind} begin {do} end')
 
 def clean(text: str, most: int, what: str) -> str:
     "`text` fit to be stored: stripped, no control characters. Raises HTTPException 400 where it is too long or no text."
@@ -686,16 +684,17 @@ class Chatq:
             if tab.profile == row.profile: tab.missed(row.id)
         return row
 
-    def push(self, key: str, html, profile: int | None = None):
-        "Shows a changed part of the page in every other tab (of one profile, else of all); the newest one of a key counts."
+    def push(self, key: str, html, profile: int | None = None, everyone=False):
+        """Shows a changed part of the page in every other tab (of one profile, else of all); `everyone`: in the acting one
+        too. `html` may be a function of the tab's profile. The newest one of a key counts."""
         self.list_rev[profile] = self.next_rev()
         for tab in self.tabs:
-            if profile in (None, tab.profile) and (not tab.key or tab.key != acting_tab.get()):
-                tab.pushed[key] = html if isinstance(html, str) else html_of(html)
+            if profile in (None, tab.profile) and (everyone or not tab.key or tab.key != acting_tab.get()):
+                tab.pushed[key] = html_of(html(tab.profile) if callable(html) and not isinstance(html, FT) else html)
                 tab.awake.set()
 
     def new(self, role: str, profile: int | None, **fields) -> Message:
-        return Message(role=role, profile=profile or first_row(profiles, order='priority, id').id, created=time.time(), **(dict(id=None) | fields))
+        return Message(role=role, profile=profile or first_row(profiles, 'not deleted', order='priority, id').id, created=time.time(), **(dict(id=None) | fields))
 
     async def __call__(self, text: str, role='event', profile: int | None = None) -> int:
         "Puts a finished message into the chat; an event joins the one above it. Returns its id."
@@ -1116,53 +1115,89 @@ chatq.answer = answer
 
 # ---- 8. Components: pure functions from data to FT -----------------------------------------------
 
-def page(profile: Profile, menu: list[Profile], items: list[Todo], rows: list, theme: str, model_picker):
+def page(profile: Profile, all_profiles: list[Profile], menu, todo_part, rows: list, model_picker, word=None):
     "The whole page of a profile."
     return (Title(TITLE), Header(
         A(TITLE, href='/', cls='brand'),
-        Details(Summary(profile.name, aria_label=f'Profile {profile.name}'), Div(
-            profile_menu(menu, profile.id),
-            Details(Summary('Edit profiles'), Ul(*map(profile_item, menu), id='profile-list'),
+        Details(Summary(Span(profile.name, id='profile-name')), Div(
+            menu, Details(Summary('Edit profiles'), listing('profile', all_profiles),
                     add_form('profile', 'Add profile', 'Name of the new profile')), cls='panel'), cls='drop'),
         Form(Input(id='search', type='search', name='q', placeholder='Search', aria_label='Search todos and messages', autocomplete='off',
                    hx_get=find.to(), hx_trigger='input changed delay:120ms, search', hx_target='#search-results', maxlength=200),
              Div(id='search-results', role='region', aria_label='Search results'), role='search', cls='search', action=find.to(), method='get', enctype=None),
         Button('◐', cls='quiet', aria_label='Light or dark', title='Light or dark', hx_post=switch_theme.to(), hx_swap='none')),
         Main(
-            Section(H2('Todo'), add_form('todo', 'Add', 'What needs to be done?', profile.id), todo_list(items, profile.id), cls='todos', aria_label='Todo'),
+            todo_part,
             Section(
                 Div(H2('Chat'), model_picker, settings_panel(profile), Button('New chat', hx_post=new_chat.to(profile=profile.id), hx_swap='none', cls='quiet'), cls='bar'),
                 timeline(rows, profile.memory), Button('↓ More below', id='more', type='button', hidden=True), chat_form(profile.id), cls='chat', aria_label='Chat'),
             hx_ext='ws', ws_connect=f'/ws?profile={profile.id}', data_rev=chatq.rev),
-        Div(id='toast', role='status'), Div('The connection is down. It comes back by itself.', id='offline', role='status', hidden=True))
+        word or Div(id='toast', role='status'), Div(id='announce', role='status', cls='hide'), Div('The connection is down. It comes back by itself.', id='offline', role='status', hidden=True))
 
 def add_form(kind: str, label: str, hint: str, profile: int | None = None):
-    return Form(Input(name='name' if kind == 'profile' else 'title', placeholder=hint, aria_label=hint, maxlength=MAX_TITLE, autocomplete='off', enterkeyhint='done'),
+    return Form(Input(name=LISTS[kind].text, placeholder=hint, aria_label=hint, maxlength=MAX_TITLE, autocomplete='off', enterkeyhint='done'),
                 Hidden(profile, name='profile') if profile else None, Button(label), cls='add',
                 hx_post=f'/{kind}', hx_target=f'#{kind}-list', hx_swap='beforeend', hx_disabled_elt='find button', data_reset='1')
 
-def todo_list(items: list[Todo], profile: int): return Ul(*map(todo_item, items), id='todo-list', data_profile=profile)
+def listing(kind: str, rows: list, more: str | None = None):
+    "The list of a kind, or a part of it: `more` is the address of the next part, loaded when one scrolls there."
+    return Ul(*(item(kind, r) for r in rows), next_part(more), id=f'{kind}-list')
 
-def todo_item(t: Todo, editing=False):
-    if editing: return edit_item('todo', t.id, t.title)
-    return Li(Input(type='checkbox', checked=bool(t.done), name=None, aria_label=t.title, hx_post=toggle.to(id=t.id), hx_target=f'#todo-{t.id}', hx_swap='outerHTML'),
-              Span(t.title, cls='title'), *item_buttons('todo', t.id, t.title), id=f'todo-{t.id}', cls='done' if t.done else None)
+def next_part(more: str | None): return Li('…', hx_get=more, hx_trigger='intersect once', hx_swap='outerHTML', cls='part') if more else None
 
-def profile_item(p: Profile, editing=False):
-    if editing: return edit_item('profile', p.id, p.name)
-    return Li(A(p.name, href=f'/profile/{p.id}', cls='title'), *item_buttons('profile', p.id, p.name), id=f'profile-{p.id}')
+def item(kind: str, row, before: str | None = None):
+    """A row of a list: its own parts, and what every list's rows have: edit, delete, and a grip to move it. `before` tells
+    other tabs where it stands now: the id of the row below it, or 'end'."""
+    name, at = getattr(row, LISTS[kind].text), dict(hx_target=f'#{kind}-{row.id}', hx_swap='outerHTML')
+    return Li(Button('⠿', cls='quiet grip', aria_label=f'Move {name}', title='Drag, or Alt+↑ and Alt+↓', tabindex='-1', type='button'),
+              *LISTS[kind].parts(row),
+              Button('✎', cls='quiet', aria_label=f'Rename {name}', title='Edit', hx_get=edit.to(kind=kind, id=row.id), **at),
+              Button('×', cls='quiet', aria_label=f'Delete {name}', title='Delete', hx_post=delete.to(kind=kind, id=row.id), **at),
+              id=f'{kind}-{row.id}', cls='done' if getattr(row, 'done', False) else None, tabindex='0', data_before=before)
 
-def item_buttons(kind: str, id: int, name: str):
-    return (Button('✎', cls='quiet', aria_label=f'Rename {name}', title='Rename', hx_get=edit.to(kind=kind, id=id), hx_target=f'#{kind}-{id}', hx_swap='outerHTML'),
-            Button('×', cls='quiet', aria_label=f'Delete {name}', title='Delete', hx_post=delete.to(kind=kind, id=id), hx_target=f'#{kind}-{id}', hx_swap='outerHTML'))
+def todo_parts(t: Todo):
+    return (Input(type='checkbox', id=f'check-{t.id}', name=None, checked=bool(t.done), aria_label=t.title, hx_post=toggle.to(id=t.id),
+                  hx_target=f'#todo-{t.id}', hx_swap='outerHTML'), Span(t.title, cls='title'))
 
-def edit_item(kind: str, id: int, name: str):
-    return Li(Form(Input(name='name', value=name, aria_label=f'New name of {name}', maxlength=MAX_TITLE, autofocus=True, autocomplete='off'),
-                   hx_post=rename.to(kind=kind, id=id), hx_target=f'#{kind}-{id}', hx_swap='outerHTML', hx_trigger='submit, focusout from:find input',
-                   data_cancel=item.to(kind=kind, id=id)), id=f'{kind}-{id}', cls='editing')
+def profile_parts(p: Profile):
+    more = ' · '.join(filter(None, (p.address, p.code, '' if p.active else 'inactive')))
+    return (A(p.name, Small(more) if more else None, href=f'/profile/{p.id}', cls='title'),)
 
-def profile_menu(menu: list[Profile], chosen: int):
-    return Ul(*(Li(A(p.name, href=f'/profile/{p.id}', aria_current='page' if p.id == chosen else None)) for p in menu if p.active or p.id == chosen), id='profile-menu')
+def edit_item(kind: str, row):
+    "A row as a form: leaving it saves, Escape gives up; a list with more than its text is saved by its button."
+    lst, name = LISTS[kind], getattr(row, LISTS[kind].text)
+    field = lambda f, **kw: Input(name=f, value=getattr(row, f), aria_label=f.capitalize(), placeholder=f.capitalize(), maxlength=MAX_TITLE, autocomplete='off', **kw)
+    more = [field(f) for f in lst.fields] + ([Label(Input(type='checkbox', name='active', value='1', checked=bool(row.active)), 'In the menu', cls='check'), Button('Save')] if lst.fields else [])
+    return Li(Form(Input(name='name', value=name, aria_label=f'New name of {name}', maxlength=MAX_TITLE, autofocus=True, autocomplete='off'), *more,
+                   hx_post=rename.to(kind=kind, id=row.id), hx_target=f'#{kind}-{row.id}', hx_swap='outerHTML', hx_sync='this:drop',
+                   hx_trigger='submit' if lst.fields else 'submit, focusout', data_cancel=item_view.to(kind=kind, id=row.id)),
+              id=f'{kind}-{row.id}', cls='editing')
+
+def ask_first(p: Profile, todos: int, messages: int):
+    return Li(Span(f'{p.name} goes with {many(todos, "todo")} and {many(messages, "message")}.', cls='title'),
+              Button(f'Delete {p.name}', hx_post=delete.to(kind='profile', id=p.id, sure=1), hx_target=f'#profile-{p.id}', hx_swap='outerHTML'),
+              Button('Keep', hx_get=item_view.to(kind='profile', id=p.id), hx_target=f'#profile-{p.id}', hx_swap='outerHTML'), id=f'profile-{p.id}', cls='asking')
+
+def many(n: int, what: str) -> str: return f'{n:,} {what}{"" if n == 1 else "s"}'
+
+def todo_section(p: Profile, rows: list, show: str, left: int, done: int, more: str | None):
+    links = (('all', 'All'), ('active', 'Active'), ('completed', 'Completed'))
+    return Section(
+        Div(H2('Todo'), Button('Copy list', type='button', cls='copy quiet', data_text=todo_markdown.to(profile=p.id)), cls='bar'),
+        add_form('todo', 'Add', 'What needs to be done?', p.id), todo_bar(p.id, left, done), listing('todo', rows, more),
+        Nav(*(A(name, href=f'/profile/{p.id}' + (f'?show={key}' if key != 'all' else ''), aria_current='page' if key == show else None) for key, name in links),
+            cls='filter', aria_label='Filter'), cls='todos', aria_label='Todo', data_show=show)
+
+def todo_bar(profile: int, left: int, done: int):
+    "Mark all, the counter and Clear completed: what changes with every todo; empty where there is none."
+    if not left + done: return Div(id='todo-bar')
+    return Div(Label(Input(type='checkbox', id='toggle-all', name=None, checked=not left, hx_post=toggle_all.to(profile=profile), hx_swap='none'), Span('Mark all as complete', cls='hide')),
+               Span(Strong(f'{left:,}'), ' item left' if left == 1 else ' items left', id='todo-count'),
+               Button('Clear completed', cls='quiet', hx_post=clear_completed.to(profile=profile), hx_swap='none') if done else None, id='todo-bar')
+
+def profile_menu(rows: list[Profile], chosen: int, counts: dict[int, int]):
+    return Ul(*(Li(A(p.name, Small(counts.get(p.id, 0) or '', id=f'count-{p.id}', aria_label=many(counts.get(p.id, 0), 'open todo')), href=f'/profile/{p.id}',
+                     aria_current='page' if p.id == chosen else None)) for p in rows if p.active or p.id == chosen), id='profile-menu')
 
 def memory_line(oldest: int): return Div(Div(Span('The model no longer remembers what stands above'), cls='content'), id='memory', cls='line', hidden=not oldest, data_role='event')
 
@@ -1259,7 +1294,7 @@ def toast(text: str, undo=None):
 
 def problem(status: int, text: str): return Title(TITLE), Main(H1(text), P(A('Back to the app', href='/')), cls='problem')
 
-# ---- 9. Routes: each reads as one sentence -------------------------------------------------------
+# ---- 9. App: what serves the page, and how it is put together -----------------------------------------
 
 HTMX = Path(importlib.util.find_spec('django_htmx').origin).parent/'static/django_htmx'
 FILES = {'htmx.js': HTMX/'htmx-2.min.js', 'ws.js': HTMX/'ext/hx-ws-2.min.js'} | {f.name: f for f in (FILE.parent/'static').iterdir() if f.is_file()}
@@ -1290,7 +1325,6 @@ async def on_error(req, exc):
     if 'hx-request' not in req.headers and 'text/html' in req.headers.get('accept', ''): return FtResponse(problem(status, text), status_code=status)
     return PlainTextResponse(text, status)
 
-@contextlib.asynccontextmanager
 async def lifespan(app):
     tasks = [asyncio.create_task(chatq.work()), asyncio.create_task(watch_backend())]
     yield
@@ -1298,33 +1332,20 @@ async def lifespan(app):
     for t in tasks: t.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
-async def lifespan_gen(app):
-    async with lifespan(app): yield
-
-app = FastHTML(title=TITLE, default_hdrs=False, hdrs=hdrs, canonical=False, htmlkw={'lang': 'en', 'data_accent': ACCENT}, lifespan=lifespan_gen,
+app = FastHTML(title=TITLE, default_hdrs=False, hdrs=hdrs, canonical=False, htmlkw={'lang': 'en', 'data_accent': ACCENT}, lifespan=lifespan,
                secret_key=private_key(), session_cookie=f'{SLUG}_session', exception_handlers={k: on_error for k in (HTTPException, 404, Exception, apsw.BusyError)})
 
 def current(id: int | None, sess) -> Profile:
     "The profile by id, else the one that the session remembers, else the first. 404 where the id is unknown."
     if id is not None: return one(profiles, id)
-    return profiles.get(sess.get('profile', 0), default=None) or first_row(profiles, order='priority, id')
+    return first_row(profiles, 'id = ? and not deleted', [sess.get('profile', 0)]) or first_row(profiles, 'not deleted', order='priority, id')
 
 def one(tbl, id: int):
     row = tbl.get(id, default=None) if abs(id) < 2**63 else None
-    if row is None: raise HTTPException(404)
+    if row is None or getattr(row, 'deleted', 0) and tbl is not messages: raise HTTPException(404)
     return row
 
 def picker(p: Profile): return model_select(list(backend.models), pick_model(p), backend.kind == 'ollama' and bool(env['OLLAMA_MODEL']), p.id)
-def menu(): return list(profiles(order_by='priority, id'))
-def todos_of(profile: int): return list(todos('profile = ?', [profile], order_by='priority, id'))
-
-def whole_lists(profile: int) -> str:
-    return html_of((todo_list(todos_of(profile), profile)(hx_swap_oob='true'), profile_menu(menu(), profile)(hx_swap_oob='true'),
-                   Ul(*map(profile_item, menu()), id='profile-list', hx_swap_oob='true')))
-
-chatq.view = SimpleNamespace(message=message, foot=foot, thinking=thinking, thinking_head=thinking_head, note=note, memory_line=memory_line, bar=bar,
-                             timeline=timeline, lists=whole_lists)
-
 async def watch_backend():
     "Looks for the model as long as somebody has the page open, so that the picker is right and the chat recovers by itself."
     before = None
@@ -1345,15 +1366,16 @@ async def static_file(name: str):
     return Response(FILES[name].read_bytes(), media_type=mimetypes.guess_type(name)[0], headers={'cache-control': 'max-age=31536000, immutable'})
 
 @app.get('/')
-async def index(req, sess): return profile_page(current(None, sess), req, sess)
+async def index(req, sess, show: str = 'all', undone: float = 0.): return profile_page(current(None, sess), req, sess, show, undone)
 
 @app.get('/profile/{id}')
-async def profile_view(id: int, req, sess): return profile_page(one(profiles, id), req, sess)
+async def profile_view(id: int, req, sess, show: str = 'all'): return profile_page(one(profiles, id), req, sess, show)
 
-def profile_page(p: Profile, req, sess):
+def profile_page(p: Profile, req, sess, show: str, undone=0.):
     sess['profile'] = p.id
     if theme := sess.get('theme'): req.htmlkw['data_theme'] = theme
-    return page(p, menu(), todos_of(p.id), chatq.newest(p.id), sess.get('theme', ''), picker(p))
+    word = toast(f'{gone.name} is deleted.', undo.to(kind='profile', stamp=gone.deleted)) if undone and (gone := first_row(profiles, 'deleted = ?', [undone])) else None
+    return page(p, menu(), menu_of(p.id), todos_of(p, show), chatq.newest(p.id), picker(p), word)
 
 @app.post
 async def switch_theme(sess, dark: str = ''):
@@ -1362,6 +1384,82 @@ async def switch_theme(sess, dark: str = ''):
 
 def quoted(title: str) -> str: return '“' + re.sub(r'([\\`*_\[\]<>#~|&])', r'\\\1', title) + '”'
 
+# ---- 10. Lists: what todos, profiles and the third list of a fork are made of ------------------------
+
+@dataclass
+class Listing:
+    """What the routes below need to know of a list: its table, the field that is its text, what a row shows beside what all
+    rows have, and the further fields of its edit form. A table with a `profile` has a list for each."""
+    table: object; text: str; parts: object; fields: tuple = ()
+
+    def siblings(self, row) -> tuple[str, list]:
+        "The condition for the rows of the same list."
+        return ('not deleted and profile = ?', [row.profile]) if hasattr(row, 'profile') else ('not deleted', [])
+
+    def after(self, row):
+        "The row below this one, or None."
+        where, args = self.siblings(row)
+        return first_row(self.table, f'{where} and (priority, id) > (?, ?)', [*args, row.priority, row.id], 'priority, id')
+
+LISTS = {'todo': Listing(todos, 'title', todo_parts), 'profile': Listing(profiles, 'name', profile_parts, ('address', 'code'))}
+
+def listed(kind: str, id: int) -> tuple[Listing, object]:
+    if kind not in LISTS: raise HTTPException(404)
+    return LISTS[kind], one(LISTS[kind].table, id)
+
+def add_row(kind: str, row):
+    "Stores a new row at the end of its list, shows it in the other tabs, and answers it."
+    lst = LISTS[kind]
+    where, args = lst.siblings(row)
+    row.priority = db.q(f'select coalesce(max(priority), 0) + 1 n from {kind} where {where}', args)[0]['n']
+    row = lst.table.insert(row)
+    show_row(kind, row, 'end')
+    return item(kind, row)
+
+def show_row(kind: str, row, before: str | None = None, everyone=False):
+    "Shows a row that is new, changed, moved or deleted in the other tabs, and what hangs on it in all."
+    ft = Li(id=f'{kind}-{row.id}', cls='gone') if row.deleted else item(kind, row, before)
+    chatq.push(f'{kind}-{row.id}', Ul(ft, hx_swap_oob=f'beforeend:#{kind}-list'), getattr(row, 'profile', None), everyone)
+    refresh(kind, getattr(row, 'profile', None))
+
+def refresh(kind: str, profile: int | None):
+    "The counters, and the menu of profiles, in all tabs."
+    if kind == 'todo': chatq.push('bar', todo_bar(profile, *counts(profile))(hx_swap_oob='true'), profile, everyone=True)
+    if kind in ('todo', 'profile'): chatq.push('menu', lambda chosen: menu_of(chosen)(hx_swap_oob='true'), everyone=True)
+    if kind == 'profile': chatq.push('name', lambda chosen: Span(profiles[chosen].name, id='profile-name', hx_swap_oob='true'), everyone=True)
+
+def counts(profile: int) -> tuple[int, int]:
+    "How many todos of a profile are open, and done."
+    n = {r['done']: r['n'] for r in db.q('select done, count(*) n from todo where profile = ? and not deleted group by done', [profile])}
+    return n.get(0, 0), n.get(1, 0)
+
+def menu() -> list[Profile]: return list(profiles('not deleted', order_by='priority, id'))
+
+def menu_of(chosen: int):
+    open_todos = {r['profile']: r['n'] for r in db.q('select profile, count(*) n from todo where not deleted and not done group by profile')}
+    return profile_menu(menu(), chosen, open_todos)
+
+SHOWN = {'all': '1', 'active': 'not done', 'completed': 'done'}
+
+def todo_rows(profile: int, show: str, after: Todo | None = None) -> tuple[list[Todo], str | None]:
+    "A part of the list, and the address of the next one."
+    rows = list(todos(f'profile = ? and not deleted and {SHOWN[show]} and (priority, id) > (?, ?)', [profile, *((after.priority, after.id) if after else (-1e300, 0))],
+                      order_by='priority, id', limit=PART))
+    return rows, more_todos.to(after=rows[-1].id, show=show) if len(rows) == PART else None
+
+def todos_of(p: Profile, show: str):
+    show = show if show in SHOWN else 'all'
+    rows, more = todo_rows(p.id, show)
+    return todo_section(p, rows, show, *counts(p.id), more)
+
+def whole_lists(profile: int) -> str:
+    "The lists anew, for a tab that was away or where many rows have changed; which todos it shows is the tab's own affair."
+    return html_of((listing('todo', *todo_rows(profile, 'all'))(id=None, hx_swap_oob='innerHTML:#todo-list'), todo_bar(profile, *counts(profile))(hx_swap_oob='true'),
+                    menu_of(profile)(hx_swap_oob='true'), listing('profile', menu())(id=None, hx_swap_oob='innerHTML:#profile-list')))
+
+chatq.view = SimpleNamespace(message=message, foot=foot, thinking=thinking, thinking_head=thinking_head, note=note, memory_line=memory_line, bar=bar,
+                             timeline=timeline, lists=whole_lists)
+
 async def happened(text: str, profile: int):
     "An event line in the chat, and where the profile wants it a remark of the model on it, later."
     await chatq(text, profile=profile)
@@ -1369,67 +1467,125 @@ async def happened(text: str, profile: int):
 
 @app.post('/todo')
 async def add_todo(sess, title: str = '', profile: int = None):
-    p = current(profile, sess)
-    if not (title := clean(title, MAX_TITLE, 'The todo')): raise HTTPException(400, 'Type what needs to be done, then press Enter.')
-    t = todos.insert(Todo(title=title.replace('\n', ' '), profile=p.id, priority=db.q('select coalesce(max(priority), 0) + 1 n from todo where profile = ?', [p.id])[0]['n']))
-    chatq.push(f'todo-{t.id}', Ul(todo_item(t), hx_swap_oob='beforeend:#todo-list'), p.id)
-    await happened(f'Added {quoted(t.title)}', p.id)
-    return todo_item(t)
-
-@app.post('/toggle/{id}')
-async def toggle(id: int):
-    t = one(todos, id)
-    t = todos.update(id=id, done=not t.done)
-    chatq.push(f'todo-{t.id}', todo_item(t)(hx_swap_oob='true'), t.profile)
-    await happened(f'{"Finished" if t.done else "Reopened"} {quoted(t.title)}', t.profile)
-    return todo_item(t)
+    "Adds a todo for each line of the title; Markdown's check boxes are understood."
+    p, rows = current(profile, sess), []
+    for line in title.splitlines():
+        m = re.match(r'\s*(?:[-*+]|\d+[.)])\s+(?:\[([ xX])\]\s*)?(?=\S)', line) if '\n' in title else None
+        if text := clean(line[m.end():] if m else line, MAX_TITLE, 'The todo'): rows.append(Todo(title=text, profile=p.id, done=bool(m and m[1] in ('x', 'X'))))
+    if not rows: raise HTTPException(400, 'Type what needs to be done, then press Enter.')
+    if len(rows) > 500: raise HTTPException(400, f'These are {len(rows)} lines: at most 500 todos can be added at once.')
+    with db.conn: shown = [add_row('todo', row) for row in rows]
+    await happened(f'Added {quoted(rows[0].title)}' + (f' and {many(len(rows) - 1, "more todo")}' if len(rows) > 1 else ''), p.id)
+    return tuple(shown)
 
 @app.post('/profile')
 async def add_profile(name: str = ''):
-    if not (name := clean(name, MAX_TITLE, 'The name')): raise HTTPException(400, 'Type a name for the profile, then press Enter.')
-    p = profiles.insert(Profile(name=name.replace('\n', ' '), priority=db.q('select coalesce(max(priority), 0) + 1 n from profile')[0]['n']))
-    chatq.push(f'profile-{p.id}', Ul(profile_item(p), hx_swap_oob='beforeend:#profile-list'))
-    return profile_item(p), Ul(Li(A(p.name, href=f'/profile/{p.id}')), hx_swap_oob='beforeend:#profile-menu')
+    if not (name := clean(name, MAX_TITLE, 'The name').replace('\n', ' ')): raise HTTPException(400, 'Type a name for the profile, then press Enter.')
+    return add_row('profile', Profile(name=name))
 
-LISTS = {'todo': (todos, 'title', todo_item), 'profile': (profiles, 'name', profile_item)}  # what edit, rename and delete work on
+@app.post('/toggle/{id}')
+async def toggle(id: int):
+    t = todos.update(id=id, done=not one(todos, id).done)
+    show_row('todo', t)
+    await happened(f'{"Finished" if t.done else "Reopened"} {quoted(t.title)}', t.profile)
+    return item('todo', t)
 
-def listed(kind: str, id: int):
-    if kind not in LISTS: raise HTTPException(404)
-    return *LISTS[kind], one(LISTS[kind][0], id)
-
-@app.get
-async def item(kind: str, id: int): return (it := listed(kind, id))[2](it[3])
-
-@app.get
-async def edit(kind: str, id: int): return (it := listed(kind, id))[2](it[3], editing=True)
+async def change_many(profile: int, sql: str, args: list, what: str):
+    "One statement over a profile's todos, shown in all tabs."
+    db.q(f'update todo set {sql}', args)
+    chatq.push('lists', whole_lists, profile, everyone=True)
+    await happened(what, profile)
 
 @app.post
-async def rename(kind: str, id: int, name: str = ''):
-    tbl, field, component, row = listed(kind, id)
+async def toggle_all(profile: int):
+    left = counts(one(profiles, profile).id)[0]
+    await change_many(profile, 'done = ? where profile = ? and not deleted', [bool(left), profile], 'Finished all todos' if left else 'Reopened all todos')
+
+@app.post
+async def clear_completed(profile: int):
+    done, stamp = counts(one(profiles, profile).id)[1], time.time()
+    await change_many(profile, 'deleted = ? where profile = ? and done and not deleted', [stamp, profile], f'Cleared {many(done, "finished todo")}')
+    return toast(f'Cleared {many(done, "finished todo")}.', undo.to(kind='todo', stamp=stamp))
+
+@app.get
+async def item_view(kind: str, id: int): return item(kind, listed(kind, id)[1])
+
+@app.get
+async def edit(kind: str, id: int): return edit_item(kind, listed(kind, id)[1])
+
+@app.post
+async def rename(kind: str, id: int, data: dict, name: str = ''):
+    lst, row = listed(kind, id)
     name = clean(name, MAX_TITLE, 'The name').replace('\n', ' ')
     if not name and kind == 'todo': return await delete(kind, id)
-    if not name: raise HTTPException(400, 'A profile needs a name.')
-    row = tbl.update(id=id, **{field: name})
-    chatq.push(f'{kind}-{id}', component(row)(hx_swap_oob='true'), getattr(row, 'profile', None))
-    return component(row)
+    if not name: raise HTTPException(400, 'It needs a name: type one, or press Escape.')
+    more = {f: clean(str(data[f]), MAX_TITLE, f.capitalize()) for f in lst.fields if f in data}
+    if more and hasattr(row, 'active'): more['active'] = data.get('active') == '1'
+    row = lst.table.update(id=id, **{lst.text: name}, **more)
+    show_row(kind, row)
+    return item(kind, row)
 
 @app.post
-async def delete(kind: str, id: int):
-    tbl, field, component, row = listed(kind, id)
+async def delete(kind: str, id: int, sure: int = 0):
+    lst, row = listed(kind, id)
     if kind == 'profile':
+        goes = [db.q(f'select count(*) n from {t} where profile = ? and not deleted', [id])[0]['n'] for t in ('todo', 'message')]
         if len(menu()) == 1: raise HTTPException(400, 'The last profile cannot be deleted: add another one first.')
-        if first_row(todos, 'profile = ?', [id]) or first_row(messages, 'profile = ?', [id]): raise HTTPException(400, f'{row.name} still has todos or messages: delete those first.')
-    tbl.delete(id)
-    chatq.push(f'{kind}-{id}', Li(id=f'{kind}-{id}', hx_swap_oob='delete'), getattr(row, 'profile', None))
-    if kind == 'todo': await happened(f'Deleted {quoted(row.title)}', row.profile)
-    return Response('')
+        if any(goes) and not sure: return ask_first(row, *goes)
+    row = lst.table.update(id=id, deleted=time.time())
+    show_row(kind, row)
+    if kind == 'profile' and any(t.profile == id and t.key == acting_tab.get() for t in chatq.tabs): return Redirect(index.to(undone=row.deleted))
+    if hasattr(row, 'profile'): await happened(f'Deleted {quoted(getattr(row, lst.text))}', row.profile)
+    return toast(f'“{getattr(row, lst.text)}” is deleted.', undo.to(kind=kind, stamp=row.deleted))
+
+@app.post
+async def undo(kind: str, stamp: float):
+    "Brings back what was deleted with this stamp, at its place."
+    if kind not in LISTS or not stamp: raise HTTPException(404)
+    rows = list(LISTS[kind].table('deleted = ?', [stamp]))
+    if not rows: raise HTTPException(404)
+    db.q(f'update {kind} set deleted = 0 where deleted = ?', [stamp])
+    for row in rows[:PAGE]:
+        row.deleted = 0.
+        show_row(kind, row, f'{kind}-{below.id}' if (below := LISTS[kind].after(row)) else 'end', everyone=True)
+    if len(rows) > 1: chatq.push('lists', whole_lists, getattr(rows[0], 'profile', None), everyone=True)
+    if kind == 'todo': await happened(f'Brought back {many(len(rows), "todo")}', rows[0].profile)
+    return toast('It is back.')
+
+@app.post
+async def move(kind: str, id: int, before: int = 0):
+    "Puts a row before another one, or at the end: halfway between its new neighbours, so that one row is written."
+    lst, row = listed(kind, id)
+    where, args = lst.siblings(row)
+    if before: below = listed(kind, before)[1].priority
+    else: below = db.q(f'select coalesce(max(priority), 0) + 2 n from {kind} where {where}', args)[0]['n']
+    above = db.q(f'select max(priority) n from {kind} where {where} and priority < ? and id <> ?', [*args, below, id])[0]['n']
+    priority = below - 1 if above is None else (above + below)/2
+    if priority in (above, below):  # no number is left between them: number the list anew, once in a great while
+        db.q(f'update {kind} set priority = n from (select id i, row_number() over (order by priority, id) n from {kind} where {where}) where id = i', args)
+        return await move(kind, id, before)
+    row = lst.table.update(id=id, priority=priority)
+    show_row(kind, row, f'{kind}-{before}' if before else 'end')
+
+@app.get
+async def more_todos(after: int, show: str = 'all'):
+    t = one(todos, after)
+    rows, more = todo_rows(t.profile, show if show in SHOWN else 'all', t)
+    return (*(item('todo', r) for r in rows), next_part(more))
+
+@app.get
+async def todo_markdown(profile: int):
+    rows = todos('profile = ? and not deleted', [one(profiles, profile).id], order_by='priority, id')
+    return PlainTextResponse(''.join(f'- [{"x" if t.done else " "}] {t.title}\n' for t in rows))
+
+# ---- 11. Routes: the page, the chat and the rest, each reads as one sentence -------------------------
 
 @app.get
 async def find(q: str = ''):
     words = ' '.join('"' + w.replace('"', '""') + '"*' for w in q.replace('\0', '').split())
     if not words: return Response('')
     return found(db.q("select find.kind, find.ref, find.profile, snippet(find, 0, '\x01', '\x02', '…', 12) text, p.name from find join profile p on p.id = find.profile "
-                      'where find match ? order by rank limit 20', [words]))
+                      'where not p.deleted and find match ? order by rank limit 20', [words]))
 
 @app.get
 async def older_messages(before: int):
@@ -1534,7 +1690,7 @@ async def ws(ws, msg: str = '', bad: str = ''):
     except HTTPException as e: return toast(e.detail)
     except apsw.BusyError: return toast('The database is locked by another program. Close that one and send again.')
 
-# ---- 10. Main --------------------------------------------------------------------------------------
+# ---- 12. Main --------------------------------------------------------------------------------------
 
 def listen() -> socket.socket:
     "The socket to serve on: PORT, or the first free one of PORTS. Ends the program with one sentence where there is none."

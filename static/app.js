@@ -32,25 +32,57 @@ on('htmx:wsConfigSend', e => {
 })
 on('htmx:wsAfterSend', () => { waiting = $('#msg').value; type(''); follow = true; unsent = false })
 on('htmx:oobBeforeSwap', e => {
-  for (const el of e.detail.fragment.children) {
-    if (!el.id) continue
+  const { fragment, target } = e.detail
+  for (const el of [...fragment.children]) {
     if (el.dataset.role === 'user') waiting = null  // our prompt is stored
-    const old = document.getElementById(el.id)
-    if (old && old !== e.detail.target) old.remove()  // a list's new item that came by two ways
-    if (el.id.startsWith('f-')) Object.assign(document.getElementById('msg-' + el.id.slice(2))?.dataset ?? {}, { status: el.dataset.status, rev: el.dataset.rev })
+    if (el.id.startsWith('f-')) {  // the foot of a message tells its state
+      Object.assign($('#msg-' + el.id.slice(2))?.dataset ?? {}, { status: el.dataset.status, rev: el.dataset.rev })
+      if (el.dataset.status === 'done') tell('The answer is here.')
+    }
+  }
+  if (!target.matches('#todo-list, #profile-list, [data-list]')) return
+  const editing = $('.editing', target)
+  if (fragment.children.length === 1 && fragment.firstElementChild.id) {
+    e.detail.shouldSwap = false
+    place(fragment.firstElementChild, target)
+  } else if (editing) {  // the list comes anew around what somebody is typing
+    e.detail.shouldSwap = false
+    const rows = [...fragment.children], at = rows.findIndex(el => el.id === editing.id)
+    for (const el of [...target.children]) if (el !== editing) el.remove()
+    rows.forEach((el, n) => { if (n !== at) { n < at ? editing.before(el) : target.append(el); htmx.process(el) } })
   }
 })
+function place(li, list) {
+  const old = document.getElementById(li.id), before = li.dataset.before
+  if (old?.matches('.editing')) return  // it shows when the typing there is done
+  if (li.matches('.gone')) return old?.remove()
+  const focused = old?.contains(document.activeElement) && (document.activeElement.id || li.id)
+  if (before && before !== 'end') document.getElementById(before)?.before(li)
+  else if (old && !before) old.replaceWith(li)
+  else if (before && !$('.part', list)) list.append(li)
+  if (old?.isConnected && old !== li) old.remove()
+  htmx.process(li)
+  if (focused) document.getElementById(focused)?.focus()
+}
 
 // ---- Reading: the view follows the stream only while the reader is at its end.
 const atEnd = () => log().scrollHeight - log().scrollTop - log().clientHeight < 60
 const toEnd = () => { if (follow) log().scrollTop = log().scrollHeight; $('#more').hidden = follow || atEnd() }
 on('htmx:wsAfterMessage', toEnd)
 document.addEventListener('scroll', e => { if (e.target === log()) { follow = atEnd(); if (follow) $('#more').hidden = true } }, true)
-on('DOMContentLoaded', () => { toEnd(); new ResizeObserver(toEnd).observe(log()) })
+on('DOMContentLoaded', () => {
+  type(sessionStorage.draft ?? '')
+  toEnd()
+  new ResizeObserver(toEnd).observe(log())
+})
 
 // ---- Writing
 function type(text) { $('#msg').value = text; grow() }
-function grow() { const m = $('#msg'); m.style.height = 'auto'; m.style.height = m.scrollHeight + 2 + 'px' }
+function grow() {
+  const m = $('#msg')
+  sessionStorage.draft = m.value  // a reload keeps what is being written
+  m.style.height = 'auto'; m.style.height = m.scrollHeight + 2 + 'px'
+}
 on('input', e => {
   if (e.target.id === 'msg') grow()
   const left = e.target.maxLength - e.target.value?.length
@@ -61,11 +93,60 @@ on('keydown', e => {
   const cancel = e.key === 'Escape' && e.target.closest('[data-cancel]')
   if (cancel) htmx.ajax('GET', cancel.dataset.cancel, { target: cancel.parentElement, swap: 'outerHTML' })
 })
-on('dblclick', e => e.target.closest('li .title') && e.target.matches('span') && e.target.parentElement.querySelector('[hx-get]').click())
-on('htmx:afterRequest', e => { if (e.detail.successful && e.target.dataset.reset) e.target.reset() })
-on('htmx:afterSwap', () => $('[autofocus]:not(#msg)')?.select())
+on('htmx:afterRequest', e => { if (e.detail.successful && e.target.dataset?.reset) { e.target.reset(); tell('Added.') } })
+
+// ---- Lists: edit, move and delete by keyboard; move by mouse and finger; several lines at once
+const ITEM = 'li[id]', act = (li, what) => $(`[aria-label^="${what} "]`, li)?.click()
+on('dblclick', e => e.target.matches('#todo-list .title') && act(e.target.closest(ITEM), 'Rename'))
+on('keydown', e => {
+  if (!e.target.matches?.(ITEM) || e.target.matches('.editing')) return
+  if (e.key === 'Enter' || e.key === 'F2') act(e.target, 'Rename')
+  else if (e.key === 'Delete') act(e.target, 'Delete')
+  else if (e.key === ' ') $('[type=checkbox]', e.target)?.click()
+  else if (e.altKey && e.key === 'ArrowUp') drop(e.target, seen(e.target, 'previous'))
+  else if (e.altKey && e.key === 'ArrowDown') drop(e.target, seen(seen(e.target, 'next'), 'next'), !seen(e.target, 'next'))
+  else return
+  e.preventDefault()
+})
+function seen(li, way) { do li = li?.[way + 'ElementSibling']; while (li && !li.offsetParent); return li }
+function drop(li, before, stay = before === null && !li.nextElementSibling) {
+  if (stay || before === li) return
+  const list = li.parentElement, kind = li.id.split('-')[0]
+  before ? before.before(li) : list.append(li)
+  li.focus()
+  const all = [...list.children].filter(x => x.offsetParent)
+  tell(`Moved to place ${all.indexOf(li) + 1} of ${all.length}.`)
+  htmx.ajax('POST', `/move?kind=${kind}&id=${li.id.split('-')[1]}&before=${li.nextElementSibling?.id.split('-')[1] ?? 0}`, { swap: 'none' })
+}
+on('pointerdown', e => {
+  const li = e.target.closest?.('.grip')?.parentElement
+  if (!li) return
+  const end = li.nextElementSibling
+  const move = m => {
+    const over = document.elementFromPoint(m.clientX, m.clientY)?.closest(ITEM)
+    if (!over || over === li || over.parentElement !== li.parentElement) return
+    const { top, height } = over.getBoundingClientRect()
+    m.clientY < top + height / 2 ? over.before(li) : over.after(li)
+  }
+  const up = () => {
+    removeEventListener('pointermove', move)
+    li.classList.remove('moving')
+    if (li.nextElementSibling !== end) drop(li, li.nextElementSibling, false)
+  }
+  e.preventDefault()
+  li.classList.add('moving')
+  addEventListener('pointermove', move)
+  addEventListener('pointerup', up, { once: true })
+})
+on('paste', e => {
+  const text = e.clipboardData.getData('text').trim(), form = e.target.closest?.('[hx-post="/todo"]')
+  if (!form || !text.includes('\n')) return
+  e.preventDefault()
+  htmx.ajax('POST', '/todo', { values: { title: text, profile: form.profile.value }, target: '#todo-list', swap: 'beforeend' })
+})
 
 // ---- Words at the edge
+function tell(text) { $('#announce').textContent = text }
 function say(text) { const t = $('#toast'); t.textContent = text; shown() }
 function shown() { clearTimeout(hide); hide = setTimeout(() => $('#toast').replaceChildren(), 7000) }
 on('htmx:oobAfterSwap', e => e.detail.target.id === 'toast' && shown())
