@@ -26,7 +26,7 @@ from html import escape
 from inspect import get_annotations
 from itertools import groupby
 from types import SimpleNamespace
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import apsw, httpx, uvicorn
 from fastlite import Database
@@ -34,6 +34,7 @@ from pygments.lexer import RegexLexer
 from pygments.lexers import get_lexer_by_name
 from pygments.token import Token
 from pygments.util import ClassNotFound
+from starlette.responses import PlainTextResponse
 
 # ---- 1. Settings: what a copy of this file changes first ---------------------------------------
 
@@ -156,8 +157,8 @@ for n, (kind, text, when) in enumerate([('todo', 'title', 'not new.deleted'), ('
 
 def clean(text: str, most: int, what: str) -> str:
     "`text` fit to be stored: stripped, no control characters. Raises HTTPException 400 where it is too long or no text."
-    if '\0' in text or re.search('[\ud800-\udfff]', text): raise HTTPException(400, f'{what} has characters that are no text: type it again.')
-    text = re.sub(r'[\x00-\x08\x0b-\x1f\x7f]', '', text).strip()
+    if not isinstance(text, str) or re.search('[\0\ufffd\ud800-\udfff]', text): raise HTTPException(400, f'{what} has characters that are no text: type it again.')
+    text = re.sub(r'[\x01-\x08\x0b-\x1f\x7f]', '', text).strip()
     if len(text) > most: raise HTTPException(400, f'{what} is {len(text):,} characters long; at most {most:,} fit. Shorten it and try again.')
     return text
 
@@ -182,10 +183,10 @@ class Guard:
     def refusal(self, scope, h: dict) -> tuple[int, str] | None:
         "(status, sentence) when this request is not to be served, else None."
         host, origin, site = h.get('host', ''), h.get('origin'), h.get('sec-fetch-site', 'none')
-        try: name = urlsplit(f'//{host}').hostname or ''
-        except ValueError: name = ''
-        if not TOKEN and name not in LOCAL: return 403, 'This app answers only as localhost.'
-        if origin is not None and urlsplit(origin).netloc != host: return 403, 'This request comes from another site and was refused.'
+        try: name, came_from = urlsplit(f'//{host}').hostname or '', urlsplit(origin or '').netloc
+        except ValueError: return 403, 'This request names no host that can be understood.'
+        if '@' in host or not TOKEN and name not in LOCAL: return 403, 'This app answers only as localhost.'
+        if origin is not None and came_from != host: return 403, 'This request comes from another site and was refused.'
         reading = scope['type'] == 'http' and scope['method'] in ('GET', 'HEAD')
         followed_link = reading and h.get('sec-fetch-mode') == 'navigate'
         if site not in ('same-origin', 'none') and not followed_link: return 403, 'This request comes from another site and was refused.'
@@ -207,10 +208,14 @@ class Guard:
             if is_socket: return await send({'type': 'websocket.close', 'code': 1008})  # before accept: the browser sees 403
             return await PlainTextResponse(no[1], no[0], headers=HEADERS)(scope, receive, send)
         if TOKEN and not is_socket and scope['method'] == 'GET' and self.link_token(scope):
-            res = RedirectResponse(scope['path'], 303, headers=HEADERS)  # the token leaves the address, and so the history
+            rest = urlencode([(k, v) for k, v in parse_qsl(scope['query_string'].decode('latin-1')) if k != 'token'])
+            here = quote('/' + scope['path'].lstrip('/\\')) + (f'?{rest}' if rest else '')
+            res = RedirectResponse(here, 303, headers=HEADERS)  # the token leaves the address, and so the history
             res.set_cookie(f'{SLUG}_token', TOKEN, max_age=30*86400, httponly=True, samesite='strict', secure=scope['scheme'] == 'https')
             return await res(scope, receive, send)
         acting_tab.set(h.get('x-tab', ''))
+        if not is_socket and scope['method'] == 'POST':  # a POST answers the partial, whoever asks, and not a page around it
+            scope = dict(scope, headers=[*scope['headers'], (b'hx-request', b'true')])
         size = 0
 
         async def guarded_receive():
@@ -1196,8 +1201,8 @@ def todo_bar(profile: int, left: int, done: int):
                Button('Clear completed', cls='quiet', hx_post=clear_completed.to(profile=profile), hx_swap='none') if done else None, id='todo-bar')
 
 def profile_menu(rows: list[Profile], chosen: int, counts: dict[int, int]):
-    return Ul(*(Li(A(p.name, Small(counts.get(p.id, 0) or '', id=f'count-{p.id}', aria_label=many(counts.get(p.id, 0), 'open todo')), href=f'/profile/{p.id}',
-                     aria_current='page' if p.id == chosen else None)) for p in rows if p.active or p.id == chosen), id='profile-menu')
+    link = lambda p: A(p.name, href=f'/profile/{p.id}', aria_current='page' if p.id == chosen else None)
+    return Ul(*(Li(link(p), Small(n, Span(' open', cls='hide')) if (n := counts.get(p.id)) else None) for p in rows if p.active or p.id == chosen), id='profile-menu')
 
 def memory_line(oldest: int): return Div(Div(Span('The model no longer remembers what stands above'), cls='content'), id='memory', cls='line', hidden=not oldest, data_role='event')
 
@@ -1222,7 +1227,7 @@ def message(m: Message, html: str | None = None):
 def event_html(text: str) -> str:
     "Events in a row fold into one line: the last one, and behind it the others."
     if text == '---': return '<span>New chat</span>'
-    events = [to_html(line).removeprefix('<p>').removesuffix('</p>') for line in text.split('\n')]
+    events = [to_html(line).strip().removeprefix('<p>').removesuffix('</p>') for line in text.split('\n')]
     if len(events) == 1: return events[0]
     return f'<details><summary>{events[-1]} <small>and {len(events) - 1} more</small></summary><ul>{"".join(f"<li>{e}</li>" for e in events[:-1])}</ul></details>'
 
@@ -1297,7 +1302,7 @@ def problem(status: int, text: str): return Title(TITLE), Main(H1(text), P(A('Ba
 # ---- 9. App: what serves the page, and how it is put together -----------------------------------------
 
 HTMX = Path(importlib.util.find_spec('django_htmx').origin).parent/'static/django_htmx'
-FILES = {'htmx.js': HTMX/'htmx-2.min.js', 'ws.js': HTMX/'ext/hx-ws-2.min.js'} | {f.name: f for f in (FILE.parent/'static').iterdir() if f.is_file()}
+FILES = {'htmx.js': HTMX/'htmx-2.min.js', 'ws.js': HTMX/'ext/hx-ws-2.min.js'} | {f.name: f for f in (FILE.parent/'static').resolve().iterdir() if f.is_file() and not f.is_symlink()}
 
 def versioned(name: str) -> str: return f'/static/{name}?v={FILES[name].stat().st_mtime_ns}'
 
@@ -1311,7 +1316,8 @@ hdrs = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width
 def private_key() -> str:
     "The key that signs the session cookie, in a file that only this user can read."
     path = DATA/f'{FILE.stem}.key'
-    if not path.exists():
+    if not path.exists() or not path.read_text().strip():
+        path.unlink(missing_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w') as f: f.write(secrets.token_hex())
     return path.read_text()
 
@@ -1319,6 +1325,7 @@ async def on_error(req, exc):
     "Every error is a sentence: a small page where a person navigates, plain text for htmx and for scripts."
     status = getattr(exc, 'status_code', 500)
     if isinstance(exc, apsw.BusyError): status, text = 503, 'The database is locked by another program. Close that one and try again.'
+    elif isinstance(exc, RecursionError): status, text = 400, 'What was sent is nested too deeply.'
     elif status == 500: text = 'Something in this app went wrong; nothing was changed. The terminal that runs it has the details.'
     elif status == 404: text = 'There is nothing here (any more). It may have been deleted elsewhere.'
     else: text = exc.detail
@@ -1333,7 +1340,8 @@ async def lifespan(app):
     await asyncio.gather(*tasks, return_exceptions=True)
 
 app = FastHTML(title=TITLE, default_hdrs=False, hdrs=hdrs, canonical=False, htmlkw={'lang': 'en', 'data_accent': ACCENT}, lifespan=lifespan,
-               secret_key=private_key(), session_cookie=f'{SLUG}_session', exception_handlers={k: on_error for k in (HTTPException, 404, Exception, apsw.BusyError)})
+               secret_key=private_key(), session_cookie=f'{SLUG}_session', exception_handlers={k: on_error for k in (HTTPException, 404, Exception, apsw.BusyError, RecursionError)})
+app.router.redirect_slashes = False
 
 def current(id: int | None, sess) -> Profile:
     "The profile by id, else the one that the session remembers, else the first. 404 where the id is unknown."
@@ -1469,7 +1477,7 @@ async def happened(text: str, profile: int):
 async def add_todo(sess, title: str = '', profile: int = None):
     "Adds a todo for each line of the title; Markdown's check boxes are understood."
     p, rows = current(profile, sess), []
-    for line in title.splitlines():
+    for line in clean(title, MAX_BODY, 'The todo').split('\n'):
         m = re.match(r'\s*(?:[-*+]|\d+[.)])\s+(?:\[([ xX])\]\s*)?(?=\S)', line) if '\n' in title else None
         if text := clean(line[m.end():] if m else line, MAX_TITLE, 'The todo'): rows.append(Todo(title=text, profile=p.id, done=bool(m and m[1] in ('x', 'X'))))
     if not rows: raise HTTPException(400, 'Type what needs to be done, then press Enter.')
@@ -1602,7 +1610,7 @@ async def source(id: int): return PlainTextResponse(one(messages, id).content)
 async def new_chat(profile: int): await chatq('---', profile=one(profiles, profile).id)
 
 @app.post
-async def stop(profile: int): chatq.stop(profile)
+async def stop(profile: int): chatq.stop(one(profiles, profile).id)
 
 @app.post
 async def withdraw(id: int):
@@ -1671,7 +1679,8 @@ async def export(profile: int):
 
 async def on_connect(ws):
     number = lambda k: int(v) if (v := ws.query_params.get(k, '')).isascii() and v.isdigit() and len(v) < 16 else None
-    p = profiles.get(number('profile') or 0, default=None) or current(None, ws.session)
+    known = first_row(profiles, 'id = ? and not deleted', [number('profile') or 0])
+    if not (p := known if ws.query_params.get('profile') else current(None, ws.session)): return  # `ws` says so when it is spoken to
     ws.scope['tab'] = chatq.connect(ws, p.id, ws.query_params.get('tab', ''), number('seen'), number('first'), number('last'))
 
 async def on_disconnect(ws):
@@ -1685,8 +1694,9 @@ async def ws(ws, msg: str = '', bad: str = ''):
     try:
         if bad: raise HTTPException(400, 'The app did not understand what the page sent: reload it.')
         if not (text := clean(msg, MAX_TEXT, 'The message')): raise HTTPException(400, 'Type a message first.')
-        if not profiles.get(ws.scope['tab'].profile, default=None): raise HTTPException(404, 'This profile was deleted: choose another one.')
-        chatq.ask(ws.scope['tab'].profile, text)
+        tab = ws.scope.get('tab')
+        if not tab or not first_row(profiles, 'id = ? and not deleted', [tab.profile]): raise HTTPException(404, 'This profile is not there any more: choose another one.')
+        chatq.ask(tab.profile, text)
     except HTTPException as e: return toast(e.detail)
     except apsw.BusyError: return toast('The database is locked by another program. Close that one and send again.')
 
@@ -1709,7 +1719,8 @@ def say_hello():
     "The one line that a start prints: where the app is, where its data is, and which model answers."
     name = 'localhost' if HOST in ('127.0.0.1', '::1') else f'[{HOST}]' if ':' in HOST else HOST
     model = f'{pick_model(first_row(profiles, order="priority, id")) or "none yet"} ({backend.kind})' if backend.kind else 'none yet (the chat says how to get one)'
-    print(f'{NAME}: http://{name}:{server_socket.getsockname()[1]}/{f"?token={TOKEN}" if TOKEN else ""}  data: {DB_FILE}  model: {model}', flush=True)
+    token = f'?token={quote(TOKEN, safe="")}' if TOKEN else ''
+    print(f'{NAME}: http://{name}:{server_socket.getsockname()[1]}/{token}  data: {DB_FILE}  model: {model}', flush=True)
 
 if __name__ == '__main__':
     server_socket = listen()
