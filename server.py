@@ -34,6 +34,7 @@ from pygments.lexer import RegexLexer
 from pygments.lexers import get_lexer_by_name
 from pygments.token import Token
 from pygments.util import ClassNotFound
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse
 
 # ---- 1. Settings: what a copy of this file changes first ---------------------------------------
@@ -154,6 +155,12 @@ for n, (kind, text, when) in enumerate([('todo', 'title', 'not new.deleted'), ('
     for event, do in ('insert', put), ('delete', drop), (f'update of {text}, profile' + (', deleted, status' if kind == 'message' else ', deleted'), drop + put):
         db.q(f'drop trigger if exists find_{kind}_{event.split()[0]}')  # made anew at every start, since a fork may edit this
         db.q(f'create trigger find_{kind}_{event.split()[0]} after {event} on {kind} begin {do} end')
+# What a killed server left: half an answer is kept and marked, a prompt that had no turn keeps its place. Undo ends here.
+for name in 'todo', 'message': db.q(f'delete from {name} where deleted or profile in (select id from profile where deleted)')
+db.q('delete from profile where deleted')
+db.q("update message set status = 'slot' where status = 'queued' and role = 'assistant'")
+db.q("update message set status = 'stopped' where status in ('streaming', 'queued')")
+db.q("update message set status = 'stopped' where role = 'user' and id in (select id - 1 from message where status = 'slot')")
 
 def clean(text: str, most: int, what: str) -> str:
     "`text` fit to be stored: stripped, no control characters. Raises HTTPException 400 where it is too long or no text."
@@ -194,8 +201,7 @@ class Guard:
         if TOKEN and not self.has_token(scope, h): return 401, 'This app wants its token: open the link that it printed when it started.'
 
     def has_token(self, scope, h: dict) -> bool:
-        cookies = dict(c.strip().split('=', 1) for c in h.get('cookie', '').split(';') if '=' in c)
-        given = cookies.get(f'{SLUG}_token'), h.get('authorization', '').removeprefix('Bearer '), self.link_token(scope)
+        given = cookie_parser(h.get('cookie', '')).get(f'{SLUG}_token'), h.get('authorization', '').removeprefix('Bearer '), self.link_token(scope)
         return any(g and secrets.compare_digest(g.encode(), TOKEN.encode()) for g in given)
 
     def link_token(self, scope) -> str: return dict(parse_qsl(scope['query_string'].decode('latin-1'))).get('token', '')
@@ -216,13 +222,14 @@ class Guard:
         acting_tab.set(h.get('x-tab', ''))
         if not is_socket and scope['method'] == 'POST':  # a POST answers the partial, whoever asks, and not a page around it
             scope = dict(scope, headers=[*scope['headers'], (b'hx-request', b'true')])
-        size = 0
+        size, is_form = 0, h.get('content-type', '').startswith('application/x-www-form-urlencoded')
 
         async def guarded_receive():
             nonlocal size
             m = await receive()
             if m['type'] == 'websocket.receive': return {'type': m['type'], 'text': self.flat(m)}
-            size += len(m.get('body', b''))
+            size += len(body := m.get('body', b''))
+            if is_form: m['body'] = re.sub(rb'[\x80-\xff]', lambda c: b'%%%02X' % c[0], body)  # curl -d title=Grüße: Starlette reads Latin-1
             if size > MAX_BODY: raise HTTPException(413, 'That is more than 1 MB: send less at once.')
             return m
 
