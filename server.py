@@ -159,8 +159,8 @@ for n, (kind, text, when) in enumerate([('todo', 'title', 'not new.deleted'), ('
 for name in 'todo', 'message': db.q(f'delete from {name} where deleted or profile in (select id from profile where deleted)')
 db.q('delete from profile where deleted')
 db.q("update message set status = 'slot' where status = 'queued' and role = 'assistant'")
-db.q("update message set status = 'stopped' where status in ('streaming', 'queued')")
-db.q("update message set status = 'stopped' where role = 'user' and id in (select id - 1 from message where status = 'slot')")
+db.q("""update message set status = 'stopped', rev = (select max(rev) + 1 from message) where status in ('streaming', 'queued')
+        or role = 'user' and status <> 'stopped' and id in (select id - 1 from message where status = 'slot')""")
 
 def clean(text: str, most: int, what: str) -> str:
     "`text` fit to be stored: stripped, no control characters. Raises HTTPException 400 where it is too long or no text."
@@ -292,6 +292,8 @@ def inline(text: str) -> str:
     md, sanitizer = engine()
     return sanitizer.clean(md.renderer(md.inline(text, {'ref_links': {}}), md.block.state_cls()))
 
+def cells(line: str) -> list[str]: return [c.strip() for c in re.split(r'(?<!\\)\|', line.strip().removeprefix('|').removesuffix('|'))]
+
 def balanced(s: str) -> bool: return not any(s.count(c) % 2 for c in '*_`~') and s.count('[') == s.count(']') and s.count('(') == s.count(')')
 
 def mend(s: str) -> str:
@@ -402,7 +404,7 @@ class Markdown:
                               f'<pre tabindex="0"><code>', '</code></pre></figure>')
             self.fence = re.escape(m[1])
         elif not line.strip(): self.close()
-        elif self.kind == 'block' and self.lines and '|' in self.lines[-1] and '|' in line and TABLE.match(line):
+        elif self.kind == 'block' and self.lines and '|' in line and TABLE.match(line) and len(cells(self.lines[-1])) == len(cells(line)):
             head = self.lines.pop()
             self.head = f'{head}\n{line}\n'
             html = render(self.head)
@@ -442,7 +444,8 @@ class Markdown:
 
     def rows(self):
         if not self.lines: return
-        html = render(self.head + '\n'.join(self.lines))
+        n = len(cells(self.head.split('\n')[0]))  # the parser takes no row that is shorter or longer
+        html = render(self.head + '\n'.join(f'| {" | ".join((cells(line) + n*[""])[:n])} |' for line in self.lines))
         self.lines = []
         rows = html[html.find('<tbody>') + 7:html.find('</tbody>')].replace('\n  ', '').replace('\n', '')
         self.add(rows.replace('<tr>', '<tbody><tr>').replace('</tr>', '</tr></tbody>'))
@@ -773,7 +776,7 @@ class Chatq:
             prompt.status = 'done'
             self.changed(prompt)
         self.turn = self.start(chat := self.open(row=row), self.answer(chat))
-        try: await self.turn
+        try: await asyncio.wait([self.turn])  # not the task itself: it takes a cancellation for a Stop
         finally: self.turn = None
 
     def start(self, chat: Chatter, work) -> asyncio.Task:
@@ -892,7 +895,7 @@ def refusal(status: int, text: str, model: str) -> str:
         except ValueError: break
         err = d.get('error', d.get('detail', d.get('message', ''))) if isinstance(d, dict) else d
         text = str(err.get('message', err) if isinstance(err, dict) else err)
-    text = ' '.join(text.split())[:300]
+    text = ' '.join(text.split())[:300].replace('`', "'")  # marks are ours: what stands in them can be clicked
     low = text.lower()
     if status == 404 or 'not found' in low and 'model' in low:
         if backend.kind == 'ollama' and model: return f'The model {model} is not on this machine yet. Download it: `ollama pull {model}`'
@@ -1013,7 +1016,9 @@ def history(row: Message, profile: Profile, limit: int) -> tuple[list[dict], int
     for role, text in past:
         if role in ('event', 'job'): aside.append(text)
         elif role == 'user' and aside: out.append({'role': role, 'content': '(Meanwhile in the app: ' + '; '.join('; '.join(aside).split('\n')) + ')\n\n' + text}); aside = []
-        else: out.append({'role': role, 'content': text})
+        else:
+            if aside: out.append({'role': 'user', 'content': f'(In the app: {"; ".join(aside)})'}); aside = []
+            out.append({'role': role, 'content': text})
     if aside: out.append({'role': 'user', 'content': f'(In the app: {"; ".join(aside)}) Comment on that in one short sentence.'})
     if row.content: out += [{'role': 'assistant', 'content': row.content}, {'role': 'user', 'content': 'Go on exactly where you stopped, without repeating anything.'}]
     return out, oldest
@@ -1113,7 +1118,8 @@ async def pull_model(chat: Chatter, model: str, then):
                 if 'error' in d: raise ModelError(refusal(200, json.dumps(d), model))
                 if d.get('digest'): layers[d['digest']] = d.get('completed') or 0, d.get('total') or 0
                 chat.note(text_of(d, 'status').split(' ')[0])
-                chat.progress(*map(sum, zip(*layers.values(), strict=True)) if layers else (0, 1))
+                done, total = map(sum, zip(*layers.values(), strict=True)) if layers else (0, 0)
+                chat.progress(max(chat.row.progress, min(99, 100*done/total)) if total else 0)  # a new layer does not set it back
                 if d.get('status') == 'success': break
             else: raise ModelError('The download broke off.')
     except asyncio.CancelledError: return chat.finish('stopped', error=f'Stopped. {again}')
@@ -1157,15 +1163,15 @@ def listing(kind: str, rows: list, more: str | None = None):
 
 def next_part(more: str | None): return Li('…', hx_get=more, hx_trigger='intersect once', hx_swap='outerHTML', cls='part') if more else None
 
-def item(kind: str, row, before: str | None = None):
-    """A row of a list: its own parts, and what every list's rows have: edit, delete, and a grip to move it. `before` tells
-    other tabs where it stands now: the id of the row below it, or 'end'."""
+def item(kind: str, row, put: str | None = None):
+    """A row of a list: its own parts, and what every list's rows have: edit, delete, and a grip to move it. `put` tells
+    other tabs where it stands now: 'here' as before, the id of the row below it, or 'end'."""
     name, at = getattr(row, LISTS[kind].text), dict(hx_target=f'#{kind}-{row.id}', hx_swap='outerHTML')
     return Li(Button('⠿', cls='quiet grip', aria_label=f'Move {name}', title='Drag, or Alt+↑ and Alt+↓', tabindex='-1', type='button'),
               *LISTS[kind].parts(row),
               Button('✎', cls='quiet', aria_label=f'Rename {name}', title='Edit', hx_get=edit.to(kind=kind, id=row.id), **at),
               Button('×', cls='quiet', aria_label=f'Delete {name}', title='Delete', hx_post=delete.to(kind=kind, id=row.id), **at),
-              id=f'{kind}-{row.id}', cls='done' if getattr(row, 'done', False) else None, tabindex='0', data_before=before)
+              id=f'{kind}-{row.id}', cls='done' if getattr(row, 'done', False) else None, tabindex='0', data_put=put)
 
 def todo_parts(t: Todo):
     return (Input(type='checkbox', id=f'check-{t.id}', name=None, checked=bool(t.done), aria_label=t.title, hx_post=toggle.to(id=t.id),
@@ -1211,7 +1217,7 @@ def profile_menu(rows: list[Profile], chosen: int, counts: dict[int, int]):
     link = lambda p: A(p.name, href=f'/profile/{p.id}', aria_current='page' if p.id == chosen else None)
     return Ul(*(Li(link(p), Small(n, Span(' open', cls='hide')) if (n := counts.get(p.id)) else None) for p in rows if p.active or p.id == chosen), id='profile-menu')
 
-def memory_line(oldest: int): return Div(Div(Span('The model no longer remembers what stands above'), cls='content'), id='memory', cls='line', hidden=not oldest, data_role='event')
+def memory_line(oldest: int): return Div(Div(Span('The model no longer remembers what stands above'), cls='content'), id='memory', cls='line', hidden=not oldest)
 
 def timeline(rows: list, memory=0):
     older = Div('…', hx_get=older_messages.to(before=rows[0].id), hx_trigger='intersect once', hx_swap='outerHTML', cls='older') if len(rows) >= PAGE else None
@@ -1247,7 +1253,7 @@ def bar(m: Message): return Div(Progress(value=f'{m.progress:.1f}', max=100, ari
 
 def foot(m: Message):
     "What stands under a message, outside of what is redrawn: its state, its figures and what can be done with it."
-    act = lambda label, route, name=None, **kw: Button(label, hx_post=route.to(id=m.id), hx_swap='none', aria_label=name, type='button', **kw)
+    act = lambda label, route, name=None, **kw: Button(label, hx_post=route.to(id=m.id), aria_label=name, type='button', **{'hx_swap': 'none'} | kw)
     pull_name = re.search(r'`ollama pull ([^`]+)`', m.error)
     figures = [m.model, f'{m.tokens/m.seconds:.0f} tokens/s' if m.tokens and m.seconds else '', f'{m.seconds:.1f} s' if m.seconds else '',
                f'context {(m.prompt_tokens + m.tokens)/m.window:.0%}' if m.window and m.prompt_tokens else '']
@@ -1263,7 +1269,7 @@ def foot(m: Message):
         act(f'Download {pull_name[1]}', pull) if pull_name else None,
         act('Regenerate', try_again, cls='regenerate') if m.role == 'assistant' and m.status == 'done' else None,
         Button('Copy', type='button', cls='copy late', data_text=source.to(id=m.id)) if m.role != 'event' and m.status != 'streaming' else None,
-        act('Delete', delete_message, 'Delete message', cls='late') if m.status not in ('streaming', 'queued') else None,
+        act('Delete', delete_message, 'Delete message', cls='late', hx_target='#toast', hx_swap='outerHTML') if m.status not in ('streaming', 'queued') else None,
         id=f'f-{m.id}', data_status=m.status, data_rev=m.rev)
 
 def note(m: Message, text=''):
@@ -1431,9 +1437,9 @@ def add_row(kind: str, row):
     show_row(kind, row, 'end')
     return item(kind, row)
 
-def show_row(kind: str, row, before: str | None = None, everyone=False):
+def show_row(kind: str, row, put='here', everyone=False):
     "Shows a row that is new, changed, moved or deleted in the other tabs, and what hangs on it in all."
-    ft = Li(id=f'{kind}-{row.id}', cls='gone') if row.deleted else item(kind, row, before)
+    ft = Li(id=f'{kind}-{row.id}', data_put='gone') if row.deleted else item(kind, row, put)
     chatq.push(f'{kind}-{row.id}', Ul(ft, hx_swap_oob=f'beforeend:#{kind}-list'), getattr(row, 'profile', None), everyone)
     refresh(kind, getattr(row, 'profile', None))
 
@@ -1641,7 +1647,7 @@ async def delete_message(id: int):
     m = closed(id)
     m.deleted = True
     chatq.changed(m)
-    return toast('Message deleted.', restore_message.to(id=id))
+    return toast('Message deleted.', restore_message.to(id=id))(hx_swap_oob=None)  # its button is gone by now: the toast is the target
 
 @app.post
 async def restore_message(id: int):

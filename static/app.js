@@ -2,7 +2,7 @@
 const $ = (q, in_ = document) => in_.querySelector(q), on = (event, f) => document.addEventListener(event, f)
 const tab = Math.random().toString(36).slice(2)  // so that the server does not send us what we did ourselves
 const log = () => $('#msg-list')
-let online = false, waiting = null, unsent = false, follow = true, hide
+let online = false, waiting = null, restored = null, unsent = false, follow = true, hide
 
 // ---- The socket: on every connection it says what this page has seen, and gets what it missed.
 htmx.createWebSocket = url => {
@@ -21,7 +21,7 @@ on('htmx:wsOpen', () => {
 on('htmx:wsClose', e => {
   online = false
   setTimeout(() => { $('#offline').hidden = online }, 400)
-  if (waiting && !$('#msg').value) type(waiting)  // it may not have arrived: nothing is lost
+  if (waiting && !$('#msg').value) type(restored = waiting)  // it may not have arrived: nothing is lost
   waiting = null
   if (![1006, 1011, 1012, 1013].includes(e.detail.event.code)) setTimeout(e.detail.socketWrapper.reconnect, 1000)
 })
@@ -34,7 +34,10 @@ on('htmx:wsAfterSend', () => { waiting = $('#msg').value; type(''); follow = tru
 on('htmx:oobBeforeSwap', e => {
   const { fragment, target } = e.detail
   for (const el of [...fragment.children]) {
-    if (el.dataset.role === 'user') waiting = null  // our prompt is stored
+    if (el.dataset.role === 'user') {  // our prompt is stored: it need not be kept here
+      if (restored && $('#msg').value === restored && $('.content', el).textContent === restored) type('')
+      waiting = restored = null
+    }
     if (el.id.startsWith('f-')) {  // the foot of a message tells its state
       Object.assign($('#msg-' + el.id.slice(2))?.dataset ?? {}, { status: el.dataset.status, rev: el.dataset.rev })
       if (el.dataset.status === 'done') tell('The answer is here.')
@@ -42,7 +45,7 @@ on('htmx:oobBeforeSwap', e => {
   }
   if (!target.matches('#todo-list, #profile-list, [data-list]')) return
   const editing = $('.editing', target)
-  if (fragment.children.length === 1 && fragment.firstElementChild.id) {
+  if (fragment.firstElementChild?.dataset.put) {
     e.detail.shouldSwap = false
     place(fragment.firstElementChild, target)
   } else if (editing) {  // the list comes anew around what somebody is typing
@@ -53,14 +56,14 @@ on('htmx:oobBeforeSwap', e => {
   }
 })
 function place(li, list) {
-  const old = document.getElementById(li.id), before = li.dataset.before
+  const old = document.getElementById(li.id), { put } = li.dataset
   if (old?.matches('.editing')) return  // it shows when the typing there is done
-  if (li.matches('.gone')) return old?.remove()
+  if (put === 'gone') return old?.remove()
   const focused = old?.contains(document.activeElement) && (document.activeElement.id || li.id)
-  if (before && before !== 'end') document.getElementById(before)?.before(li)
-  else if (old && !before) old.replaceWith(li)
-  else if (before && !$('.part', list)) list.append(li)
-  if (old?.isConnected && old !== li) old.remove()
+  if (put === 'here') old?.replaceWith(li)
+  else if (put !== 'end') document.getElementById(put)?.before(li)
+  else if (!$('.part', list)) list.append(li)
+  if (old?.isConnected) old.remove()
   htmx.process(li)
   if (focused) document.getElementById(focused)?.focus()
 }
@@ -74,6 +77,12 @@ on('DOMContentLoaded', () => {
   type(sessionStorage.draft ?? '')
   toEnd()
   new ResizeObserver(toEnd).observe(log())
+})
+
+on('htmx:beforeSwap', e => {
+  if (!e.detail.target.matches?.('.older')) return
+  const below = log().scrollHeight - log().scrollTop  // older messages come in above: what is being read stays where it is
+  addEventListener('htmx:afterSettle', () => { log().scrollTop = log().scrollHeight - below }, { once: true })
 })
 
 // ---- Writing
