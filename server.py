@@ -155,13 +155,11 @@ for n, (kind, text, when) in enumerate([('todo', 'title', 'not new.deleted'), ('
     for event, do in ('insert', put), ('delete', drop), (f'update of {text}, profile' + (', deleted, status' if kind == 'message' else ', deleted'), drop + put):
         db.q(f'drop trigger if exists find_{kind}_{event.split()[0]}')  # made anew at every start, since a fork may edit this
         db.q(f'create trigger find_{kind}_{event.split()[0]} after {event} on {kind} begin {do} end')
-# What a killed server left: half an answer is kept and marked, a prompt that had no turn keeps its place. Undo ends here.
-for name in 'todo', 'message': db.q(f'delete from {name} where deleted or profile in (select id from profile where deleted)')
-db.q('delete from profile where deleted')
-db.q("update message set status = 'slot' where status = 'queued' and role = 'assistant'")
-db.q("""update message set status = 'stopped', rev = (select max(rev) + 1 from message) where status in ('streaming', 'queued')
-        or role = 'user' and status <> 'stopped' and id in (select id - 1 from message where status = 'slot')""")
-
+# What was deleted goes for good at a start a day later: until then Undo finds it, and a page that was away is told of it.
+long_gone = time.time() - 86400
+for name, when in ('todo', 'deleted'), ('message', 'updated'):
+    db.q(f'delete from {name} where deleted and {when} < ? or profile in (select id from profile where deleted and deleted < ?)', [long_gone]*2)
+db.q('delete from profile where deleted and deleted < ?', [long_gone])
 def clean(text: str, most: int, what: str) -> str:
     "`text` fit to be stored: stripped, no control characters. Raises HTTPException 400 where it is too long or no text."
     if not isinstance(text, str) or re.search('[\0\ufffd\ud800-\udfff]', text): raise HTTPException(400, f'{what} has characters that are no text: type it again.')
@@ -406,7 +404,7 @@ class Markdown:
         elif not line.strip(): self.close()
         elif self.kind == 'block' and self.lines and '|' in line and TABLE.match(line) and len(cells(self.lines[-1])) == len(cells(line)):
             head = self.lines.pop()
-            self.head = f'{head}\n{line}\n'
+            self.head = ''.join(f'| {" | ".join(cells(x))} |\n' for x in (head, line))
             html = render(self.head)
             self.open('table', f'<div class="scroll" tabindex="0"><table>{html[html.find("<thead"):html.find("</thead>")]}</thead>', '</table></div>')
         elif HEADING.match(line) or (RULE.match(line) and not (self.lines and re.match(r'\s*-+\s*$', line))): self.add(render(line))
@@ -680,7 +678,12 @@ class Chatq:
     chat, `open` gives a Chatter, `ask` puts a prompt in line for the model, `push` shows a change of a list elsewhere."""
     def __init__(self):
         self.tabs, self.live, self.tasks, self.turn, self.due = set(), {}, {}, None, asyncio.Event()
-        self.rev = self.boot = (db.q('select max(rev) n from message')[0]['n'] or 0) + 1
+        # Starts at the clock in ms, so that no page has seen more, whatever the server counted before it was killed.
+        self.rev = self.boot = max(int(time.time()*1000), (db.q('select max(rev) n from message')[0]['n'] or 0) + 1)
+        # What a killed server left: half an answer is kept and marked, a prompt that had no turn keeps its place.
+        db.q("update message set status = 'slot' where status = 'queued' and role = 'assistant'")
+        db.q("""update message set status = 'stopped', rev = ? where status in ('streaming', 'queued')
+                or role = 'user' and status <> 'stopped' and id in (select id - 1 from message where status = 'slot')""", [self.rev])
         self.list_rev, self.view, self.answer = {}, None, None  # the components and the model's turn are handed in below
 
     def next_rev(self) -> int:
@@ -1306,9 +1309,9 @@ def found(hits: list[dict]):
     return Ul(*(Li(A(Safe(escape(h['text'], quote=False).replace('\x01', '<mark>').replace('\x02', '</mark>')), Small(h['name']),
                      href=f"/profile/{h['profile']}?show={h['kind']}-{h['ref']}")) for h in hits))
 
-def toast(text: str, undo=None):
+def toast(text: str, undo=None, oob='true'):
     "A word at the edge of the page, with a way back where there is one."
-    return Div(text, Button('Undo', hx_post=undo, hx_swap='none') if undo else None, id='toast', role='status', hx_swap_oob='true')
+    return Div(text, Button('Undo', hx_post=undo, hx_swap='none') if undo else None, id='toast', role='status', hx_swap_oob=oob)
 
 def problem(status: int, text: str): return Title(TITLE), Main(H1(text), P(A('Back to the app', href='/')), cls='problem')
 
@@ -1647,7 +1650,7 @@ async def delete_message(id: int):
     m = closed(id)
     m.deleted = True
     chatq.changed(m)
-    return toast('Message deleted.', restore_message.to(id=id))(hx_swap_oob=None)  # its button is gone by now: the toast is the target
+    return toast('Message deleted.', restore_message.to(id=id), oob=None)  # its button is gone by now: the toast is the target
 
 @app.post
 async def restore_message(id: int):
