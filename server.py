@@ -22,7 +22,7 @@ from fasthtml.common import *
 
 import asyncio, contextlib, contextvars, errno, importlib.util, json, mimetypes, os, platform, re, secrets, socket, sys, time, traceback
 from functools import lru_cache
-from html import escape
+from html import escape, unescape
 from inspect import get_annotations
 from itertools import groupby
 from types import SimpleNamespace
@@ -259,10 +259,14 @@ def engine():
     import mistune, nh3
     class Renderer(mistune.HTMLRenderer):
         def image(self, text, url, title=None): return self.link(text or url, url, title)
-        def block_code(self, code, info=None): return f'<pre><code>{escape(code)}</code></pre>\n'
-    tags = 'p br hr h1 h2 h3 h4 h5 h6 strong em del code pre blockquote ul ol li a table thead tbody tr th td'
+        def text(self, text): return escape(unescape(text), quote=False)
+        def block_code(self, code, info=None):
+            before, after = code_frame(lang := (info or '').split(' ')[0])
+            return before + highlight(code, lang)[0] + after
+    tags = 'figure figcaption button i p br hr h1 h2 h3 h4 h5 h6 strong em del code pre blockquote ul ol li a table thead tbody tr th td'
+    may_have = {'a': {'href', 'title'}, 'ol': {'start'}, 'figure': {'class'}, 'button': {'class', 'type'}, 'i': {'class'}, 'pre': {'tabindex'}}
     return mistune.create_markdown(renderer=Renderer(escape=True), plugins=['strikethrough', 'table', 'url']), nh3.Cleaner(
-        tags=set(tags.split()), attributes={'a': {'href', 'title'}, 'ol': {'start'}}, url_schemes={'http', 'https', 'mailto'},
+        tags=set(tags.split()), attributes=may_have, url_schemes={'http', 'https', 'mailto'},
         set_tag_attribute_values={'a': {'target': '_blank'}}, link_rel='noopener noreferrer')
 
 # Prose without any mark needs no parser, and most of what models write is that.
@@ -326,6 +330,11 @@ def highlight(code: str, lang: str, state=('root',)) -> tuple[str, tuple]:
         text = escape(''.join(t for _, t in group), quote=False)
         html.append('\n'.join(f'<i class="{cls}">{line}</i>' if line.strip() else line for line in text.split('\n')) if cls else text)
     return ''.join(html), state
+
+def code_frame(lang: str) -> tuple[str, str]:
+    "What stands before and after the lines of a code block."
+    return (f'<figure class="code"><figcaption>{escape(lang or "text")}<button type="button" class="copy">Copy</button></figcaption>'
+            '<pre tabindex="0"><code>', '</code></pre></figure>')
 
 class Markdown:
     """Markdown that comes in pieces. `feed` and `end` return what there is to do to a page that shows what
@@ -398,8 +407,7 @@ class Markdown:
         if self.kind == 'table': return self.lines.append(line)
         if m := FENCE.match(line):
             self.lang = m[2]
-            self.open('code', f'<figure class="code"><figcaption>{escape(m[2] or "text")}<button type="button" class="copy">Copy</button></figcaption>'
-                              f'<pre tabindex="0"><code>', '</code></pre></figure>')
+            self.open('code', *code_frame(m[2]))
             self.fence = re.escape(m[1])
         elif not line.strip(): self.close()
         elif self.kind == 'block' and self.lines and '|' in line and TABLE.match(line) and len(cells(self.lines[-1])) == len(cells(line)):
@@ -1033,9 +1041,7 @@ async def answer(chat: Chatter):
     model = chat.row.model = pick_model(profile)
     try:
         if not model: raise ModelError(backend.problem or 'The model server runs but has no model yet. Download one: `ollama pull llama3.2`')
-        watching = asyncio.create_task(say_what_it_does(chat, model))
-        try: figures = await with_retries(chat, profile, model)
-        finally: watching.cancel()
+        figures = await with_retries(chat, profile, model)
         cut = figures.pop('cut', False)
         figures['seconds'] = figures['seconds'] or time.perf_counter() - start
         chat.finish('stopped' if cut else 'done', **figures, error='The answer reached the end of what the model can hold.' if cut else '')
@@ -1050,17 +1056,20 @@ async def with_retries(chat: Chatter, profile: Profile, model: str) -> dict:
     for wait in (1, 2, 4, 0):
         prompt, oldest = history(chat.row, profile, limit)
         remember(profile, oldest)
+        watching = asyncio.create_task(say_what_it_does(chat, model))
         try:
             figures = await pour(stream(prompt, model, options), chat)
             if n := figures['prompt_tokens']: chars_per_token[model] = sum(len(m['content']) for m in prompt)/n
             return figures | {'window': window}
         except Busy:
             if not wait: raise
+            watching.cancel()
             chat.note(f'The model server is busy: trying again in {wait} s')
             await asyncio.sleep(wait)
         except TooLong:
             if not wait: raise
             limit = limit*3//5
+        finally: watching.cancel()
 
 async def pour(deltas, chat: Chatter) -> dict:
     "Writes a stream of Deltas into a message; returns the figures of the last one."
