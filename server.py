@@ -741,8 +741,11 @@ class Chatq:
 
     def show(self, row: Message): return self.view.message(row, self.live[row.id].html() if row.id in self.live else None)
 
-    def newest(self, profile: int, before: int = 2**62) -> list[Message]:
-        return list(messages('profile = ? and not deleted and id < ?', [profile, before], order_by='id desc', limit=PAGE))[::-1]
+    def newest(self, profile: int, before: int = 2**62, since=0) -> list[Message]:
+        "The last PAGE messages before an id; or all since one, for a search hit further up."
+        rows = list(messages('profile = ? and not deleted and id < ?', [profile, before], order_by='id desc', limit=PAGE))[::-1]
+        if not since or not rows or since >= rows[0].id: return rows
+        return list(messages('profile = ? and not deleted and id >= ?', [profile, since], order_by='id'))
 
     def ask(self, profile: int, text: str):
         """Puts a prompt in line: a row for it, and right below it the place for its answer, so that the order of ids is
@@ -1316,7 +1319,9 @@ def settings_panel(p: Profile):
 def found(hits: list[dict]):
     if not hits: return P('Nothing found.')
     return Ul(*(Li(A(Safe(escape(h['text'], quote=False).replace('\x01', '<mark>').replace('\x02', '</mark>')), Small(h['name']),
-                     href=f"/profile/{h['profile']}?show={h['kind']}-{h['ref']}")) for h in hits))
+                     href=f"/profile/{h['profile']}?at={h['ref'] if h['kind'] == 'message' else 0}#{found_at(h)}")) for h in hits))
+
+def found_at(hit: dict) -> str: return f"{'msg' if hit['kind'] == 'message' else hit['kind']}-{hit['ref']}"
 
 def toast(text: str, undo=None, oob='true'):
     "A word at the edge of the page, with a way back where there is one."
@@ -1402,13 +1407,13 @@ async def static_file(name: str):
 async def index(req, sess, show: str = 'all', undone: float = 0.): return profile_page(current(None, sess), req, sess, show, undone)
 
 @app.get('/profile/{id}')
-async def profile_view(id: int, req, sess, show: str = 'all'): return profile_page(one(profiles, id), req, sess, show)
+async def profile_view(id: int, req, sess, show: str = 'all', at: int = 0): return profile_page(one(profiles, id), req, sess, show, at=at)
 
-def profile_page(p: Profile, req, sess, show: str, undone=0.):
+def profile_page(p: Profile, req, sess, show: str, undone=0., at=0):
     sess['profile'] = p.id
     if theme := sess.get('theme'): req.htmlkw['data_theme'] = theme
     word = toast(f'{gone.name} is deleted.', undo.to(kind='profile', stamp=gone.deleted)) if undone and (gone := first_row(profiles, 'deleted = ?', [undone])) else None
-    return page(p, menu(), menu_of(p.id), todos_of(p, show), chatq.newest(p.id), picker(p), word)
+    return page(p, menu(), menu_of(p.id), todos_of(p, show), chatq.newest(p.id, since=at), picker(p), word)
 
 @app.post
 async def switch_theme(sess, dark: str = ''):

@@ -2,7 +2,7 @@
 const $ = (q, in_ = document) => in_.querySelector(q), on = (event, f) => document.addEventListener(event, f)
 const tab = Math.random().toString(36).slice(2)  // so that the server does not send us what we did ourselves
 const log = () => $('#msg-list')
-let online = false, waiting = null, restored = null, unsent = false, follow = true, hide
+let online = false, waiting = null, restored = null, unsent = false, follow = !location.hash, hide
 
 // ---- The socket: on every connection it says what this page has seen, and gets what it missed.
 htmx.createWebSocket = url => {
