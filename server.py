@@ -544,7 +544,8 @@ class Chatter:
 
     def note(self, text: str):
         "Says in a word what is going on while there is nothing to read yet."
-        self.show('note', self.queue.view.note(self.row, text))
+        self.row.note = text
+        self.show('note', self.queue.view.note(self.row))
 
     def show(self, key: str, ft):
         "Replaces an element of the message by its id; of each `key` only the newest is sent."
@@ -739,7 +740,11 @@ class Chatq:
         chat = self.live[row.id] = Chatter(self, row)
         return chat
 
-    def show(self, row: Message): return self.view.message(row, self.live[row.id].html() if row.id in self.live else None)
+    def show(self, row: Message):
+        "A message as a page shows it; of one that is being written all that has come, stored or not."
+        if not (chat := self.live.get(row.id)): return self.view.message(row)
+        html = chat.html()
+        return self.view.message(chat.row, html)
 
     def newest(self, profile: int, before: int = 2**62, since=0) -> list[Message]:
         "The last PAGE messages before an id; or all since one, for a search hit further up."
@@ -1011,6 +1016,8 @@ async def start_built_in() -> str:
     try: built_in = built_in or await asyncio.to_thread(load)
     except Exception as e: raise ModelError(f'The built-in model could not be loaded ({e}). Start Ollama instead: it is used as soon as it answers.')
     return f'{built_in.listening_address}/v1'
+
+# ---- 7. Turn: from the timeline to an answer in it ------------------------------------------------
 
 def history(row: Message, profile: Profile, limit: int) -> tuple[list[dict], int]:
     """The messages that the model is sent for the answer `row`, and the id of the oldest one in it (0: nothing was
@@ -1287,10 +1294,10 @@ def foot(m: Message):
         act('Delete', delete_message, 'Delete message', cls='late', hx_target='#toast', hx_swap='outerHTML') if m.status not in ('streaming', 'queued') else None,
         id=f'f-{m.id}', data_status=m.status, data_rev=m.rev)
 
-def note(m: Message, text=''):
+def note(m: Message):
     "What is going on, in a word."
-    if not text: text = 'In line' if m.status == 'queued' else '' if m.role == 'job' or m.content else 'Waiting for the model'
-    return Span(text, id=f's-{m.id}', cls='note')
+    first = 'In line' if m.status == 'queued' else '' if m.role == 'job' or m.content else 'Waiting for the model'
+    return Span(getattr(m, 'note', first), id=f's-{m.id}', cls='note')
 
 def error_text(s: str): return [Code(part) if n % 2 else part for n, part in enumerate(s.split('`'))]
 
