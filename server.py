@@ -20,7 +20,7 @@ queue, `chatq`. The parts stand in the order in which they use each other; each 
 """
 from fasthtml.common import *
 
-import asyncio, contextlib, contextvars, errno, importlib.util, json, mimetypes, os, platform, re, secrets, socket, sys, time, traceback
+import asyncio, contextlib, contextvars, errno, fcntl, importlib.util, json, logging, mimetypes, os, platform, re, secrets, socket, sys, time, traceback
 from functools import lru_cache
 from html import escape, unescape
 from inspect import get_annotations
@@ -77,11 +77,15 @@ def ollama_url(s: str) -> str:
 
 try: OLLAMA = ollama_url(env['OLLAMA_HOST'])
 except ValueError: sys.exit(f"OLLAMA_HOST is “{env['OLLAMA_HOST']}”, which is no address: write it like 127.0.0.1:11434.")
-if env['PORT'] and not (env['PORT'].isascii() and env['PORT'].isdigit() and 0 < int(env['PORT']) < 65536):
-    sys.exit(f"PORT is “{env['PORT']}”: it has to be a number from 1 to 65535.")
+if env['PORT'] and not (re.fullmatch('[0-9]{1,5}', env['PORT']) and 0 < int(env['PORT']) < 65536):
+    sys.exit(f"PORT is “{env['PORT'][:40]}”: it has to be a number from 1 to 65535.")
 OPENAI = env['OPENAI_BASE_URL'].rstrip('/')
-if OPENAI and not (urlsplit(OPENAI).scheme in ('http', 'https') and urlsplit(OPENAI).hostname):
-    sys.exit(f"OPENAI_BASE_URL is “{OPENAI}”: it has to be a URL like http://127.0.0.1:8000/v1.")
+try:
+    url = urlsplit(OPENAI)
+    if OPENAI and not (url.scheme in ('http', 'https') and url.hostname and url.port != 0 and not re.search(r'\s', OPENAI)): raise ValueError
+except ValueError: sys.exit(f"OPENAI_BASE_URL is “{OPENAI}”: it has to be a URL like http://127.0.0.1:8000/v1.")
+for name in 'TOKEN', 'OPENAI_API_KEY':
+    if not re.fullmatch('[!-~]*', env[name]): sys.exit(f'{name} has a character that no header can carry: use letters, digits and signs without spaces.')
 HOST = '127.0.0.1' if env['HOST'] in ('', 'localhost') else env['HOST'].strip('[]')
 LOCAL = {'localhost', '127.0.0.1', '::1'}
 TOKEN = env['TOKEN'] or ('' if HOST in LOCAL else secrets.token_urlsafe(24))
@@ -112,7 +116,18 @@ def open_db(path: Path) -> Database:
     (and leaves it untouched), locked for 5 s, or cannot be written."""
     try:
         path.parent.mkdir(exist_ok=True)
-        db = Database(path)
+        lock = open(path.with_suffix('.lock'), 'w')  # held as long as this process lives
+        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError: sys.exit(f'{NAME} runs already, with its data in {path}: use that one, or end it first.')
+        logging.getLogger().addHandler(logging.NullHandler())  # SQLite's own words go there; the person gets a sentence
+        until = time.monotonic() + 5
+        while True:  # opening reads already, and waits for a lock only 0.1 s
+            try: db = Database(path)
+            except apsw.BusyError:
+                if time.monotonic() > until: raise
+                time.sleep(.1)
+            else: break
+        db.lock = lock
         db.conn.set_busy_timeout(5000)
         if db.q('pragma quick_check(1)')[0]['quick_check'] != 'ok': raise apsw.CorruptError()
         db.enable_wal()
@@ -227,7 +242,7 @@ class Guard:
             m = await receive()
             if m['type'] == 'websocket.receive': return {'type': m['type'], 'text': self.flat(m)}
             size += len(body := m.get('body', b''))
-            if is_form: m['body'] = re.sub(rb'[\x80-\xff]', lambda c: b'%%%02X' % c[0], body)  # curl -d title=Grüße: Starlette reads Latin-1
+            if is_form: m['body'] = re.sub(rb'[\x80-\xff]', lambda c: b'%%%02X' % c[0][0], body)  # curl -d title=Grüße: Starlette reads Latin-1
             if size > MAX_BODY: raise HTTPException(413, 'That is more than 1 MB: send less at once.')
             return m
 
@@ -879,6 +894,7 @@ async def find_backend() -> Backend:
     try:
         if OPENAI:
             async with http(OPENAI, 5) as c: r = await c.get(f'{OPENAI}/models')
+            if r.status_code == 404: raise ValueError
             if r.status_code != 200: return Backend('openai', OPENAI, (), refusal(r.status_code, r.text, ''))
             return Backend('openai', OPENAI, tuple((m['id'], 0) for m in r.json()['data']))
         async with http(OLLAMA, 5) as c: r = await c.get(f'{OLLAMA}/api/tags')
@@ -1087,7 +1103,7 @@ async def pour(deltas, chat: Chatter) -> dict:
     async with contextlib.aclosing(deltas):
         async for d in deltas:
             if d.thinking:
-                began = began or time.perf_counter()
+                if not began: began = time.perf_counter(); chat.note('Thinking')
                 chat.think(d.thinking)
             if d.text:
                 if began: chat.thought(time.perf_counter() - began)
@@ -1115,9 +1131,11 @@ async def loaded() -> dict[str, int]:
 
 async def say_what_it_does(chat: Chatter, model: str):
     "Until the first token: is the model being loaded (absent from /api/ps), or does it read the prompt?"
-    while not chat.row.thinking and len(chat.texts) < 2:
+    silent = lambda: not (chat.row.thinking or chat.thoughts) and len(chat.texts) < 2
+    while silent():
         await asyncio.sleep(.3)
-        chat.note('Reading the prompt' if backend.kind != 'ollama' or model in await loaded() else f'Loading {model}')
+        there = backend.kind != 'ollama' or model in await loaded()
+        if silent(): chat.note('Reading the prompt' if there else f'Loading {model}')
 
 async def preload(profile: Profile):
     "Loads the model, and what renders its answer, while the person still types: so the first answer is not a cold one."
@@ -1177,7 +1195,7 @@ def page(profile: Profile, all_profiles: list[Profile], menu, todo_part, rows: l
 def add_form(kind: str, label: str, hint: str, profile: int | None = None):
     return Form(Input(name=LISTS[kind].text, placeholder=hint, aria_label=hint, maxlength=MAX_TITLE, autocomplete='off', enterkeyhint='done'),
                 Hidden(profile, name='profile') if profile else None, Button(label), cls='add',
-                hx_post=f'/{kind}', hx_target=f'#{kind}-list', hx_swap='beforeend', hx_disabled_elt='find button', data_reset='1')
+                hx_post=f'/{kind}', hx_target=f'#{kind}-list', hx_swap='beforeend', data_reset='1')
 
 def listing(kind: str, rows: list, more: str | None = None):
     "The list of a kind, or a part of it: `more` is the address of the next part, loaded when one scrolls there."
@@ -1339,6 +1357,7 @@ def problem(status: int, text: str): return Title(TITLE), Main(H1(text), P(A('Ba
 # ---- 9. App: what serves the page, and how it is put together -----------------------------------------
 
 HTMX = Path(importlib.util.find_spec('django_htmx').origin).parent/'static/django_htmx'
+if not (FILE.parent/'static').is_dir(): sys.exit(f'{FILE.parent} has no folder static: copy it along with {FILE.name}.')
 FILES = {'htmx.js': HTMX/'htmx-2.min.js', 'ws.js': HTMX/'ext/hx-ws-2.min.js'} | {f.name: f for f in (FILE.parent/'static').resolve().iterdir() if f.is_file() and not f.is_symlink()}
 
 def versioned(name: str) -> str: return f'/static/{name}?v={FILES[name].stat().st_mtime_ns}'
@@ -1353,10 +1372,12 @@ hdrs = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width
 def private_key() -> str:
     "The key that signs the session cookie, in a file that only this user can read."
     path = DATA/f'{FILE.stem}.key'
-    if not path.exists() or not path.read_text().strip():
-        path.unlink(missing_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w') as f: f.write(secrets.token_hex())
-    return path.read_text()
+    try:
+        if not path.exists() or not path.read_text().strip():
+            path.unlink(missing_ok=True)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w') as f: f.write(secrets.token_hex())
+        return path.read_text()
+    except (OSError, ValueError) as e: sys.exit(f'{path} cannot be read and written ({e}). Check the rights of its folder.')
 
 async def on_error(req, exc):
     "Every error is a sentence: a small page where a person navigates, plain text for htmx and for scripts."
@@ -1763,4 +1784,4 @@ if __name__ == '__main__':
     server_socket = listen()
     # Compression would cost more than it saves on one machine; asyncio and h11 are here anyway, and as fast for one person.
     config = uvicorn.Config(Guard(app), loop='asyncio', http='h11', log_level='warning', ws_per_message_deflate=False, ws_max_size=MAX_BODY, server_header=False, timeout_graceful_shutdown=2)
-    uvicorn.Server(config).run(sockets=[server_socket])
+    with contextlib.suppress(KeyboardInterrupt): uvicorn.Server(config).run(sockets=[server_socket])

@@ -102,7 +102,12 @@ on('keydown', e => {
   const cancel = e.key === 'Escape' && e.target.closest('[data-cancel]')
   if (cancel) htmx.ajax('GET', cancel.dataset.cancel, { target: cancel.parentElement, swap: 'outerHTML' })
 })
-on('htmx:afterRequest', e => { if (e.detail.successful && e.target.dataset?.reset) { e.target.reset(); tell('Added.') } })
+on('htmx:afterRequest', e => {
+  if (!e.detail.successful || !e.target.dataset?.reset) return
+  const field = $('input', e.target)
+  if (field.value === e.detail.requestConfig.parameters[field.name]) e.target.reset()  // else the next one is being typed
+  tell('Added.')
+})
 
 // ---- Lists: edit, move and delete by keyboard; move by mouse and finger; several lines at once
 const ITEM = 'li[id]', act = (li, what) => $(`[aria-label^="${what} "]`, li)?.click()
@@ -160,7 +165,7 @@ function say(text) { const t = $('#toast'); t.textContent = text; shown() }
 function shown() { clearTimeout(hide); hide = setTimeout(() => $('#toast').replaceChildren(), 7000) }
 on('htmx:oobAfterSwap', e => e.detail.target.id === 'toast' && shown())
 on('htmx:responseError', e => say(e.detail.xhr.responseText))
-on('htmx:sendError', () => say('The app does not answer. Is it still running in its terminal?'))
+on('htmx:sendError', e => e.detail.pathInfo.requestPath.startsWith('/warm') || say('The app does not answer. Is it still running in its terminal?'))
 on('theme', e => { document.documentElement.dataset.theme = e.detail.value })
 on('htmx:configRequest', e => {
   if (e.detail.path !== '/switch_theme') return

@@ -27,21 +27,26 @@ STATE = """() => [...document.querySelectorAll('#msg-list > :is([id^=msg-][data-
           m.querySelector('.thinking > div')?.textContent, m.querySelector('footer')?.innerText] })"""
 
 
-class Window:
-    """One browser window for all these tests, since a new one costs a second: its pages are used again.
+class Windows:
+    """Browser windows for all these tests: a new one costs a second, so they are used again.
 
     As with conftest's open_page, what went wrong in a page is held against the app at the end of the
     test, but for console errors that match `allow_errors`.
     """
 
     def __init__(self, browser):
-        self.idle, self.used, self.bad, self.gone, self.allow_errors = [], [], [], {}, None
-        self.context = browser.new_context()
-        self.context.add_init_script(WATCH)
-        self.context.on("console", lambda m: m.type == "error" and self.bad.append(f"console: {m.text}"))
-        self.context.on("weberror", lambda e: self.bad.append(f"script: {e.error}"))
-        self.context.on("request", lambda r: self._foreign(r.url) and self.gone.update({r: r.url}))
-        self.context.on("requestfailed", lambda r: r.failure == "csp" and self.gone.pop(r, None))
+        self.browser, self.idle, self.used, self.bad, self.gone, self.allow_errors = browser, [], [], [], {}, None
+
+    def _new(self):
+        context = self.browser.new_context()         # of its own: a page behind another one would be slowed down
+        context.add_init_script(WATCH)
+        context.on("console", lambda m: m.type == "error" and self.bad.append(f"console: {m.text}"))
+        context.on("weberror", lambda e: self.bad.append(f"script: {e.error}"))
+        context.on("request", lambda r: self._foreign(r.url) and self.gone.update({r: r.url}))
+        context.on("requestfailed", lambda r: r.failure == "csp" and self.gone.pop(r, None))
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        return page
 
     @staticmethod
     def _foreign(url):
@@ -51,8 +56,7 @@ class Window:
 
     def open(self, url):
         """A page at this address."""
-        page = self.idle.pop() if self.idle else self.context.new_page()
-        page.set_default_timeout(10_000)
+        page = self.idle.pop() if self.idle else self._new()
         self.used.append(page)
         page.goto(url)
         return page
@@ -63,14 +67,14 @@ class Window:
         if page.url.startswith("http"):
             page.evaluate("() => { sessionStorage.clear(); localStorage.clear() }")
         page.goto("about:blank")
+        page.context.clear_permissions()
+        page.context.clear_cookies()
         self.used.remove(page)
         self.idle.append(page)
 
     def leave_all(self):
         for page in [*self.used]:
             self.leave(page)
-        self.context.clear_permissions()
-        self.context.clear_cookies()
         wrong = [b for b in self.bad if not (self.allow_errors and re.search(self.allow_errors, b))]
         wrong += [f"left for another host: {url}" for url in self.gone.values()]
         self.bad.clear()
@@ -80,17 +84,18 @@ class Window:
 
 
 @pytest.fixture(scope="session")
-def the_window(browser):
-    window = Window(browser)
-    yield window
-    window.context.close()
+def all_windows(browser):
+    windows = Windows(browser)
+    yield windows
+    for page in windows.idle:
+        page.context.close()
 
 
 @pytest.fixture
-def window(the_window):
-    """The Window, with no page in use."""
-    yield the_window
-    the_window.leave_all()
+def window(all_windows):
+    """The Windows, with none in use."""
+    yield all_windows
+    all_windows.leave_all()
 
 
 class Chat:

@@ -64,12 +64,12 @@ def page(client, profile):
 
 
 def titles(html):
-    return [li.select_one(".title").get_text() for li in soup(html).select("#todo-list > li")]
+    return [li.select_one(".title").get_text() for li in soup(html, "main").select("#todo-list > li")]
 
 
 def events(client, profile):
     """The visible event messages, each as the text of its content."""
-    return [e.get_text() for e in soup(page(client, profile)).select("#msg-list > [id^=msg-][data-role=event] .content")]
+    return [e.get_text() for e in soup(page(client, profile), "main").select("#msg-list > [id^=msg-][data-role=event] .content")]
 
 
 # ---- the page
