@@ -869,7 +869,8 @@ class Backend:
     @property
     def names(self): return [n for n, _ in self.models]
 
-backend, built_in, built_in_key, chars_per_token, windows = Backend(), None, secrets.token_hex(), {}, {}
+backend, built_in, built_in_key, chars_per_token = Backend(), None, secrets.token_hex(), {}
+loading = asyncio.Lock()
 
 def http(url: str, read: float | None = STALL) -> httpx.AsyncClient:
     """A client for one exchange. The environment's proxies are left out for addresses of this machine and its network
@@ -1029,7 +1030,8 @@ async def start_built_in() -> str:
         params = xllamacpp.CommonParams()
         params.model.path, params.n_ctx, params.n_parallel, params.verbosity, params.api_keys = str(gguf()), CONTEXT, 1, -1, [built_in_key]
         return xllamacpp.Server(params)
-    try: built_in = built_in or await asyncio.to_thread(load)
+    try:
+        async with loading: built_in = built_in or await asyncio.to_thread(load)  # typing and sending may both ask for it
     except Exception as e: raise ModelError(f'The built-in model could not be loaded ({e}). Start Ollama instead: it is used as soon as it answers.')
     return f'{built_in.listening_address}/v1'
 

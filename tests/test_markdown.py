@@ -196,7 +196,7 @@ def test_a_huge_block_costs_no_more_than_its_length(chat, line):
     text = [head] + [line.replace("{n}", str(n)) for n in range(500)]
     chat.ask("Go", Script(tokens=text, rate=400))
     wait_done(chat.page)
-    assert len(received) > 30, "it has to come in many frames"
+    assert len(received) > 8, "it has to come in many frames"
     assert sum(received) < 14 * len("".join(text))
     expect(chat.content).to_contain_text("499")
     assert chat.state() == chat.fresh()
