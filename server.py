@@ -30,8 +30,6 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import apsw, httpx, uvicorn
 from fastlite import Database
-from pygments.lexer import RegexLexer
-from pygments.lexers import get_lexer_by_name
 from pygments.token import Token
 from pygments.util import ClassNotFound
 from starlette.requests import cookie_parser
@@ -323,6 +321,7 @@ def mend(s: str) -> str:
 
 @lru_cache(64)
 def lexer(lang: str):
+    from pygments.lexers import get_lexer_by_name  # as late as the engine
     try: return get_lexer_by_name(lang, stripnl=False, ensurenl=False)
     except ClassNotFound: return None
 
@@ -335,6 +334,7 @@ def highlight(code: str, lang: str, state=('root',)) -> tuple[str, tuple]:
     lex = lexer(lang.lower()) if lang else None
     if not lex: return escape(code, quote=False), state
     # Pygments keeps its state in the running generator alone; one more line break, and it can be read there.
+    from pygments.lexer import RegexLexer
     keeps = type(lex).get_tokens_unprocessed is RegexLexer.get_tokens_unprocessed
     tokens, out = lex.get_tokens_unprocessed(code + '\n', *([state] if keeps else [])), []
     for at, kind, text in tokens:
@@ -1417,10 +1417,11 @@ def picker(p: Profile): return model_select(list(backend.models), pick_model(p),
 async def watch_backend():
     "Looks for the model as long as somebody has the page open, so that the picker is right and the chat recovers by itself."
     before = None
+    await asyncio.sleep(.1)  # the first page comes first
     while True:
         if before is None or chatq.tabs:
             await look()
-            if before not in (None, backend):
+            if before != backend:
                 for tab in list(chatq.tabs):
                     if p := profiles.get(tab.profile, default=None): tab.pushed['model'] = html_of(picker(p)(hx_swap_oob='true')); tab.awake.set()
             if before is None: say_hello()
