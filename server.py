@@ -328,23 +328,51 @@ def lexer(lang: str):
 @lru_cache(None)
 def colour(kind) -> str: return next((c for t, c in COLOURS if kind in t), '')
 
+@lru_cache(256)
+def rules_of(lex, state: str) -> tuple:
+    """A lexer's rules for a state, and one expression of them all that finds which one applies: Pygments itself tries
+    them one after another, forty calls for a name. None where they cannot be joined."""
+    rules = lex._tokens[state]
+    parts = [re.sub(r'(?s)^\(\?([a-z]+)\)(.*)', r'(?\1:\2)', match.__self__.pattern) for match, *_ in rules]  # flags in front are for this rule alone
+    if not any(re.search(r'\\[1-9]|\(\?(P=|\(|[aiLmsux]+\))', part) for part in parts):  # groups get other numbers
+        with contextlib.suppress(re.error): return rules, re.compile('|'.join(f'(?P<r{n}>{part}\n)' if lex.flags & re.X else f'(?P<r{n}>{part})' for n, part in enumerate(parts)), lex.flags).match
+    return rules, None
+
+def tokens(lex, text: str, stack: list):
+    "What RegexLexer.get_tokens_unprocessed yields, with the stack of states in the caller's hand, to go on from."
+    at = 0
+    while at < len(text):
+        rules, which = rules_of(lex, stack[-1])
+        if which: rule = rules[int(m.lastgroup[1:])] if (m := which(text, at)) else None
+        else: rule = next((r for r in rules if (m := r[0](text, at))), None)
+        if not rule:
+            if text[at] == '\n': stack[:] = ['root']
+            yield at, Token, text[at]
+            at += 1
+            continue
+        match, action, new = rule
+        if type(action) is type(Token): yield at, action, m[0]
+        elif action: yield from action(lex, match(text, at))
+        at = m.end()
+        if isinstance(new, int): del stack[max(new, 1 - len(stack)):]
+        elif new:
+            for step in (new,) if new == '#push' else new:
+                if step != '#pop': stack.append(stack[-1] if step == '#push' else step)
+                elif len(stack) > 1: stack.pop()
+
 def highlight(code: str, lang: str, state=('root',)) -> tuple[str, tuple]:
     """Whole lines of code as HTML, a class per kind of token, and the lexer's state behind them: with it the next lines are
     highlighted without reading these again. A token of several lines is closed at the end of each."""
     lex = lexer(lang.lower()) if lang else None
     if not lex: return escape(code, quote=False), state
-    # Pygments keeps its state in the running generator alone; one more line break, and it can be read there.
     from pygments.lexer import RegexLexer
-    keeps = type(lex).get_tokens_unprocessed is RegexLexer.get_tokens_unprocessed
-    tokens, out = lex.get_tokens_unprocessed(code + '\n', *([state] if keeps else [])), []
-    for at, kind, text in tokens:
-        out.append((colour(kind), text[:len(code) - at]))
-        if keeps and at + len(text) > len(code): state = tuple(tokens.gi_frame.f_locals['statestack'])
+    stack, keeps = [*state], type(lex).get_tokens_unprocessed is RegexLexer.get_tokens_unprocessed
+    out = [(colour(kind), text) for _, kind, text in (tokens(lex, code, stack) if keeps else lex.get_tokens_unprocessed(code))]
     html = []
     for cls, group in groupby(out, lambda t: t[0]):
         text = escape(''.join(t for _, t in group), quote=False)
         html.append('\n'.join(f'<i class="{cls}">{line}</i>' if line.strip() else line for line in text.split('\n')) if cls else text)
-    return ''.join(html), state
+    return ''.join(html), tuple(stack)
 
 def code_frame(lang: str) -> tuple[str, str]:
     "What stands before and after the lines of a code block."
