@@ -1206,14 +1206,15 @@ chatq.answer = answer
 def page(profile: Profile, all_profiles: list[Profile], menu, todo_part, rows: list, model_picker, word=None):
     "The whole page of a profile."
     return (Title(TITLE), Header(
-        A(TITLE, href='/', cls='brand'),
+        H1(A(TITLE, href='/'), cls='brand'),
         Details(Summary(Span(profile.name, id='profile-name')), Div(
             menu, Details(Summary('Edit profiles'), listing('profile', all_profiles),
                     add_form('profile', 'Add profile', 'Name of the new profile')), cls='panel'), cls='drop'),
         Form(Input(id='search', type='search', name='q', placeholder='Search', aria_label='Search todos and messages', autocomplete='off',
                    hx_get=find.to(), hx_trigger='input changed delay:120ms, search', hx_target='#search-results', maxlength=200),
              Div(id='search-results', role='region', aria_label='Search results'), role='search', cls='search', action=find.to(), method='get', enctype=None),
-        Button('◐', cls='quiet', aria_label='Light or dark', title='Light or dark', hx_post=switch_theme.to(), hx_swap='none')),
+        Button('◐', cls='quiet', aria_label='Light or dark', title='Light or dark', hx_post=switch_theme.to(), hx_swap='none'),
+        Button('?', cls='quiet', aria_label='Keyboard shortcuts', title='Keyboard shortcuts', popovertarget='keys', type='button'), key_sheet()),
         Main(
             todo_part,
             Section(
@@ -1221,6 +1222,14 @@ def page(profile: Profile, all_profiles: list[Profile], menu, todo_part, rows: l
                 timeline(rows, profile.memory), Button('↓ More below', id='more', type='button', hidden=True), chat_form(profile.id), cls='chat', aria_label='Chat'),
             hx_ext='ws', ws_connect=f'/ws?profile={profile.id}', data_rev=chatq.rev),
         word or Div(id='toast', role='status'), Div(id='announce', role='status', cls='hide'), Div('The connection is down. It comes back by itself.', id='offline', role='status', hidden=True))
+
+KEYS = (('?', 'This sheet'), ('/', 'Search'), ('Enter', 'Send the message'), ('Shift Enter', 'A new line in it'), ('Tab', 'Go from one item of a list to the next'),
+        ('Enter  F2', 'Edit the item'), ('Escape', 'Give up editing'), ('Space', 'Tick the item off'), ('Alt ↑  Alt ↓', 'Move the item'), ('Delete', 'Delete the item'))
+
+def key_sheet():
+    return Div(H2('Keyboard'), Dl(*(Div(Dt(*(Kbd(k) for k in keys.split())), Dd(what)) for keys, what in KEYS)),
+               Label(Input(type='checkbox', id='single-keys', name=None, checked=True), '? and / work anywhere outside of a text', cls='check'),
+               id='keys', popover='auto', role='dialog', aria_label='Keyboard shortcuts')
 
 def add_form(kind: str, label: str, hint: str, profile: int | None = None):
     return Form(Input(name=LISTS[kind].text, placeholder=hint, aria_label=hint, maxlength=MAX_TITLE, autocomplete='off', enterkeyhint='done'),

@@ -75,6 +75,7 @@ on('htmx:wsAfterMessage', toEnd)
 document.addEventListener('scroll', e => { if (e.target === log()) { follow = atEnd(); if (follow) $('#more').hidden = true } }, true)
 on('DOMContentLoaded', () => {
   type(sessionStorage.draft ?? '')
+  $('#single-keys').checked = localStorage.keys !== 'off'
   toEnd()
   new ResizeObserver(toEnd).observe(log())
 })
@@ -108,6 +109,20 @@ on('htmx:afterRequest', e => {
   if (field.value === e.detail.requestConfig.parameters[field.name]) e.target.reset()  // else the next one is being typed
   tell('Added.')
 })
+
+on('keydown', e => {
+  if (e.key === 'Escape') shut()
+  if (e.ctrlKey || e.metaKey || e.altKey || e.target.matches?.('input:not([type=checkbox]), textarea, select') || localStorage.keys === 'off') return
+  if (e.key === '?') $('#keys').togglePopover()
+  else if (e.key === '/') $('#search').focus()
+  else return
+  e.preventDefault()
+})
+on('change', e => { if (e.target.id === 'single-keys') localStorage.keys = e.target.checked ? 'on' : 'off' })
+on('click', e => shut(e.target))
+function shut(but) {  // a panel is closed by Escape and by a click elsewhere
+  for (const d of document.querySelectorAll('.drop[open]')) if (!but || !d.contains(but) && but.isConnected) { d.open = false; if (!but) $('summary', d).focus() }
+}
 
 // ---- Lists: edit, move and delete by keyboard; move by mouse and finger; several lines at once
 const ITEM = 'li[id]', act = (li, what) => $(`[aria-label^="${what} "]`, li)?.click()
