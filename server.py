@@ -20,13 +20,21 @@ queue, `chatq`. The parts stand in the order in which they use each other; each 
 """
 from fasthtml.common import *
 
-import asyncio, contextlib, contextvars, errno, fcntl, importlib.util, json, logging, mimetypes, os, platform, re, secrets, socket, sys, time, traceback
+from datetime import date
+import asyncio, concurrent.futures, contextlib, contextvars, csv, errno, fcntl, importlib.util, json, logging, mimetypes, os, platform, re, secrets, socket, sys, threading, time, traceback, zlib
+from collections import Counter, deque
 from functools import lru_cache
 from html import escape, unescape
-from inspect import get_annotations
+from html.parser import HTMLParser
+from inspect import Parameter, get_annotations, getdoc, isasyncgen, isasyncgenfunction, iscoroutinefunction, isgenerator, signature
 from itertools import groupby
-from types import SimpleNamespace
+from io import StringIO
+from ipaddress import ip_address
+from math import isfinite
+from types import MappingProxyType, SimpleNamespace, UnionType
+from typing import Literal, Union, get_args, get_origin
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.robotparser import RobotFileParser
 
 import apsw, httpx, uvicorn
 from fastlite import Database
@@ -45,11 +53,14 @@ SLUG = re.sub(r'\W+', '_', NAME)                # cookies ignore ports, so they 
 VOICE = 'You are a helpful, concise assistant. Answer in Markdown.'  # the system prompt, unless a profile has its own
 ACCENT = 'teal'                                 # one of the accents in static/app.css
 PORTS = range(5001, 5011)                       # PORT unset: the first free one of these
-MAX_TITLE, MAX_TEXT, MAX_BODY = 500, 32_000, 2**20  # characters, characters, bytes
+MAX_TITLE, MAX_TEXT, MAX_BODY, MAX_OUTPUT = 500, 32_000, 2**20, 1_000_000  # characters (of a job's output the last), but MAX_BODY bytes
+AGENT = f'{SLUG}/1.0'                           # how the audit calls itself to the sites that it visits
+JOBS_AT_ONCE = 3                                # further ones wait in line
 PART = 200                                      # todos a list shows at first; the rest comes as one scrolls down
 PAGE = 50                                       # messages a page shows; older ones come as one scrolls up
 FRAME = 1/60                                    # seconds between two frames to a busy tab
 CONTEXT = 4096                                  # tokens: what Ollama takes below 24 GiB of VRAM
+ROUNDS = 5                                      # how often the model may use tools before it has to answer
 STALL = 300                                     # seconds without a byte that end an answer, as in Ollama
 
 env = {k: os.environ.get(k, '').strip() for k in
@@ -97,26 +108,29 @@ class Profile:
     priority: float = 0.; deleted: float = 0.
     model: str = ''; voice: str = ''; temperature: str = ''; context: str = ''; commentary: bool = False; memory: int = 0
 
-class Todo:
-    "One thing to do. priority is its place in the list, lowest first; deleted the time stamp by which Undo finds it, else 0."
-    id: int; title: str = ''; done: bool = False; priority: float = 0.; profile: int = 0; deleted: float = 0.
-
 class Message:
     """One row of a profile's timeline. role: user, assistant, event, job. status: queued, streaming,
     done, stopped, error (and `slot`: the place kept for the answer to a prompt that never had its
-    turn). rev grows with every change of any message: what a tab has not seen is `rev > seen`."""
+    turn). rev grows with every change of any message: what a tab has not seen is `rev > seen`. job is JSON of
+    a job's name and values, to run it again; undo of what to put back where the model has changed a row."""
     id: int; profile: int = 0; role: str = 'event'; status: str = 'done'; content: str = ''; thinking: str = ''
     created: float = 0.; updated: float = 0.; rev: int = 0; deleted: bool = False; error: str = ''
     model: str = ''; tokens: int = 0; prompt_tokens: int = 0; window: int = 0; seconds: float = 0.; thought: float = 0.; progress: float = -1.
+    job: str = ''; undo: str = ''
+
+def lock(path: Path):
+    "Ends the program where another process has this database open; else keeps others out as long as the file returned lives."
+    path.parent.mkdir(exist_ok=True)
+    file = open(path.with_suffix('.lock'), 'w')
+    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError: sys.exit(f'{NAME} runs already, with its data in {path}: use that one, or end it first.')
+    return file
 
 def open_db(path: Path) -> Database:
     """The SQLite file at `path`, made if missing. Ends the program with one sentence where it is corrupt
     (and leaves it untouched), locked for 5 s, or cannot be written."""
     try:
-        path.parent.mkdir(exist_ok=True)
-        lock = open(path.with_suffix('.lock'), 'w')  # held as long as this process lives
-        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: sys.exit(f'{NAME} runs already, with its data in {path}: use that one, or end it first.')
+        held = lock(path)
         logging.getLogger().addHandler(logging.NullHandler())  # SQLite's own words go there; the person gets a sentence
         until = time.monotonic() + 5
         while True:  # opening reads already, and waits for a lock only 0.1 s
@@ -125,7 +139,7 @@ def open_db(path: Path) -> Database:
                 if time.monotonic() > until: raise
                 time.sleep(.1)
             else: break
-        db.lock = lock
+        db.lock = held
         db.conn.set_busy_timeout(5000)
         if db.q('pragma quick_check(1)')[0]['quick_check'] != 'ok': raise apsw.CorruptError()
         db.enable_wal()
@@ -137,6 +151,43 @@ def open_db(path: Path) -> Database:
     except (apsw.BusyError, apsw.LockedError): sys.exit(f'{path} is locked by another program. Close that one and start again.')
     except (apsw.Error, OSError) as e: sys.exit(f'{path} cannot be written ({e}). Check the rights of its folder.')
 
+def spare(what: str) -> Path:
+    "A free name for a copy of the database beside it."
+    return next(p for n in range(1, 10**6) if not (p := DATA/f'{FILE.stem}-before-{what}-{n}.db').exists())
+
+def copy_db(source: Path, target: Path):
+    "A consistent copy of a database, also of one in use. It has its name only when it is whole. Raises apsw.Error and OSError."
+    part = target.with_name(f'{target.name}.part')
+    part.unlink(missing_ok=True)
+    db = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READWRITE)
+    db.set_busy_timeout(5000)
+    if db.execute('pragma quick_check(1)').fetchone()[0] != 'ok' or not {'profile', 'message'} <= {r[0] for r in db.execute('select name from sqlite_schema')}:
+        raise apsw.NotADBError(f'{source} is not a whole database of this app')
+    db.execute('vacuum into ?', [str(part)])
+    db.close()
+    part.rename(target)
+
+def command(args: list[str]):
+    "What `python server.py --backup FILE` and `--restore FILE` do, instead of starting the app."
+    match args:
+        case ['--backup' | '--restore' as what, file] if not file.startswith('-'): file = Path(file).resolve()
+        case _: sys.exit(f'python {FILE.name}                  starts the app\npython {FILE.name} --backup FILE    copies its database, also while it runs\n'
+                         f'python {FILE.name} --restore FILE   puts a copy back, and keeps what was there beside it')
+    try:
+        if what == '--backup':
+            if file.exists(): sys.exit(f'{file} is there already: name a file that is not.')
+            copy_db(DB_FILE, file)
+            sys.exit(print(f'{DB_FILE} was copied to {file}.'))
+        held, new = lock(DB_FILE), DB_FILE.with_suffix('.new')
+        copy_db(file, new)
+        old = spare('restore')
+        for end in '', '-wal', '-shm':  # what is there may be broken: it is moved away as it is
+            if (there := Path(f'{DB_FILE}{end}')).exists(): there.rename(f'{old}{end}')
+        new.rename(DB_FILE)
+        held.close()
+        sys.exit(print(f'{DB_FILE} is what {file} holds.' + (f' What it was before is in {old}.' if old.exists() else '')))
+    except (apsw.Error, OSError) as e: sys.exit(f'Nothing was changed, since {file if what == "--restore" else DB_FILE} could not be copied: {e}')
+
 def table(cls: type):
     """The table of a plain class: its fields are the columns, their values the defaults of new rows and
     of a column added later. Where the class has lost a field, the column goes only after the whole
@@ -144,7 +195,7 @@ def table(cls: type):
     fields, name = get_annotations(cls), cls.__name__.lower()
     have = db[name].columns_dict if db[name].exists() else fields
     if gone := set(have) - set(fields):
-        copy = next(p for n in range(1, 10**6) if not (p := DATA/f'{FILE.stem}-before-change-{n}.db').exists())
+        copy = spare('change')
         db.q('vacuum into ?', [str(copy)])
         print(f"{name} has no {', '.join(sorted(gone))} any more: the database as it was is in {copy}.", file=sys.stderr)
     defaults = {k: getattr(cls, k) for k in fields if hasattr(cls, k)}
@@ -153,32 +204,53 @@ def table(cls: type):
         if k in defaults: db.q(f'update [{name}] set [{k}] = ? where [{k}] is null', [defaults[k]])
     return res
 
+if __name__ == '__main__' and sys.argv[1:]: command(sys.argv[1:])
 db = open_db(DB_FILE)
-try: profiles, todos, messages = map(table, (Profile, Todo, Message))
+try: profiles, messages = map(table, (Profile, Message))
 except apsw.Error as e: sys.exit(f'{DB_FILE} could not be brought up to date ({e}). It was left as it is.')
 db.q('create index if not exists message_rev on message(profile, rev)')
 db.q('create index if not exists message_profile on message(profile, id)')
-db.q('create index if not exists todo_order on todo(profile, deleted, priority, done)')
 if not profiles(limit=1): profiles.insert(Profile(name='Default'))
-# Full-text search over whatever a person may look for, kept by triggers: no code below has to think of it.
-db.q("create virtual table if not exists find using fts5(text, kind unindexed, ref unindexed, profile unindexed, tokenize = 'unicode61 remove_diacritics 2')")
-for n, (kind, text, when) in enumerate([('todo', 'title', 'not new.deleted'), ('message', 'content', "not new.deleted and new.status <> 'streaming' and new.content <> '---'")]):
-    put = f"insert into find(rowid, text, kind, ref, profile) select new.id*2 + {n}, new.{text}, '{kind}', new.id, new.profile where {when};"
-    drop = f'delete from find where rowid = old.id*2 + {n};'
-    for event, do in ('insert', put), ('delete', drop), (f'update of {text}, profile' + (', deleted, status' if kind == 'message' else ', deleted'), drop + put):
-        db.q(f'drop trigger if exists find_{kind}_{event.split()[0]}')  # made anew at every start, since a fork may edit this
-        db.q(f'create trigger find_{kind}_{event.split()[0]} after {event} on {kind} begin {do} end')
 # What was deleted goes for good at a start a day later: until then Undo finds it, and a page that was away is told of it.
-long_gone = time.time() - 86400
-for name, when in ('todo', 'deleted'), ('message', 'updated'):
-    db.q(f'delete from {name} where deleted and {when} < ? or profile in (select id from profile where deleted and deleted < ?)', [long_gone]*2)
-db.q('delete from profile where deleted and deleted < ?', [long_gone])
+LONG_GONE = time.time() - 86400
+GONE_PROFILES = [r['id'] for r in db.q('select id from profile where deleted and deleted < ?', [LONG_GONE])]
+
+def tidy(name: str, when='deleted'):
+    "Deletes for good what has been deleted for long, and what has gone with its profile."
+    db.q(f"delete from {name} where deleted and {when} < ? {'or profile in (select value from json_each(?))' if 'profile' in db[name].columns_dict else 'and ?'}", [LONG_GONE, json.dumps(GONE_PROFILES)])
+
+db.q("create virtual table if not exists find using fts5(text, kind unindexed, ref unindexed, profile unindexed, tokenize = 'unicode61 remove_diacritics 2')")
+
+def searchable(kind: str, text: str, when='not new.deleted', also=('deleted',)):
+    """Full-text search over a column, kept by triggers: no code below has to think of it. They are made anew at every start,
+    since a fork may edit this; rows that were there before them are entered once."""
+    known, at = db.q('select 1 from sqlite_schema where name = ?', [f'find_{kind}_insert']), f'.id*1024 + {zlib.crc32(kind.encode()) % 1024}'
+    put = lambda source='': f"insert into find(rowid, text, kind, ref, profile) select new{at}, new.{text}, '{kind}', new.id, new.profile {source} where {when};"
+    drop = f'delete from find where rowid = old{at};'
+    for event, do in ('insert', put()), ('delete', drop), (f"update of {', '.join((text, 'profile', *also))}", drop + put()):
+        db.q(f'drop trigger if exists find_{kind}_{event.split()[0]}')
+        db.q(f'create trigger find_{kind}_{event.split()[0]} after {event} on {kind} begin {do} end')
+    if not known:  # new, or made anew by a change of the class
+        db.q(f"delete from find where kind = '{kind}'")
+        db.q(put(f'from {kind} new'))
+
+tidy('message', 'updated')
+tidy('profile')
+searchable('message', 'content', "not new.deleted and new.status <> 'streaming' and new.content <> '---'", ('deleted', 'status'))
+
 def clean(text: str, most: int, what: str) -> str:
     "`text` fit to be stored: stripped, no control characters. Raises HTTPException 400 where it is too long or no text."
     if not isinstance(text, str) or re.search('[\0\ufffd\ud800-\udfff]', text): raise HTTPException(400, f'{what} has characters that are no text: type it again.')
     text = re.sub(r'[\x01-\x08\x0b-\x1f\x7f]', '', text).strip()
     if len(text) > most: raise HTTPException(400, f'{what} is {len(text):,} characters long; at most {most:,} fit. Shorten it and try again.')
     return text
+
+def write_private(path: Path, text: str):
+    "Writes a file that only this user can read, whole or not at all."
+    new = path.with_suffix('.new')
+    new.unlink(missing_ok=True)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w') as f: f.write(text)
+    new.replace(path)
 
 def html_of(ft) -> str: return to_xml(ft, indent=False)
 
@@ -192,6 +264,7 @@ HEADERS = {'content-security-policy': "default-src 'self'; img-src 'self' data:;
            'x-content-type-options': 'nosniff', 'x-frame-options': 'DENY', 'referrer-policy': 'same-origin',
            'cross-origin-opener-policy': 'same-origin', 'cross-origin-resource-policy': 'same-origin'}
 acting_tab = contextvars.ContextVar('acting_tab', default='')  # the tab whose request this is: its answer is the change
+by_model = contextvars.ContextVar('by_model', default=False)   # a tool call of the model does this
 
 class Guard:
     """ASGI middleware around the whole app: lets in the person at this machine and their scripts, and no
@@ -542,23 +615,54 @@ def to_html(text: str) -> str:
 
 # ---- 5. chatq: messages, tabs, and the queue between them ----------------------------------------
 
+NO_MARKS = dict.fromkeys(map(ord, '\x02\x03'))  # they stand around HTML of our own: nobody else's text may hold them
+
+def block(html: str) -> str: return f'\n\x02{html.replace(chr(10), "&#10;")}\x03\n'
+
 class Chatter:
     """A message that is being written, by the model, a job, a route or a script: `send` appends Markdown or a component,
-    `update` replaces the text, `finish` closes it. What pages have to show is kept as a list of HTML fragments (`ops`), and
-    in `latest` those of which only the newest counts; a tab is a position in them, so that a slow one costs nothing."""
+    `update` replaces the text, `finish` closes it; `progress`, `note` and `ask` say and ask the rest. A thread may call
+    them too. What pages have to show is kept as a list of HTML fragments (`ops`), and in `latest` those of which only the
+    newest counts; a tab is a position in them, so that a slow one costs nothing."""
     def __init__(self, queue: 'Chatq', row: Message):
-        self.queue, self.row, self.id = queue, row, row.id
-        self.thoughts, self.latest, self.version, self.epoch = [], {}, 0, 0
-        self.running, self.saving = True, None
+        self.queue, self.row, self.id, self.profile = queue, row, row.id, row.profile
+        self.thoughts, self.latest, self.stale, self.version, self.epoch = [], {}, {}, 0, 0
+        self.running, self.saving, self.inbox, self.began, self.size = True, None, deque(), None, 0
+        self.asking, self.asked = asyncio.Lock(), None
         self.restart(row.content)
+
+    def do(self, change, *args):
+        """Makes a change on the event loop, whichever thread asks for it: a thread's wait in line, and a thread that is far
+        ahead waits itself. Raises CancelledError in the thread of a job that has been cancelled."""
+        if threading.get_ident() == self.queue.thread: return change(*args) if self.running else None
+        while self.running and len(self.inbox) > 1000: time.sleep(.001)
+        if not self.running: raise asyncio.CancelledError
+        self.inbox.append((change, args))
+        if len(self.inbox) == 1: self.queue.loop.call_soon_threadsafe(self.read)
+
+    def read(self):
+        while self.inbox:
+            change, args = self.inbox.popleft()
+            if self.running: change(*args)
 
     def restart(self, text):
         self.md, self.steps, self.ops, self.kind, self.tail = Markdown(), [], [], 'block', ''
         self.texts, self.fresh, self.epoch = [text], [text], self.epoch + 1
 
     def send(self, part):
-        "Appends Markdown text, or an FT component as a block of its own."
-        text = part if isinstance(part, str) else f'\n\x02{html_of(part).replace(chr(10), "&#10;")}\x03\n'
+        """Appends Markdown text, or an FT component as a block of its own; of what a notebook would show as HTML (a data
+        frame) the sanitised HTML, of anything else its text."""
+        if isinstance(part, str): text = part.translate(NO_MARKS)
+        elif hasattr(part, '__ft__') or isinstance(part, FT): text = block(html_of(part))
+        elif hasattr(part, '_repr_html_'): text = block(engine()[1].clean(part._repr_html_()))
+        else: text = f'{part}\n\n'.translate(NO_MARKS)
+        self.do(self.append, text)
+
+    def append(self, text):
+        self.size += len(text)
+        if self.row.role == 'job' and self.size > MAX_OUTPUT:  # a model's answer has no limit
+            if self.size - len(text) > MAX_OUTPUT: return
+            text = f'\n\nThis is more than {MAX_OUTPUT:,} characters: the rest is left out.'
         self.texts.append(text)
         self.fresh.append(text)
         self.touch()
@@ -573,28 +677,54 @@ class Chatter:
     def thought(self, seconds: float):
         "Says how long the thinking took, when it is over."
         self.row.thought = max(seconds, 1.)
-        self.show('thought', self.queue.view.thinking_head(self.row))
+        self.show('thinking_head')
 
     def update(self, text: str):
         "Replaces the text."
-        self.restart(text)
-        self.touch()
+        self.do(self.replace, text.translate(NO_MARKS))
 
-    def progress(self, done: float, total: float = 100):
-        "Shows how far the work is; `done` of `total`, in any unit."
-        self.row.progress = max(0., min(100., 100*done/total)) if total else 0.
-        self.show('progress', self.queue.view.bar(self.row))
+    def replace(self, text):
+        self.restart('')
+        self.append(text)
+
+    def progress(self, done: float, total: float | None = None):
+        "Shows how far the work is: `done` of `total`, with its rate and the time that remains; or `done` per cent."
+        now = time.perf_counter()
+        self.began = self.began or (now, done)
+        rate = (done - self.began[1])/max(now - self.began[0], 1e-9)
+        self.do(self.set, 'bar', dict(progress=max(0., min(100., 100*done/(total or 100))), pace=(done, total, rate) if total else None))
 
     def note(self, text: str):
         "Says in a word what is going on while there is nothing to read yet."
-        self.row.note = text
-        self.show('note', self.queue.view.note(self.row))
+        self.do(self.set, 'note', dict(note=text))
 
-    def show(self, key: str, ft):
-        "Replaces an element of the message by its id; of each `key` only the newest is sent."
-        self.version += 1
-        self.latest[key] = self.version, html_of(ft(hx_swap_oob='true'))
+    def state(self, status: str):
+        "Moves the message from one status to another, without an end."
+        self.do(self.set, 'foot', dict(status=status))
+
+    def set(self, part: str, fields: dict):
+        vars(self.row).update(fields)
+        self.show(part)
+
+    def show(self, part: str):
+        "Redraws a part of the message, by the component of this name: once a frame, however often it changes."
+        self.stale[part] = getattr(self.queue.view, part)
         self.touch()
+
+    def ask(self, question: str, *answers: str):
+        "Asks the person, with a button for each answer, and waits for one: `await chat.ask(...)`, in a thread without the await."
+        if threading.get_ident() == self.queue.thread: return self.wait_for(question, answers)
+        try: return asyncio.run_coroutine_threadsafe(self.wait_for(question, answers), self.queue.loop).result()
+        except concurrent.futures.CancelledError: raise asyncio.CancelledError
+
+    async def wait_for(self, question, answers) -> str:
+        async with self.asking:
+            if not self.running: raise asyncio.CancelledError
+            self.asked = asyncio.get_running_loop().create_future()
+            try:
+                self.set('question', dict(question=(question, answers)))
+                return answers[await self.asked]
+            finally: self.set('question', dict(question=None))
 
     def touch(self):
         if self.running and not self.saving: self.saving = asyncio.get_running_loop().call_later(1, self.save)
@@ -612,6 +742,10 @@ class Chatter:
             new, self.thoughts = ''.join(self.thoughts), []
             self.row.thinking += new
             self.ops.append(f'<div hx-swap-oob="beforeend:#k-{self.id}">{escape(new, quote=False)}</div>')
+        for part, component in self.stale.items():
+            self.version += 1
+            self.latest[part] = self.version, html_of(component(self.row)(hx_swap_oob='true'))
+        self.stale = {}
         if not self.fresh and not end: return
         steps, self.fresh = self.md.feed(''.join(self.fresh)), []
         if end: steps = steps + self.md.end()
@@ -651,9 +785,12 @@ class Chatter:
 
     def finish(self, status='done', **fields):
         "Closes the message and stores it. `fields`: its figures, or the `error` sentence."
-        if not self.running: return
+        self.do(self.close, status, fields)
+
+    def close(self, status, fields):
         self.running = False
         if self.saving: self.saving.cancel()
+        if self.asked: self.asked.cancel()
         self.advance(end=True)
         self.queue.live.pop(self.id, None)
         fields |= dict(content=''.join(self.texts), status=status, updated=time.time(), rev=self.queue.next_rev())
@@ -661,7 +798,7 @@ class Chatter:
         messages.update(self.row)
         self.latest.pop('tail', None)
         self.ops.append(f'<i id="t-{self.id}" hx-swap-oob="delete"></i>')
-        self.show('foot', self.queue.view.foot(self.row))
+        self.show('foot')
 
 class Tab:
     "One open page: what it still has to be sent, drained at screen speed by a task of its own."
@@ -730,13 +867,14 @@ class Chatq:
     chat, `open` gives a Chatter, `ask` puts a prompt in line for the model, `push` shows a change of a list elsewhere."""
     def __init__(self):
         self.tabs, self.live, self.tasks, self.turn, self.due = set(), {}, {}, None, asyncio.Event()
+        self.loop, self.thread = None, threading.get_ident()  # the event loop, and the thread in which it runs
         # Starts at the clock in ms, so that no page has seen more, whatever the server counted before it was killed.
         self.rev = self.boot = max(int(time.time()*1000), (db.q('select max(rev) n from message')[0]['n'] or 0) + 1)
         # What a killed server left: half an answer is kept and marked, a prompt that had no turn keeps its place.
         db.q("update message set status = 'slot' where status = 'queued' and role = 'assistant'")
         db.q("""update message set status = 'stopped', rev = ? where status in ('streaming', 'queued')
                 or role = 'user' and status <> 'stopped' and id in (select id - 1 from message where status = 'slot')""", [self.rev])
-        self.list_rev, self.view, self.answer = {}, None, None  # the components and the model's turn are handed in below
+        self.list_rev, self.tools, self.view, self.answer, self.run_again = {}, {}, None, None, None  # handed in below
 
     def next_rev(self) -> int:
         self.rev += 1
@@ -766,19 +904,19 @@ class Chatq:
     def new(self, role: str, profile: int | None, **fields) -> Message:
         return Message(role=role, profile=profile or first_row(profiles, 'not deleted', order='priority, id').id, created=time.time(), **(dict(id=None) | fields))
 
-    async def __call__(self, text: str, role='event', profile: int | None = None) -> int:
-        "Puts a finished message into the chat; an event joins the one above it. Returns its id."
-        row = self.new(role, profile, content=text)
+    async def __call__(self, text: str, role='event', profile: int | None = None, undo='') -> int:
+        "Puts a finished message into the chat; an event joins the one above it, unless it can be undone. Returns its id."
+        row = self.new(role, profile, content=text, undo=undo)
         last = first_row(messages, 'profile = ? and not deleted', [row.profile], 'id desc')
-        if role == 'event' and text != '---' and last and last.role == 'event' and last.content != '---':
+        if role == 'event' and text != '---' and not undo and last and last.role == 'event' and last.content != '---' and not last.undo:
             last.content += f'\n{text}'
             row = last
         return self.changed(row).id
 
-    def open(self, role='job', profile: int | None = None, row: Message | None = None) -> Chatter:
+    def open(self, role='job', profile: int | None = None, row: Message | None = None, status='streaming', **fields) -> Chatter:
         "A message to write into, shown in every tab at once."
-        row = row or self.new(role, profile)
-        row.status = 'streaming'
+        row = row or self.new(role, profile, **fields)
+        row.status = status
         row = self.changed(row)
         chat = self.live[row.id] = Chatter(self, row)
         return chat
@@ -825,6 +963,7 @@ class Chatq:
 
     async def work(self):
         "Answers prompts one at a time, in order, as long as the app runs."
+        self.loop, self.thread = asyncio.get_running_loop(), threading.get_ident()
         while True:
             self.due.clear()
             try: await (self.take_turn(row) if (row := first_row(messages, "role = 'assistant' and status = 'queued' and not deleted")) else self.due.wait())
@@ -849,6 +988,7 @@ class Chatq:
 
     def cancel(self, id: int):
         if task := self.tasks.get(id): task.cancel()
+        elif chat := self.live.get(id): chat.finish('stopped', error='Cancelled here: the script is told at its next word.')
 
     async def carry_out(self, chat: Chatter, work):
         try: await work
@@ -886,8 +1026,8 @@ class TooLong(ModelError): "The prompt does not fit into the model's context."
 
 @dataclass
 class Delta:
-    "A piece of an answer: text, thinking, or at the end its figures (fields of Message, and `cut` when it ran out of room)."
-    text: str = ''; thinking: str = ''; figures: dict | None = None
+    "A piece of an answer: text, thinking, tool calls, or at the end its figures (fields of Message, and `cut` when it ran out of room)."
+    text: str = ''; thinking: str = ''; figures: dict | None = None; calls: list = ()
 
 @dataclass
 class Backend:
@@ -897,7 +1037,7 @@ class Backend:
     @property
     def names(self): return [n for n, _ in self.models]
 
-backend, built_in, built_in_key, chars_per_token = Backend(), None, secrets.token_hex(), {}
+backend, built_in, built_in_key, chars_per_token, capable = Backend(), None, secrets.token_hex(), {}, {}
 loading = asyncio.Lock()
 
 def http(url: str, read: float | None = STALL) -> httpx.AsyncClient:
@@ -976,13 +1116,13 @@ async def lines(r: httpx.Response):
         for line in whole: yield line
     if rest: yield rest
 
-async def stream(messages: list[dict], model: str, options: dict):
+async def stream(messages: list[dict], model: str, options: dict, tools: list[dict] = ()):
     """The model's answer as Deltas, from whichever back end there is. The last one has the figures; a stream that ends
     without it, or with an error, raises ModelError. Closing the generator closes the connection, which stops the model."""
     url = backend.url or await start_built_in()
     talk = ollama_chat if backend.kind == 'ollama' else openai_chat
     try:
-        async with http(url) as c, contextlib.aclosing(talk(c, url, messages, model, options)) as deltas:
+        async with http(url) as c, contextlib.aclosing(talk(c, url, messages, model, options, tools)) as deltas:
             async for d in deltas: yield d
     except httpx.ConnectError: raise ModelError((await look()).problem or 'The model server has just come up. Try again.')
     except httpx.ReadTimeout: raise ModelError(f'The model server said nothing for {STALL//60} minutes. Try again, or start it anew.')
@@ -1007,10 +1147,18 @@ def text_of(d: dict, *keys) -> str:
 
 def clean_model(s: str) -> str: return re.sub('[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]', '', s)
 
-async def ollama_chat(c, url, messages, model, options):
+async def can_use_tools(model: str) -> bool:
+    "Whether the model has the tools capability: POST /api/show (Ollama, docs/api.md). The other back ends don't tell."
+    if backend.kind == 'ollama' and model not in capable:
+        with contextlib.suppress(httpx.HTTPError, ValueError, TypeError, AttributeError):
+            async with http(OLLAMA, 5) as c: r = await c.post(f'{OLLAMA}/api/show', json=dict(model=model))
+            if r.status_code == 200: capable[model] = 'tools' in (r.json().get('capabilities') or [])
+    return capable.get(model, False)
+
+async def ollama_chat(c, url, messages, model, options, tools):
     "POST /api/chat: NDJSON, the last object has done:true and the figures in ns (Ollama, docs/api.md)."
     # truncate and shift off: what does not fit is cut by us, and said, and never silently by Ollama.
-    body = dict(model=model, messages=messages, stream=True, truncate=False, shift=False, options=options)
+    body = dict(model=model, messages=messages, stream=True, truncate=False, shift=False, options=options) | (dict(tools=tools) if tools else {})
     async with c.stream('POST', f'{url}/api/chat', json=body) as r:
         await check(r, model)
         async for line in lines(r):
@@ -1018,7 +1166,8 @@ async def ollama_chat(c, url, messages, model, options):
             d = parse(line)
             if 'error' in d: raise ModelError(refusal(200, json.dumps(d), model))
             m = d.get('message') or {}
-            yield Delta(text_of(m, 'content'), text_of(m, 'thinking'))
+            calls = m.get('tool_calls')  # whole, in any chunk, the last one too
+            yield Delta(text_of(m, 'content'), text_of(m, 'thinking'), calls=calls if isinstance(calls, list) else ())
             if d.get('done'):
                 ns = d.get('eval_duration') or 0
                 yield Delta(figures=dict(tokens=d.get('eval_count') or 0, prompt_tokens=d.get('prompt_eval_count') or 0,
@@ -1026,7 +1175,7 @@ async def ollama_chat(c, url, messages, model, options):
                 return
     raise ModelError('The answer broke off before its end: the model server stopped without a word. Go on from there, or try again.')
 
-async def openai_chat(c, url, messages, model, options):
+async def openai_chat(c, url, messages, model, options, tools):
     "POST /chat/completions: server-sent events, the last one `data: [DONE]` (OpenAI's API reference, chat streaming)."
     body = dict(model=model, messages=messages, stream=True, stream_options={'include_usage': True})
     if 'temperature' in options: body['temperature'] = options['temperature']
@@ -1097,13 +1246,19 @@ async def answer(chat: Chatter):
     model = chat.row.model = pick_model(profile)
     try:
         if not model: raise ModelError(backend.problem or 'The model server runs but has no model yet. Download one: `ollama pull llama3.2`')
-        figures = await with_retries(chat, profile, model)
-        cut = figures.pop('cut', False)
+        said, tools = [], [spec(*named) for named in chatq.tools.items()] if chatq.tools and await can_use_tools(model) else []
+        for n in range(ROUNDS):  # in the last one it has to do with what it knows
+            before = len(''.join(chat.texts))
+            figures = await with_retries(chat, profile, model, said, tools if n < ROUNDS - 1 else [])
+            cut, calls = figures.pop('cut', False), figures.pop('calls')
+            if not calls: break
+            said.append({'role': 'assistant', 'content': ''.join(chat.texts)[before:], 'tool_calls': calls})
+            for call in calls: said.append({'role': 'tool', **await use(chat, call)})
         figures['seconds'] = figures['seconds'] or time.perf_counter() - start
         chat.finish('stopped' if cut else 'done', **figures, error='The answer reached the end of what the model can hold.' if cut else '')
     except ModelError as e: chat.finish('error', error=str(e))
 
-async def with_retries(chat: Chatter, profile: Profile, model: str) -> dict:
+async def with_retries(chat: Chatter, profile: Profile, model: str, said: list, tools: list) -> dict:
     "Streams the answer into `chat` and returns its figures; a busy server is asked again, visibly, and a full context cut."
     options = {'temperature': float(profile.temperature)} if profile.temperature else {}
     if profile.context: options['num_ctx'] = int(profile.context)
@@ -1111,11 +1266,12 @@ async def with_retries(chat: Chatter, profile: Profile, model: str) -> dict:
     limit = int(window*.75*chars_per_token.get(model, 3.5))  # a quarter is for the answer
     for wait in (1, 2, 4, 0):
         prompt, oldest = history(chat.row, profile, limit)
+        prompt += said
         remember(profile, oldest)
         watching = asyncio.create_task(say_what_it_does(chat, model))
         try:
-            figures = await pour(stream(prompt, model, options), chat)
-            if n := figures['prompt_tokens']: chars_per_token[model] = sum(len(m['content']) for m in prompt)/n
+            figures = await pour(stream(prompt, model, options, tools), chat)
+            if (n := figures['prompt_tokens']) and not tools: chars_per_token[model] = sum(len(m['content']) for m in prompt)/n
             return figures | {'window': window}
         except Busy:
             if not wait: raise
@@ -1128,8 +1284,8 @@ async def with_retries(chat: Chatter, profile: Profile, model: str) -> dict:
         finally: watching.cancel()
 
 async def pour(deltas, chat: Chatter) -> dict:
-    "Writes a stream of Deltas into a message; returns the figures of the last one."
-    began = 0.
+    "Writes a stream of Deltas into a message; returns the figures of the last one, and the tools that it calls."
+    began, calls = 0., []
     async with contextlib.aclosing(deltas):
         async for d in deltas:
             if d.thinking:
@@ -1139,7 +1295,64 @@ async def pour(deltas, chat: Chatter) -> dict:
                 if began: chat.thought(time.perf_counter() - began)
                 began = 0.
                 chat.send(d.text)
-            if d.figures: return d.figures
+            calls += d.calls
+            if d.figures: return d.figures | {'calls': calls}
+
+def params(f) -> list[Parameter]:
+    "What a job or a tool wants, besides the Chatter that is its first parameter: its signature is its form."
+    return [*signature(f, eval_str=True).parameters.values()][1:]
+
+def type_of(p: Parameter) -> type:
+    "The type of a parameter: of `int | None` the int, where there is none str."
+    if isinstance(p.annotation, UnionType) or get_origin(p.annotation) is Union: return next(t for t in get_args(p.annotation) if t is not type(None))
+    return str if p.annotation is Parameter.empty else p.annotation
+
+def value_of(p: Parameter, text: str):
+    "What was typed, or what a model gave, as a parameter's value. Raises ValueError with a sentence."
+    kind, text = type_of(p), text.strip()
+    if kind is bool: return text.lower() in ('1', 'on', 'true', 'yes')
+    if not text and p.default is not Parameter.empty: return '' if isinstance(p.default, str) and get_origin(kind) is not Literal else p.default
+    if not text: raise ValueError('Fill this in.')
+    if get_origin(kind) is Literal:
+        if (choice := next((c for c in get_args(kind) if str(c) == text), None)) is None: raise ValueError(f'Choose one of {", ".join(map(str, get_args(kind)))}.')
+        return choice
+    try:
+        value = date.fromisoformat(text) if kind is date else kind(text)
+        if kind is float and not isfinite(value): raise ValueError
+        return value
+    except ValueError: raise ValueError({int: 'Type a whole number.', float: 'Type a number.', date: 'Type a date like 2026-01-31.'}.get(kind, 'This does not fit.'))
+
+def values_of(f, given: dict) -> tuple[dict, dict]:
+    "The values of a job's or a tool's parameters, and by name what is wrong with them."
+    values, wrong = {}, {}
+    for p in params(f):
+        try: values[p.name] = value_of(p, clean(str(given.get(p.name, '')), MAX_TEXT, 'This'))
+        except (ValueError, HTTPException) as e: wrong[p.name] = getattr(e, 'detail', str(e))
+    return values, wrong
+
+JSON_TYPES = {int: 'integer', float: 'number', bool: 'boolean'}
+
+def spec(name: str, f) -> dict:
+    "A function as Ollama's `tools` wants it: name, first lines of the docstring, JSON schema of the signature."
+    prop = lambda k: {'type': JSON_TYPES.get(k, 'string')} | ({'enum': [*map(str, get_args(k))]} if get_origin(k) is Literal else {})
+    return {'type': 'function', 'function': {'name': name, 'description': getdoc(f) or name, 'parameters': {
+        'type': 'object', 'properties': {p.name: prop(type_of(p)) for p in params(f)}, 'required': [p.name for p in params(f) if p.default is Parameter.empty]}}}
+
+async def use(chat: Chatter, call) -> dict:
+    "Carries out a tool call of the model. Whatever is wrong with it goes back to the model as text, for it to try again."
+    f = call.get('function') if isinstance(call, dict) else None
+    name, given = (str(f.get('name')), f.get('arguments') or {}) if isinstance(f, dict) else ('', {})
+    by_model.set(True)  # what it does gets an Undo
+    try:
+        if not (tool := chatq.tools.get(name)): raise ValueError(f'there is no tool “{name}”, but there are: {", ".join(chatq.tools)}')
+        if isinstance(given, str): given = json.loads(given)
+        if odd := set(given) - {p.name for p in params(tool)}: raise ValueError(f'no parameter {", ".join(map(str, odd))}')
+        values, wrong = values_of(tool, given)
+        if wrong: raise ValueError('; '.join(f'{k}: {v}' for k, v in wrong.items()))
+        result = str(await tool(chat, **values) or 'Done.')
+    except (ValueError, TypeError, HTTPException) as e: result = f'This did not work: {getattr(e, "detail", e)}'
+    finally: by_model.set(False)
+    return {'tool_name': name, 'content': result}
 
 def remember(profile: Profile, oldest: int):
     "Moves the line that shows where the model's memory begins."
@@ -1203,20 +1416,18 @@ chatq.answer = answer
 
 # ---- 8. Components: pure functions from data to FT -----------------------------------------------
 
-def page(profile: Profile, all_profiles: list[Profile], menu, todo_part, rows: list, model_picker, word=None):
-    "The whole page of a profile."
+def page(profile: Profile, head: list, side: list, rows: list, model_picker, word=None):
+    "The whole page of a profile: `head` stands in its header, `side` beside the chat."
     return (Title(TITLE), Header(
         H1(A(TITLE, href='/'), cls='brand'),
-        Details(Summary(Span(profile.name, id='profile-name')), Div(
-            menu, Details(Summary('Edit profiles'), listing('profile', all_profiles),
-                    add_form('profile', 'Add profile', 'Name of the new profile')), cls='panel'), cls='drop'),
+        *head,
         Form(Input(id='search', type='search', name='q', placeholder='Search', aria_label='Search todos and messages', autocomplete='off',
                    hx_get=find.to(), hx_trigger='input changed delay:120ms, search', hx_target='#search-results', maxlength=200),
              Div(id='search-results', role='region', aria_label='Search results'), role='search', cls='search', action=find.to(), method='get', enctype=None),
         Button('◐', cls='quiet', aria_label='Light or dark', title='Light or dark', hx_post=switch_theme.to(), hx_swap='none'),
         Button('?', cls='quiet', aria_label='Keyboard shortcuts', title='Keyboard shortcuts', popovertarget='keys', type='button'), key_sheet()),
         Main(
-            todo_part,
+            Div(*side, cls='side'),
             Section(
                 Div(H2('Chat'), model_picker, settings_panel(profile), Button('New chat', hx_post=new_chat.to(profile=profile.id), hx_swap='none', cls='quiet'), cls='bar'),
                 timeline(rows, profile.memory), Button('↓ More below', id='more', type='button', hidden=True), chat_form(profile.id), cls='chat', aria_label='Chat'),
@@ -1231,70 +1442,7 @@ def key_sheet():
                Label(Input(type='checkbox', id='single-keys', name=None, checked=True), '? and / work anywhere outside of a text', cls='check'),
                id='keys', popover='auto', role='dialog', aria_label='Keyboard shortcuts')
 
-def add_form(kind: str, label: str, hint: str, profile: int | None = None):
-    return Form(Input(name=LISTS[kind].text, placeholder=hint, aria_label=hint, maxlength=MAX_TITLE, autocomplete='off', enterkeyhint='done'),
-                Hidden(profile, name='profile') if profile else None, Button(label), cls='add',
-                hx_post=f'/{kind}', hx_target=f'#{kind}-list', hx_swap='beforeend', data_reset='1')
-
-def listing(kind: str, rows: list, more: str | None = None):
-    "The list of a kind, or a part of it: `more` is the address of the next part, loaded when one scrolls there."
-    return Ul(*(item(kind, r) for r in rows), next_part(more), id=f'{kind}-list')
-
-def next_part(more: str | None): return Li('…', hx_get=more, hx_trigger='intersect once', hx_swap='outerHTML', cls='part') if more else None
-
-def item(kind: str, row, put: str | None = None):
-    """A row of a list: its own parts, and what every list's rows have: edit, delete, and a grip to move it. `put` tells
-    other tabs where it stands now: 'here' as before, the id of the row below it, or 'end'."""
-    name, at = getattr(row, LISTS[kind].text), dict(hx_target=f'#{kind}-{row.id}', hx_swap='outerHTML')
-    return Li(Button('⠿', cls='quiet grip', aria_label=f'Move {name}', title='Drag, or Alt+↑ and Alt+↓', tabindex='-1', type='button'),
-              *LISTS[kind].parts(row),
-              Button('✎', cls='quiet', aria_label=f'Rename {name}', title='Edit', hx_get=edit.to(kind=kind, id=row.id), **at),
-              Button('×', cls='quiet', aria_label=f'Delete {name}', title='Delete', hx_post=delete.to(kind=kind, id=row.id), **at),
-              id=f'{kind}-{row.id}', cls='done' if getattr(row, 'done', False) else None, tabindex='0', data_put=put)
-
-def todo_parts(t: Todo):
-    return (Input(type='checkbox', id=f'check-{t.id}', name=None, checked=bool(t.done), aria_label=t.title, hx_post=toggle.to(id=t.id),
-                  hx_target=f'#todo-{t.id}', hx_swap='outerHTML'), Span(t.title, cls='title'))
-
-def profile_parts(p: Profile):
-    more = ' · '.join(filter(None, (p.address, p.code, '' if p.active else 'inactive')))
-    return (A(p.name, Small(more) if more else None, href=f'/profile/{p.id}', cls='title'),)
-
-def edit_item(kind: str, row):
-    "A row as a form: leaving it saves, Escape gives up; a list with more than its text is saved by its button."
-    lst, name = LISTS[kind], getattr(row, LISTS[kind].text)
-    field = lambda f, **kw: Input(name=f, value=getattr(row, f), aria_label=f.capitalize(), placeholder=f.capitalize(), maxlength=MAX_TITLE, autocomplete='off', **kw)
-    more = [field(f) for f in lst.fields] + ([Label(Input(type='checkbox', name='active', value='1', checked=bool(row.active)), 'In the menu', cls='check'), Button('Save')] if lst.fields else [])
-    return Li(Form(Input(name='name', value=name, aria_label=f'New name of {name}', maxlength=MAX_TITLE, autofocus=True, autocomplete='off'), *more,
-                   hx_post=rename.to(kind=kind, id=row.id), hx_target=f'#{kind}-{row.id}', hx_swap='outerHTML', hx_sync='this:drop',
-                   hx_trigger='submit' if lst.fields else 'submit, focusout', data_cancel=item_view.to(kind=kind, id=row.id)),
-              id=f'{kind}-{row.id}', cls='editing')
-
-def ask_first(p: Profile, todos: int, messages: int):
-    return Li(Span(f'{p.name} goes with {many(todos, "todo")} and {many(messages, "message")}.', cls='title'),
-              Button(f'Delete {p.name}', hx_post=delete.to(kind='profile', id=p.id, sure=1), hx_target=f'#profile-{p.id}', hx_swap='outerHTML'),
-              Button('Keep', hx_get=item_view.to(kind='profile', id=p.id), hx_target=f'#profile-{p.id}', hx_swap='outerHTML'), id=f'profile-{p.id}', cls='asking')
-
 def many(n: int, what: str) -> str: return f'{n:,} {what}{"" if n == 1 else "s"}'
-
-def todo_section(p: Profile, rows: list, show: str, left: int, done: int, more: str | None):
-    links = (('all', 'All'), ('active', 'Active'), ('completed', 'Completed'))
-    return Section(
-        Div(H2('Todo'), Button('Copy list', type='button', cls='copy quiet', data_text=todo_markdown.to(profile=p.id)), cls='bar'),
-        add_form('todo', 'Add', 'What needs to be done?', p.id), todo_bar(p.id, left, done), listing('todo', rows, more),
-        Nav(*(A(name, href=f'/profile/{p.id}' + (f'?show={key}' if key != 'all' else ''), aria_current='page' if key == show else None) for key, name in links),
-            cls='filter', aria_label='Filter'), cls='todos', aria_label='Todo', data_show=show)
-
-def todo_bar(profile: int, left: int, done: int):
-    "Mark all, the counter and Clear completed: what changes with every todo; empty where there is none."
-    if not left + done: return Div(id='todo-bar')
-    return Div(Label(Input(type='checkbox', id='toggle-all', name=None, checked=not left, hx_post=toggle_all.to(profile=profile), hx_swap='none'), Span('Mark all as complete', cls='hide')),
-               Span(Strong(f'{left:,}'), ' item left' if left == 1 else ' items left', id='todo-count'),
-               Button('Clear completed', cls='quiet', hx_post=clear_completed.to(profile=profile), hx_swap='none') if done else None, id='todo-bar')
-
-def profile_menu(rows: list[Profile], chosen: int, counts: dict[int, int]):
-    link = lambda p: A(p.name, href=f'/profile/{p.id}', aria_current='page' if p.id == chosen else None)
-    return Ul(*(Li(link(p), Small(n, Span(' open', cls='hide')) if (n := counts.get(p.id)) else None) for p in rows if p.active or p.id == chosen), id='profile-menu')
 
 def memory_line(oldest: int): return Div(Div(Span('The model no longer remembers what stands above'), cls='content'), id='memory', cls='line', hidden=not oldest)
 
@@ -1313,7 +1461,7 @@ def message(m: Message, html: str | None = None):
     elif m.role == 'event': content = Safe(event_html(m.content))
     else: content = Safe(to_html(m.content) if html is None else html)
     return Article(thinking(m) if m.thinking else None, Div(content, cls='content', id=f'c-{m.id}'),
-                   bar(m) if m.progress >= 0 else Div(id=f'p-{m.id}') if m.role == 'job' else None, foot(m), id=f'msg-{m.id}',
+                   bar(m) if m.role == 'job' else None, question(m), foot(m), id=f'msg-{m.id}',
                    cls='msg line' if m.content == '---' else 'msg', data_role=m.role, data_status=m.status, data_rev=m.rev)
 
 def event_html(text: str) -> str:
@@ -1328,7 +1476,17 @@ def thinking_head(m: Message): return Summary(f'Thought for {m.thought:.0f} s' i
 def thinking(m: Message):
     return Details(thinking_head(m), Div(m.thinking, id=f'k-{m.id}'), cls='thinking')
 
-def bar(m: Message): return Div(Progress(value=f'{m.progress:.1f}', max=100, aria_label='Progress'), id=f'p-{m.id}')
+def bar(m: Message):
+    "How far a job is, as long as it runs, and from a total also how fast."
+    done, total, rate = getattr(m, 'pace', None) or (0, 0, 0)
+    left = f'{done:,.0f} of {total:,.0f} · {rate:,.{0 if rate > 9 else 1}f}/s · {duration((total - done)/rate)} left' if total and rate > 0 else None
+    return Div(Progress(value=f'{m.progress:.1f}', max=100, aria_label='Progress') if m.progress >= 0 else None, Small(left) if left else None, id=f'p-{m.id}')
+
+def duration(s: float) -> str: return f'{s:.0f} s' if s < 90 else f'{s/60:.0f} min' if s < 5400 else f'{s/3600:.1f} h'
+
+def question(m: Message):
+    text, answers = getattr(m, 'question', None) or ('', ())
+    return Div(P(text) if text else None, *(Button(a, hx_post=reply.to(id=m.id, n=n), hx_swap='none', type='button') for n, a in enumerate(answers)), id=f'q-{m.id}', cls='question')
 
 def foot(m: Message):
     "What stands under a message, outside of what is redrawn: its state, its figures and what can be done with it."
@@ -1336,15 +1494,16 @@ def foot(m: Message):
     pull_name = re.search(r'`ollama pull ([^`]+)`', m.error)
     figures = [m.model, f'{m.tokens/m.seconds:.0f} tokens/s' if m.tokens and m.seconds else '', f'{m.seconds:.1f} s' if m.seconds else '',
                f'context {(m.prompt_tokens + m.tokens)/m.window:.0%}' if m.window and m.prompt_tokens else '']
-    asks = m.role in ('user', 'assistant')
+    asks, over = m.role in ('user', 'assistant') or m.job, m.status in ('stopped', 'error')
+    if m.role == 'event': return Footer(act('Undo', take_back) if m.undo else None, id=f'f-{m.id}', data_status=m.status, data_rev=m.rev)
     return Footer(
         P(*error_text(m.error), cls='error') if m.error else None,
         note(m) if m.status in ('queued', 'streaming') else None,
-        Small(' · '.join(filter(None, figures)), cls='figures') if m.role == 'assistant' and m.status != 'streaming' else None,
-        act('Cancel', cancel) if m.role == 'job' and m.status == 'streaming' and m.id in chatq.tasks else None,
-        act('Withdraw', withdraw) if m.status == 'queued' else None,
-        act('Continue', go_on) if m.role == 'assistant' and m.status in ('stopped', 'error') and m.content else None,
-        act('Try again', try_again) if asks and m.status in ('stopped', 'error') else None,
+        Small(' · '.join(filter(None, figures)), cls='figures') if m.model and m.status not in ('streaming', 'queued') else None,
+        act('Cancel', cancel) if m.role == 'job' and m.status in ('streaming', 'queued') else None,
+        act('Withdraw', withdraw) if m.role == 'user' and m.status == 'queued' else None,
+        act('Continue', go_on) if m.role == 'assistant' and over and m.content else None,
+        act('Try again', try_again) if asks and over else None,
         act(f'Download {pull_name[1]}', pull) if pull_name else None,
         act('Regenerate', try_again, cls='regenerate') if m.role == 'assistant' and m.status == 'done' else None,
         Button('Copy', type='button', cls='copy late', data_text=source.to(id=m.id)) if m.role != 'event' and m.status != 'streaming' else None,
@@ -1353,7 +1512,7 @@ def foot(m: Message):
 
 def note(m: Message):
     "What is going on, in a word."
-    first = 'In line' if m.status == 'queued' else '' if m.role == 'job' or m.content else 'Waiting for the model'
+    first = f'{m.model} in line'.strip().capitalize() if m.status == 'queued' else m.model if m.role == 'job' else '' if m.content else 'Waiting for the model'
     return Span(getattr(m, 'note', first), id=f's-{m.id}', cls='note')
 
 def error_text(s: str): return [Code(part) if n % 2 else part for n, part in enumerate(s.split('`'))]
@@ -1393,6 +1552,8 @@ def toast(text: str, undo=None, oob='true'):
 
 def problem(status: int, text: str): return Title(TITLE), Main(H1(text), P(A('Back to the app', href='/')), cls='problem')
 
+HEAD, SIDE = [], []  # what stands in the header and beside the chat: functions of the profile, entered by the parts below
+
 # ---- 9. App: what serves the page, and how it is put together -----------------------------------------
 
 HTMX = Path(importlib.util.find_spec('django_htmx').origin).parent/'static/django_htmx'
@@ -1404,7 +1565,8 @@ def versioned(name: str) -> str: return f'/static/{name}?v={FILES[name].stat().s
 TITLE = NAME
 fh_cfg.indent = False
 hdrs = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Meta(name='color-scheme', content='light dark'),
-        Meta(name='htmx-config', content=json.dumps(dict(allowEval=False, includeIndicatorStyles=False, selfRequestsOnly=True, historyCacheSize=0))),
+        Meta(name='htmx-config', content=json.dumps(dict(allowEval=False, includeIndicatorStyles=False, selfRequestsOnly=True, historyCacheSize=0,
+             responseHandling=[dict(code='422|[23]..', swap=True), dict(code='...', swap=False, error=True)]))),
         Link(rel='icon', href=versioned('icon.svg'), type='image/svg+xml'), Link(rel='stylesheet', href=versioned('app.css')),
         *(Script(src=versioned(n), defer=True) for n in ('htmx.js', 'ws.js', 'app.js')))
 
@@ -1412,9 +1574,7 @@ def private_key() -> str:
     "The key that signs the session cookie, in a file that only this user can read."
     path = DATA/f'{FILE.stem}.key'
     try:
-        if not path.exists() or not path.read_text().strip():
-            path.unlink(missing_ok=True)
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w') as f: f.write(secrets.token_hex())
+        if not path.exists() or not path.read_text().strip(): write_private(path, secrets.token_hex())
         return path.read_text()
     except (OSError, ValueError) as e: sys.exit(f'{path} cannot be read and written ({e}). Check the rights of its folder.')
 
@@ -1481,98 +1641,310 @@ def profile_page(p: Profile, req, sess, show: str, undone=0., at=0):
     sess['profile'] = p.id
     if theme := sess.get('theme'): req.htmlkw['data_theme'] = theme
     word = toast(f'{gone.name} is deleted.', undo.to(kind='profile', stamp=gone.deleted)) if undone and (gone := first_row(profiles, 'deleted = ?', [undone])) else None
-    return page(p, menu(), menu_of(p.id), todos_of(p, show), chatq.newest(p.id, since=at), picker(p), word)
+    return page(p, [part(p) for part in HEAD], [part(p, show) for part in SIDE], chatq.newest(p.id, since=at), picker(p), word)
 
 @app.post
 async def switch_theme(sess, dark: str = ''):
     sess['theme'] = 'light' if dark == '1' else 'dark'
     return HtmxResponseHeaders(trigger=json.dumps({'theme': sess['theme']}))
 
-def quoted(title: str) -> str: return '“' + re.sub(r'([\\`*_\[\]<>#~|&])', r'\\\1', title) + '”'
+def plain(text: str) -> str: return re.sub(r'([\\`*_\[\]<>#~|&])', r'\\\1', text)
 
-# ---- 10. Lists: what todos, profiles and the third list of a fork are made of ------------------------
+def quoted(title: str) -> str: return f'“{plain(title)}”'
 
-@dataclass
+# ---- 10. Lists: what profiles, todos and the list of a fork are made of -------------------------------
+
+LISTS = {}
+
 class Listing:
-    """What the routes below need to know of a list: its table, the field that is its text, what a row shows beside what all
-    rows have, and the further fields of its edit form. A table with a `profile` has a list for each."""
-    table: object; text: str; parts: object; fields: tuple = ()
+    """A table that is edited as a list: add, edit, delete, order, Undo, the same in every tab. Its rows have the fields `priority`
+    (the place, lowest first) and `deleted` (the time by which Undo finds it, else 0); with a `profile` there is a list for each.
+    A subclass says which field is its text, what a row shows, and what else it wants otherwise."""
+    text, fields = 'name', ()  # the field that is the row's text, and the further ones of its edit form
 
-    def siblings(self, row) -> tuple[str, list]:
-        "The condition for the rows of the same list."
-        return ('not deleted and profile = ?', [row.profile]) if hasattr(row, 'profile') else ('not deleted', [])
+    def __init__(self, tbl):
+        self.table, self.kind, self.types, self.owned = tbl, tbl.name, get_annotations(tbl.cls), 'profile' in tbl.columns_dict
+        LISTS[self.kind] = self
+        tidy(self.kind)
+        db.q(f"create index if not exists {self.kind}_order on {self.kind}({'profile, ' if self.owned else ''}deleted, priority)")
+        if self.owned: searchable(self.kind, self.text)
 
-    def after(self, row):
-        "The row below this one, or None."
-        where, args = self.siblings(row)
-        return first_row(self.table, f'{where} and (priority, id) > (?, ?)', [*args, row.priority, row.id], 'priority, id')
+    def parts(self, row): return Span(self.name(row), cls='title'),
 
-LISTS = {'todo': Listing(todos, 'title', todo_parts), 'profile': Listing(profiles, 'name', profile_parts, ('address', 'code'))}
+    def name(self, row) -> str: return getattr(row, self.text)
 
-def listed(kind: str, id: int) -> tuple[Listing, object]:
-    if kind not in LISTS: raise HTTPException(404)
-    return LISTS[kind], one(LISTS[kind].table, id)
+    def among(self, profile: int | None) -> tuple[str, list]:
+        "The condition for the rows of one list."
+        return ('not deleted and profile = ?', [profile]) if self.owned else ('not deleted', [])
 
-def add_row(kind: str, row):
-    "Stores a new row at the end of its list, shows it in the other tabs, and answers it."
-    lst = LISTS[kind]
-    where, args = lst.siblings(row)
-    row.priority = db.q(f'select coalesce(max(priority), 0) + 1 n from {kind} where {where}', args)[0]['n']
-    row = lst.table.insert(row)
-    show_row(kind, row, 'end')
-    return item(kind, row)
+    def rows(self, profile: int | None = None, most: int | None = None, where='1', after=(-1e300, 0)) -> list:
+        cond, args = self.among(profile)
+        return list(self.table(f'{cond} and {where} and (priority, id) > (?, ?)', [*args, *after], order_by='priority, id', limit=most))
 
-def show_row(kind: str, row, put='here', everyone=False):
-    "Shows a row that is new, changed, moved or deleted in the other tabs, and what hangs on it in all."
-    ft = Li(id=f'{kind}-{row.id}', data_put='gone') if row.deleted else item(kind, row, put)
-    chatq.push(f'{kind}-{row.id}', Ul(ft, hx_swap_oob=f'beforeend:#{kind}-list'), getattr(row, 'profile', None), everyone)
-    refresh(kind, getattr(row, 'profile', None))
+    def part(self, profile: int | None):
+        "The list as it stands in the page."
+        return listing(self.kind, self.rows(profile))
 
-def refresh(kind: str, profile: int | None):
-    "The counters, and the menu of profiles, in all tabs."
-    if kind == 'todo': chatq.push('bar', todo_bar(profile, *counts(profile))(hx_swap_oob='true'), profile, everyone=True)
-    if kind in ('todo', 'profile'): chatq.push('menu', lambda chosen: menu_of(chosen)(hx_swap_oob='true'), everyone=True)
-    if kind == 'profile': chatq.push('name', lambda chosen: Span(profiles[chosen].name, id='profile-name', hx_swap_oob='true'), everyone=True)
+    def around(self, profile: int | None) -> dict:
+        "What hangs on the list and changes with it, by keys: FT that is swapped by its id, or a function of a tab's profile."
+        return {}
 
-def counts(profile: int) -> tuple[int, int]:
-    "How many todos of a profile are open, and done."
-    n = {r['done']: r['n'] for r in db.q('select done, count(*) n from todo where profile = ? and not deleted group by done', [profile])}
-    return n.get(0, 0), n.get(1, 0)
+    def keep(self, row, sure: int):
+        "What to answer instead of deleting the row; None where nothing speaks against it."
 
-def menu() -> list[Profile]: return list(profiles('not deleted', order_by='priority, id'))
+    def open(self) -> dict[int, int]:
+        "How many rows are open, by profile: the number beside its name."
+        return {}
 
-def menu_of(chosen: int):
-    open_todos = {r['profile']: r['n'] for r in db.q('select profile, count(*) n from todo where not deleted and not done group by profile')}
-    return profile_menu(menu(), chosen, open_todos)
+    def row(self, id: int): return one(self.table, id)
 
-SHOWN = {'all': '1', 'active': 'not done', 'completed': 'done'}
+    def of(self, row) -> int | None: return getattr(row, 'profile', None)
 
-def todo_rows(profile: int, show: str, after: Todo | None = None) -> tuple[list[Todo], str | None]:
-    "A part of the list, and the address of the next one."
-    rows = list(todos(f'profile = ? and not deleted and {SHOWN[show]} and (priority, id) > (?, ?)', [profile, *((after.priority, after.id) if after else (-1e300, 0))],
-                      order_by='priority, id', limit=PART))
-    return rows, more_todos.to(after=rows[-1].id, show=show) if len(rows) == PART else None
+    async def add(self, row):
+        "Stores a new row at the end of its list, shows it in the other tabs, and answers it."
+        cond, args = self.among(self.of(row))
+        row.priority = db.q(f'select coalesce(max(priority), 0) + 1 n from {self.kind} where {cond}', args)[0]['n']
+        row = self.table.insert(row)
+        self.show(row, 'end')
+        return row
 
-def todos_of(p: Profile, show: str):
-    show = show if show in SHOWN else 'all'
-    rows, more = todo_rows(p.id, show)
-    return todo_section(p, rows, show, *counts(p.id), more)
+    async def change(self, row, what: str = '', **fields):
+        "Stores fields of a row, shows it in the other tabs, and says in the chat what was done."
+        before, row = {k: getattr(row, k) for k in ('id', *fields)}, self.table.update(id=row.id, **fields)
+        self.show(row)
+        if what: await self.happened(what, row, before)
+        return row
+
+    async def move(self, row, before: int = 0):
+        "Puts a row before another one, or at the end: halfway between its new neighbours, so that one row is written."
+        cond, args = self.among(self.of(row))
+        if before: below = self.row(before).priority
+        else: below = db.q(f'select coalesce(max(priority), 0) + 2 n from {self.kind} where {cond}', args)[0]['n']
+        above = db.q(f'select max(priority) n from {self.kind} where {cond} and priority < ? and id <> ?', [*args, below, row.id])[0]['n']
+        priority = below - 1 if above is None else (above + below)/2
+        if priority in (above, below):  # no number is left between them: number the list anew, once in a great while
+            db.q(f'update {self.kind} set priority = n from (select id i, row_number() over (order by priority, id) n from {self.kind} where {cond}) where id = i', args)
+            return await self.move(row, before)
+        self.show(self.table.update(id=row.id, priority=priority), f'{self.kind}-{before}' if before else 'end')
+        if by_model.get(): await self.happened(f'Moved {quoted(self.name(row))}', row, dict(id=row.id, priority=row.priority))
+
+    def bring_back(self, fields: dict):
+        "Puts fields of a row back as they were, and the row to its place."
+        row = self.table.update(**fields)
+        cond, args = self.among(self.of(row))
+        below = first_row(self.table, f'{cond} and (priority, id) > (?, ?)', [*args, row.priority, row.id], 'priority, id')
+        self.show(row, f'{self.kind}-{below.id}' if below else 'end', everyone=True)
+
+    def show(self, row, put='here', everyone=False):
+        "Shows a row that is new, changed, moved or deleted in the other tabs, and what hangs on it in all."
+        ft = Li(id=f'{self.kind}-{row.id}', data_put='gone') if row.deleted else item(self.kind, row, put)
+        chatq.push(f'{self.kind}-{row.id}', Ul(ft, hx_swap_oob=f'beforeend:#{self.kind}-list'), self.of(row), everyone)
+        for key, ft in self.around(self.of(row)).items(): chatq.push(key, ft, self.of(row) if key == self.kind else None, everyone=True)
+
+    def show_all(self, profile: int | None):
+        chatq.push('lists', whole_lists, profile, everyone=True)
+
+    async def happened(self, what: str, row, before: dict | None = None):
+        "An event line in the chat, with Undo where the model did it; where the profile wants it a remark of the model on it, later."
+        if not self.owned: return
+        if by_model.get(): return await chatq(f'The model {what[0].lower()}{what[1:]}', profile=row.profile, undo=json.dumps([self.kind, before]) if before else '')
+        await chatq(what, profile=row.profile)
+        if profiles[row.profile].commentary: chatq.comment(row.profile)
 
 def whole_lists(profile: int) -> str:
     "The lists anew, for a tab that was away or where many rows have changed; which todos it shows is the tab's own affair."
-    return html_of((listing('todo', *todo_rows(profile, 'all'))(id=None, hx_swap_oob='innerHTML:#todo-list'), todo_bar(profile, *counts(profile))(hx_swap_oob='true'),
-                    menu_of(profile)(hx_swap_oob='true'), listing('profile', menu())(id=None, hx_swap_oob='innerHTML:#profile-list')))
+    anew = [lst.part(profile)(id=None, hx_swap_oob=f'innerHTML:#{kind}-list') for kind, lst in LISTS.items()]
+    return html_of((*anew, *((ft(profile) if callable(ft) and not isinstance(ft, FT) else ft) for lst in LISTS.values() for ft in lst.around(profile).values())))
 
-chatq.view = SimpleNamespace(message=message, foot=foot, thinking=thinking, thinking_head=thinking_head, note=note, memory_line=memory_line, bar=bar,
+chatq.view = SimpleNamespace(message=message, foot=foot, thinking=thinking, thinking_head=thinking_head, note=note, memory_line=memory_line, bar=bar, question=question,
                              timeline=timeline, lists=whole_lists)
 
-async def happened(text: str, profile: int):
-    "An event line in the chat, and where the profile wants it a remark of the model on it, later."
-    await chatq(text, profile=profile)
-    if profiles[profile].commentary: chatq.comment(profile)
+def listed(kind: str) -> Listing:
+    if kind not in LISTS: raise HTTPException(404)
+    return LISTS[kind]
+
+def add_form(kind: str, button: str, hint: str, profile: int | None = None, to: str = ''):
+    return Form(Input(name=LISTS[kind].text, placeholder=hint, aria_label=hint, maxlength=MAX_TITLE, autocomplete='off', enterkeyhint='done'),
+                Hidden(profile, name='profile') if profile else None, Button(button), cls='add',
+                hx_post=to or add.to(kind=kind), hx_target=f'#{kind}-list', hx_swap='beforeend', data_reset='1')
+
+def listing(kind: str, rows: list, more: str | None = None):
+    "The list of a kind, or a part of it: `more` is the address of the next part, loaded when one scrolls there."
+    return Ul(*(item(kind, r) for r in rows), next_part(more), id=f'{kind}-list')
+
+def next_part(more: str | None): return Li('…', hx_get=more, hx_trigger='intersect once', hx_swap='outerHTML', cls='part') if more else None
+
+def item(kind: str, row, put: str | None = None):
+    """A row of a list: its own parts, and what every list's rows have: edit, delete, and a grip to move it. `put` tells
+    other tabs where it stands now: 'here' as before, the id of the row below it, or 'end'."""
+    name, at = LISTS[kind].name(row), dict(hx_target=f'#{kind}-{row.id}', hx_swap='outerHTML')
+    return Li(Button('⠿', cls='quiet grip', aria_label=f'Move {name}', title='Drag, or Alt+↑ and Alt+↓', tabindex='-1', type='button'),
+              *LISTS[kind].parts(row),
+              Button('✎', cls='quiet', aria_label=f'Rename {name}', title='Edit', hx_get=edit.to(kind=kind, id=row.id), **at),
+              Button('×', cls='quiet', aria_label=f'Delete {name}', title='Delete', hx_post=delete.to(kind=kind, id=row.id), **at),
+              id=f'{kind}-{row.id}', cls='done' if getattr(row, 'done', False) else None, tabindex='0', data_put=put)
+
+def edit_item(kind: str, row):
+    "A row as a form: leaving it saves, Escape gives up; a list with more than its text is saved by its button."
+    lst = LISTS[kind]
+    field = lambda f, **kw: Input(value=getattr(row, f), maxlength=MAX_TITLE, autocomplete='off', **dict(name=f, aria_label=f.capitalize(), placeholder=f.capitalize()) | kw)
+    check = lambda f: Label(Input(type='checkbox', name=f, value='1', checked=bool(getattr(row, f))), f.capitalize(), cls='check')
+    return Li(Form(field(lst.text, name='name', aria_label=f'New name of {lst.name(row)}', placeholder=None, autofocus=True),
+                   *(check(f) if lst.types[f] is bool else field(f) for f in lst.fields), Button('Save') if lst.fields else None,
+                   hx_post=rename.to(kind=kind, id=row.id), hx_target=f'#{kind}-{row.id}', hx_swap='outerHTML', hx_sync='this:drop',
+                   hx_trigger='submit' if lst.fields else 'submit, focusout', data_cancel=item_view.to(kind=kind, id=row.id)),
+              id=f'{kind}-{row.id}', cls='editing')
+
+@app.post
+async def add(kind: str, data: dict, sess, profile: int = None):
+    "Adds a row to any list, by its text."
+    lst = listed(kind)
+    name = clean(str(data.get(lst.text, '')), MAX_TITLE, 'The name').replace('\n', ' ')
+    if not name: raise HTTPException(400, 'Type a name, then press Enter.')
+    row = await lst.add(lst.table.cls(**{lst.text: name}, **(dict(profile=current(profile, sess).id) if lst.owned else {})))
+    await lst.happened(f'Added {quoted(name)}', row)
+    return item(kind, row)
+
+@app.get
+async def item_view(kind: str, id: int): return item(kind, listed(kind).row(id))
+
+@app.get
+async def edit(kind: str, id: int): return edit_item(kind, listed(kind).row(id))
+
+@app.post
+async def rename(kind: str, id: int, data: dict, name: str = ''):
+    lst, row = listed(kind), listed(kind).row(id)
+    name = clean(name, MAX_TITLE, 'The name').replace('\n', ' ')
+    if not name and not lst.fields: return await delete(kind, id)
+    if not name: raise HTTPException(400, 'It needs a name: type one, or press Escape.')
+    whole = any(f in data for f in lst.fields)  # an unticked box is not sent
+    fields = {f: data.get(f) == '1' if lst.types[f] is bool else clean(str(data.get(f, getattr(row, f))), MAX_TITLE, f.capitalize()) for f in lst.fields if whole}
+    return item(kind, await lst.change(row, name != lst.name(row) and f'Renamed {quoted(lst.name(row))} to {quoted(name)}', **{lst.text: name}, **fields))
+
+@app.post
+async def delete(kind: str, id: int, sure: int = 0):
+    lst, row = listed(kind), listed(kind).row(id)
+    if (no := lst.keep(row, sure)) is not None: return no
+    row = await lst.change(row, f'Deleted {quoted(lst.name(row))}', deleted=time.time())
+    if any(kind == 'profile' and t.profile == id and t.key == acting_tab.get() for t in chatq.tabs): return Redirect(index.to(undone=row.deleted))
+    return toast(f'“{lst.name(row)}” is deleted.', undo.to(kind=kind, stamp=row.deleted))
+
+@app.post
+async def undo(kind: str, stamp: float):
+    "Brings back what was deleted with this stamp, at its place."
+    lst = listed(kind)
+    if not stamp or not (rows := list(lst.table('deleted = ?', [stamp]))): raise HTTPException(404)
+    if len(rows) == 1: lst.bring_back(dict(id=rows[0].id, deleted=0.))
+    else:
+        db.q(f'update {kind} set deleted = 0 where deleted = ?', [stamp])
+        lst.show_all(lst.of(rows[0]))
+    await lst.happened(f'Brought back {many(len(rows), kind)}', rows[0])
+    return toast('It is back.')
+
+@app.post
+async def take_back(id: int):
+    "Undoes what the model has done in a list."
+    m = one(messages, id)
+    if not m.undo: raise HTTPException(400, 'There is nothing to undo here any more.')
+    kind, before = json.loads(m.undo)
+    listed(kind).bring_back(before)
+    m.undo, m.content = '', f'{m.content} (undone)'
+    chatq.changed(m)
+
+@app.post
+async def move(kind: str, id: int, before: int = 0): await listed(kind).move(listed(kind).row(id), before)
+
+# ---- 11. Profiles: whose lists and chat it is ----------------------------------------------------------
+
+class Profiles(Listing):
+    fields = 'address', 'code', 'active'
+
+    def parts(self, p):
+        more = ' · '.join(filter(None, (p.address, p.code, '' if p.active else 'inactive')))
+        return A(p.name, Small(more) if more else None, href=f'/profile/{p.id}', cls='title'),
+
+    def around(self, _):
+        return {'menu': lambda chosen: profile_menu(chosen)(hx_swap_oob='true'),
+                'name': lambda chosen: Span(profiles[chosen].name, id='profile-name', hx_swap_oob='true')}
+
+    def keep(self, p, sure):
+        "The last profile cannot go, and one that is not empty only after saying what goes with it."
+        if len(self.rows()) == 1: raise HTTPException(400, 'The last profile cannot be deleted: add another one first.')
+        owned = [kind for kind, lst in LISTS.items() if lst.owned] + ['message']
+        goes = {t: n for t in owned if (n := db.q(f'select count(*) n from {t} where profile = ? and not deleted', [p.id])[0]['n'])}
+        if not goes or sure: return
+        return Li(Span(f'{p.name} goes with {" and ".join(many(n, t) for t, n in goes.items())}.', cls='title'),
+                  Button(f'Delete {p.name}', hx_post=delete.to(kind='profile', id=p.id, sure=1), hx_target=f'#profile-{p.id}', hx_swap='outerHTML'),
+                  Button('Keep', hx_get=item_view.to(kind='profile', id=p.id), hx_target=f'#profile-{p.id}', hx_swap='outerHTML'), id=f'profile-{p.id}', cls='asking')
+
+Profiles(profiles)
+
+def profile_menu(chosen: int):
+    open_rows = Counter()
+    for lst in LISTS.values(): open_rows.update(lst.open())
+    link = lambda p: A(p.name, href=f'/profile/{p.id}', aria_current='page' if p.id == chosen else None)
+    return Ul(*(Li(link(p), Small(n, Span(' open', cls='hide')) if (n := open_rows[p.id]) else None)
+                for p in LISTS['profile'].rows() if p.active or p.id == chosen), id='profile-menu')
+
+HEAD.append(lambda p: Details(Summary(Span(p.name, id='profile-name')), Div(
+    profile_menu(p.id), Details(Summary('Edit profiles'), LISTS['profile'].part(None), add_form('profile', 'Add profile', 'Name of the new profile', to='/profile')), cls='panel'), cls='drop'))
+
+@app.post('/profile')
+async def add_profile(data: dict, sess): return await add('profile', data, sess)
+
+# ---- 12. Todos: a list with a filter and a count, as TodoMVC specifies it ---------------------------------
+
+class Todo:
+    "One thing to do."
+    id: int; title: str = ''; done: bool = False; priority: float = 0.; profile: int = 0; deleted: float = 0.
+
+SHOWN = {'all': '1', 'active': 'not done', 'completed': 'done'}
+
+class Todos(Listing):
+    text = 'title'
+
+    def parts(self, t):
+        return (Input(type='checkbox', id=f'check-{t.id}', name=None, checked=bool(t.done), aria_label=t.title, hx_post=toggle.to(id=t.id),
+                      hx_target=f'#todo-{t.id}', hx_swap='outerHTML'), Span(t.title, cls='title'))
+
+    def part(self, profile, show='all', after=None):
+        "The list, or the part of it after a row; the address of the next part where there is one."
+        show = show if show in SHOWN else 'all'
+        rows = self.rows(profile, PART, SHOWN[show], (after.priority, after.id) if after else (-1e300, 0))
+        return listing('todo', rows, more_todos.to(after=rows[-1].id, show=show) if len(rows) == PART else None)
+
+    def around(self, profile):
+        return {'todo': todo_bar(profile, *self.counts(profile))(hx_swap_oob='true')} | ({'menu': LISTS['profile'].around(0)['menu']} if 'profile' in LISTS else {})
+
+    def counts(self, profile) -> tuple[int, int]:
+        "How many todos of a profile are open, and done."
+        n = {r['done']: r['n'] for r in db.q('select done, count(*) n from todo where profile = ? and not deleted group by done', [profile])}
+        return n.get(0, 0), n.get(1, 0)
+
+    def open(self): return {r['profile']: r['n'] for r in db.q('select profile, count(*) n from todo where not deleted and not done group by profile')}
+
+todos = table(Todo)
+todo_list = Todos(todos)
+
+def todo_section(p: Profile, show: str):
+    links, show = (('all', 'All'), ('active', 'Active'), ('completed', 'Completed')), show if show in SHOWN else 'all'
+    return Section(
+        Div(H2('Todo'), Button('Copy list', type='button', cls='copy quiet', data_text=todo_markdown.to(profile=p.id)), cls='bar'),
+        add_form('todo', 'Add', 'What needs to be done?', p.id, to='/todo'), todo_bar(p.id, *todo_list.counts(p.id)), todo_list.part(p.id, show),
+        Nav(*(A(name, href=f'/profile/{p.id}' + (f'?show={key}' if key != 'all' else ''), aria_current='page' if key == show else None) for key, name in links),
+            cls='filter', aria_label='Filter'), cls='todos', aria_label='Todo', data_show=show)
+
+SIDE.append(todo_section)
+
+def todo_bar(profile: int, left: int, done: int):
+    "Mark all, the counter and Clear completed: what changes with every todo; empty where there is none."
+    if not left + done: return Div(id='todo-bar')
+    return Div(Label(Input(type='checkbox', id='toggle-all', name=None, checked=not left, hx_post=toggle_all.to(profile=profile), hx_swap='none'), Span('Mark all as complete', cls='hide')),
+               Span(Strong(f'{left:,}'), ' item left' if left == 1 else ' items left', id='todo-count'),
+               Button('Clear completed', cls='quiet', hx_post=clear_completed.to(profile=profile), hx_swap='none') if done else None, id='todo-bar')
 
 @app.post('/todo')
-async def add_todo(sess, title: str = '', profile: int = None):
+async def new_todo(sess, title: str = '', profile: int = None):
     "Adds a todo for each line of the title; Markdown's check boxes are understood."
     p, rows = current(profile, sess), []
     for line in clean(title, MAX_BODY, 'The todo').split('\n'):
@@ -1580,111 +1952,86 @@ async def add_todo(sess, title: str = '', profile: int = None):
         if text := clean(line[m.end():] if m else line, MAX_TITLE, 'The todo'): rows.append(Todo(title=text, profile=p.id, done=bool(m and m[1] in ('x', 'X'))))
     if not rows: raise HTTPException(400, 'Type what needs to be done, then press Enter.')
     if len(rows) > 500: raise HTTPException(400, f'These are {len(rows)} lines: at most 500 todos can be added at once.')
-    with db.conn: shown = [add_row('todo', row) for row in rows]
-    await happened(f'Added {quoted(rows[0].title)}' + (f' and {many(len(rows) - 1, "more todo")}' if len(rows) > 1 else ''), p.id)
-    return tuple(shown)
-
-@app.post('/profile')
-async def add_profile(name: str = ''):
-    if not (name := clean(name, MAX_TITLE, 'The name').replace('\n', ' ')): raise HTTPException(400, 'Type a name for the profile, then press Enter.')
-    return add_row('profile', Profile(name=name))
+    with db.conn: rows = [await todo_list.add(row) for row in rows]
+    await todo_list.happened(f'Added {quoted(rows[0].title)}' + (f' and {many(len(rows) - 1, "more todo")}' if len(rows) > 1 else ''), rows[0])
+    return tuple(item('todo', row) for row in rows)
 
 @app.post('/toggle/{id}')
-async def toggle(id: int):
-    t = todos.update(id=id, done=not one(todos, id).done)
-    show_row('todo', t)
-    await happened(f'{"Finished" if t.done else "Reopened"} {quoted(t.title)}', t.profile)
-    return item('todo', t)
+async def toggle(id: int): return item('todo', await finish(todo_list.row(id)))
+
+async def finish(t: Todo): return await todo_list.change(t, f'{"Reopened" if t.done else "Finished"} {quoted(t.title)}', done=not t.done)
 
 async def change_many(profile: int, sql: str, args: list, what: str):
     "One statement over a profile's todos, shown in all tabs."
     db.q(f'update todo set {sql}', args)
-    chatq.push('lists', whole_lists, profile, everyone=True)
-    await happened(what, profile)
+    todo_list.show_all(profile)
+    await todo_list.happened(what, Todo(profile=profile))
 
 @app.post
 async def toggle_all(profile: int):
-    left = counts(one(profiles, profile).id)[0]
+    left = todo_list.counts(one(profiles, profile).id)[0]
     await change_many(profile, 'done = ? where profile = ? and not deleted', [bool(left), profile], 'Finished all todos' if left else 'Reopened all todos')
 
 @app.post
 async def clear_completed(profile: int):
-    done, stamp = counts(one(profiles, profile).id)[1], time.time()
+    done, stamp = todo_list.counts(one(profiles, profile).id)[1], time.time()
     await change_many(profile, 'deleted = ? where profile = ? and done and not deleted', [stamp, profile], f'Cleared {many(done, "finished todo")}')
     return toast(f'Cleared {many(done, "finished todo")}.', undo.to(kind='todo', stamp=stamp))
 
 @app.get
-async def item_view(kind: str, id: int): return item(kind, listed(kind, id)[1])
+async def more_todos(after: int, show: str = 'all'): return todo_list.part((t := one(todos, after)).profile, show, t).children
 
 @app.get
-async def edit(kind: str, id: int): return edit_item(kind, listed(kind, id)[1])
+async def todo_markdown(profile: int): return PlainTextResponse(''.join(f'- [{"x" if t.done else " "}] {t.title}\n' for t in todo_list.rows(one(profiles, profile).id)))
 
-@app.post
-async def rename(kind: str, id: int, data: dict, name: str = ''):
-    lst, row = listed(kind, id)
-    name = clean(name, MAX_TITLE, 'The name').replace('\n', ' ')
-    if not name and kind == 'todo': return await delete(kind, id)
-    if not name: raise HTTPException(400, 'It needs a name: type one, or press Escape.')
-    more = {f: clean(str(data[f]), MAX_TITLE, f.capitalize()) for f in lst.fields if f in data}
-    if more and hasattr(row, 'active'): more['active'] = data.get('active') == '1'
-    row = lst.table.update(id=id, **{lst.text: name}, **more)
-    show_row(kind, row)
-    return item(kind, row)
+# What the model may do where it has the tools capability: it calls what the routes call, and each act gets an Undo in the chat.
 
-@app.post
-async def delete(kind: str, id: int, sure: int = 0):
-    lst, row = listed(kind, id)
-    if kind == 'profile':
-        goes = [db.q(f'select count(*) n from {t} where profile = ? and not deleted', [id])[0]['n'] for t in ('todo', 'message')]
-        if len(menu()) == 1: raise HTTPException(400, 'The last profile cannot be deleted: add another one first.')
-        if any(goes) and not sure: return ask_first(row, *goes)
-    row = lst.table.update(id=id, deleted=time.time())
-    show_row(kind, row)
-    if kind == 'profile' and any(t.profile == id and t.key == acting_tab.get() for t in chatq.tabs): return Redirect(index.to(undone=row.deleted))
-    if hasattr(row, 'profile'): await happened(f'Deleted {quoted(getattr(row, lst.text))}', row.profile)
-    return toast(f'“{getattr(row, lst.text)}” is deleted.', undo.to(kind=kind, stamp=row.deleted))
+def tool(f):
+    chatq.tools[f.__name__] = f
+    return f
 
-@app.post
-async def undo(kind: str, stamp: float):
-    "Brings back what was deleted with this stamp, at its place."
-    if kind not in LISTS or not stamp: raise HTTPException(404)
-    rows = list(LISTS[kind].table('deleted = ?', [stamp]))
-    if not rows: raise HTTPException(404)
-    db.q(f'update {kind} set deleted = 0 where deleted = ?', [stamp])
-    for row in rows[:PAGE]:
-        row.deleted = 0.
-        show_row(kind, row, f'{kind}-{below.id}' if (below := LISTS[kind].after(row)) else 'end', everyone=True)
-    if len(rows) > 1: chatq.push('lists', whole_lists, getattr(rows[0], 'profile', None), everyone=True)
-    if kind == 'todo': await happened(f'Brought back {many(len(rows), "todo")}', rows[0].profile)
-    return toast('It is back.')
+def own(chat: Chatter, id: int) -> Todo:
+    if (t := todos.get(id, default=None)) and t.profile == chat.profile and not t.deleted: return t
+    raise ValueError(f'there is no todo {id}: list_todos tells the ids')
 
-@app.post
-async def move(kind: str, id: int, before: int = 0):
-    "Puts a row before another one, or at the end: halfway between its new neighbours, so that one row is written."
-    lst, row = listed(kind, id)
-    where, args = lst.siblings(row)
-    if before: below = listed(kind, before)[1].priority
-    else: below = db.q(f'select coalesce(max(priority), 0) + 2 n from {kind} where {where}', args)[0]['n']
-    above = db.q(f'select max(priority) n from {kind} where {where} and priority < ? and id <> ?', [*args, below, id])[0]['n']
-    priority = below - 1 if above is None else (above + below)/2
-    if priority in (above, below):  # no number is left between them: number the list anew, once in a great while
-        db.q(f'update {kind} set priority = n from (select id i, row_number() over (order by priority, id) n from {kind} where {where}) where id = i', args)
-        return await move(kind, id, before)
-    row = lst.table.update(id=id, priority=priority)
-    show_row(kind, row, f'{kind}-{before}' if before else 'end')
+@tool
+async def list_todos(chat):
+    "Lists the person's todos, in order, with their ids."
+    return '\n'.join(f'{t.id}: [{"x" if t.done else " "}] {t.title}' for t in todo_list.rows(chat.profile, 500)) or 'The list is empty.'
 
-@app.get
-async def more_todos(after: int, show: str = 'all'):
-    t = one(todos, after)
-    rows, more = todo_rows(t.profile, show if show in SHOWN else 'all', t)
-    return (*(item('todo', r) for r in rows), next_part(more))
+@tool
+async def add_todo(chat, title: str):
+    "Adds a todo at the end of the list."
+    if not (title := clean(title, MAX_TITLE, 'The title').replace('\n', ' ')): raise ValueError('the title is empty')
+    t = await todo_list.add(Todo(title=title, profile=chat.profile))
+    await todo_list.happened(f'Added {quoted(t.title)}', t, dict(id=t.id, deleted=time.time()))
+    return f'Added as todo {t.id}.'
 
-@app.get
-async def todo_markdown(profile: int):
-    rows = todos('profile = ? and not deleted', [one(profiles, profile).id], order_by='priority, id')
-    return PlainTextResponse(''.join(f'- [{"x" if t.done else " "}] {t.title}\n' for t in rows))
+@tool
+async def finish_todo(chat, id: int):
+    "Marks a todo as done."
+    if own(chat, id).done: return 'It is done already.'
+    await finish(own(chat, id))
 
-# ---- 11. Routes: the page, the chat and the rest, each reads as one sentence -------------------------
+@tool
+async def rename_todo(chat, id: int, title: str):
+    "Gives a todo another title."
+    if not (title := clean(title, MAX_TITLE, 'The title').replace('\n', ' ')): raise ValueError('the title is empty')
+    await todo_list.change(t := own(chat, id), f'Renamed {quoted(t.title)} to {quoted(title)}', title=title)
+
+@tool
+async def move_todo(chat, id: int, before_id: int = 0):
+    "Moves a todo before another one, or without before_id to the end."
+    await todo_list.move(own(chat, id), own(chat, before_id).id if before_id else 0)
+
+@tool
+async def delete_todo(chat, id: int):
+    "Deletes a todo, after asking the person."
+    t = own(chat, id)
+    if await chat.ask(f'Delete the todo “{t.title}”?', f'Delete {t.title}', 'Keep it') == 'Keep it': return 'The person wants to keep it.'
+    await todo_list.change(own(chat, id), f'Deleted {quoted(t.title)}', deleted=time.time())
+
+# ---- 13. Routes: the page, the chat and the rest, each reads as one sentence -------------------------
 
 @app.get
 async def find(q: str = ''):
@@ -1722,7 +2069,7 @@ def closed(id: int) -> Message:
     return m
 
 @app.post
-async def try_again(id: int): chatq.retry(closed(id))
+async def try_again(id: int): chatq.run_again(m) if (m := closed(id)).job else chatq.retry(m)
 
 @app.post
 async def go_on(id: int): chatq.retry(closed(id), keep=True)
@@ -1740,6 +2087,12 @@ async def restore_message(id: int):
     m.deleted = False
     chatq.changed(m)
     return toast('')
+
+@app.post
+async def reply(id: int, n: int):
+    chat = chatq.live.get(id)
+    if not (chat and chat.asked and not chat.asked.done() and 0 <= n < len(chat.row.question[1])): raise HTTPException(400, 'This question is not open any more.')
+    chat.asked.set_result(n)
 
 @app.post
 async def choose_model(profile: int, model: str = ''):
@@ -1775,6 +2128,42 @@ async def export(profile: int):
     text = '\n\n'.join(f'{names[m.role]}\n\n{m.content}'.strip() for m in messages("profile = ? and not deleted and content <> ''", [one(profiles, profile).id], order_by='id'))
     return Response(text + '\n', media_type='text/markdown', headers={'content-disposition': 'attachment'})
 
+@app.post('/chatq')
+async def from_script(text: str = None, progress: str = '', done: str = '', id: str = '', profile: str = ''):
+    """A message from a script, cron or a notebook: `text` alone is a finished one; with `progress` (0..100) it stays open until
+    `done=1`; with `id` it replaces what that message said. Answers the id as plain text."""
+    if text is not None: text = clean(text, MAX_TEXT, 'The text')
+    if done not in ('', '0', '1'): raise HTTPException(400, 'done is 1 or 0.')
+    try: percent = float(progress or 0)
+    except ValueError: percent = -1.
+    if not 0 <= percent <= 100: raise HTTPException(400, f'progress is “{progress[:40]}”: it has to be a number from 0 to 100.')
+    if id:
+        if not (id.isascii() and id.isdigit() and len(id) < 16): raise HTTPException(400, f'id is “{id[:40]}”: it has to be the number that this address answered.')
+        row = one(messages, int(id))
+        if row.deleted: raise HTTPException(404)
+        if row.role != 'job' or row.job or row.id in chatq.tasks: raise HTTPException(400, f'Message {id} is none that came from a script.')
+    elif not text: raise HTTPException(400, 'Say something: the field text is empty.')
+    else: row = chatq.new('job', named(profile).id)
+    if not id and not progress: return PlainTextResponse(str(await chatq(text, 'job', row.profile)))
+    chat = chatq.live.get(row.id)
+    if not chat and row.error: raise HTTPException(400, f'Message {row.id} was cancelled by the person.')
+    if not chat and (not progress or done == '1'):  # one that stays finished
+        row.content, row.status = row.content if text is None else text, 'done'
+        return PlainTextResponse(str(chatq.changed(row).id))
+    chat = chat or chatq.open(row=row)
+    if text is not None and text != ''.join(chat.texts): chat.update(text)
+    if progress: chat.progress(percent)
+    if done == '1': chat.finish()
+    else: chat.save()  # what is acknowledged is stored
+    return PlainTextResponse(str(chat.id))
+
+def named(profile: str) -> Profile:
+    "A profile by id or by name; without either the first."
+    rows = list(profiles('not deleted', order_by='priority, id'))
+    if not profile: return rows[0]
+    if p := next((p for p in rows if str(p.id) == profile), None) or next((p for p in rows if p.name == profile.strip()), None): return p
+    raise HTTPException(400, f'There is no profile “{profile[:40]}”.')
+
 async def on_connect(ws):
     number = lambda k: int(v) if (v := ws.query_params.get(k, '')).isascii() and v.isdigit() and len(v) < 16 else None
     known = first_row(profiles, 'id = ? and not deleted', [number('profile') or 0])
@@ -1798,7 +2187,246 @@ async def ws(ws, msg: str = '', bad: str = ''):
     except HTTPException as e: return toast(e.detail)
     except apsw.BusyError: return toast('The database is locked by another program. Close that one and send again.')
 
-# ---- 12. Main --------------------------------------------------------------------------------------
+# ---- 14. Jobs: long work that talks while it runs ---------------------------------------------------
+
+JOBS, SLOTS, SECRETS = {}, asyncio.Semaphore(JOBS_AT_ONCE), DATA/f'{FILE.stem}.secrets.json'
+
+class Lines(str): "A job's parameter that is a text of several lines."
+
+class Secret(str): "A job's parameter that is asked for once, kept in a file that only this user can read, and shown nowhere."
+
+def job(f):
+    """Makes `f(chat, ...)` a form in the page, and a tool that the model may ask to use. The signature is the form (str, Lines,
+    int, float, bool, Literal, date, Secret; defaults), the docstring the help. A plain function runs in a thread, a coroutine
+    in the event loop; what it returns, or yields, is sent to the chat."""
+    async def tool(chat, **values):
+        title, shown = label(f), ', '.join(f'{k}: {v}' for k, v in values.items() if v != '')
+        if await chat.ask(f'Start {title}{shown and f" with {shown[:300]}"}?', f'Start {title}', 'No') == 'No': return 'The person said no.'
+        values, wrong = job_values(f, values)
+        if wrong: raise ValueError(f'{", ".join(wrong)} has to be typed into the form of {title} once')
+        start_job(f, values, chat.profile)
+        return 'It has been started, and reports in the chat.'
+    sig = signature(f, eval_str=True)
+    tool.__signature__ = sig.replace(parameters=[p for p in sig.parameters.values() if p.annotation is not Secret])
+    tool.__doc__ = f'Starts the job {label(f)}. {getdoc(f) or ""}'
+    JOBS[f.__name__], chatq.tools[f.__name__] = f, tool
+    return f
+
+def label(f) -> str: return f.__name__.replace('_', ' ').capitalize()
+
+def kept_secrets() -> dict[str, str]: return json.loads(SECRETS.read_text()) if SECRETS.exists() else {}
+
+def without_secrets(text: str) -> str:
+    for value in kept_secrets().values(): text = text.replace(value, '•••')
+    return text
+
+def job_values(f, given: dict) -> tuple[dict, dict]:
+    "The checked values for a job, and by name what is wrong with them. Its secrets are kept from here on, and not among them."
+    kept, names = kept_secrets(), {p.name for p in params(f) if p.annotation is Secret}
+    values, wrong = values_of(f, {k: v for k, v in given.items() if v != '' or k not in kept} | {k: kept[k] for k in names & {*kept} if not given.get(k)})
+    found = {k: values.pop(k) for k in names & {*values}}
+    if found.items() - kept.items() and not wrong: write_private(SECRETS, json.dumps(kept | found))
+    return values, wrong
+
+def start_job(f, values: dict, profile: int, row: Message | None = None):
+    "Puts a job in line, in a message of its own, or anew in that of an earlier run."
+    if row: row.content, row.error, row.progress = '', '', -1.
+    chat = chatq.open('job', profile, row, 'queued' if SLOTS.locked() else 'streaming', model=label(f), job=json.dumps(dict(name=f.__name__, values=values), default=str))
+    chatq.start(chat, run_job(chat, f, values))
+
+def run_again(row: Message):
+    "Starts a job that ended, or that a killed server left, with the same values."
+    said = json.loads(row.job)
+    if not (f := JOBS.get(said['name'])): raise HTTPException(400, 'This job is not part of the app any more.')
+    values, wrong = job_values(f, {k: '' if v is None else v for k, v in said['values'].items()})
+    if wrong: raise HTTPException(400, f'{label(f)} wants other values now: start it from its form.')
+    start_job(f, values, row.profile, row)
+
+async def run_job(chat: Chatter, f, values: dict):
+    began, in_loop = time.perf_counter(), iscoroutinefunction(f) or isasyncgenfunction(f)
+    async with SLOTS:
+        chat.state('streaming')
+        try:
+            kept = kept_secrets()
+            result = await (await_all if in_loop else in_thread)(f, chat, values | {p.name: kept[p.name] for p in params(f) if p.annotation is Secret})
+            if result is not None:
+                chat.send('\n\n')
+                chat.send(result)
+        except ModelError as e: return chat.finish('error', error=str(e))
+        except (Exception, SystemExit) as e:
+            trace = without_secrets(''.join(traceback.format_exception(e)))
+            print(trace, file=sys.stderr, end='')
+            chat.send(Details(Summary('Traceback'), Pre(trace[-5000:], tabindex='0')))
+            return chat.finish('error', error=trace.strip().split('\n')[-1][:500].replace('`', "'"))
+    chat.finish(seconds=time.perf_counter() - began)
+
+async def await_all(f, chat: Chatter, values: dict):
+    result = f(chat, **values)
+    if not isasyncgen(result): return await result
+    async for part in result: chat.send(part)
+
+async def in_thread(f, chat: Chatter, values: dict):
+    "Runs a plain function in a thread of its own, which does not keep the app from ending; a generator's parts are sent."
+    loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+
+    def work():
+        result = error = None
+        try:
+            result = f(chat, **values)
+            if isgenerator(result):
+                for part in result: chat.send(part)
+                result = None
+        except BaseException as e: error = e  # SystemExit too: a cell's sys.exit() ends the job and not the app
+        with contextlib.suppress(RuntimeError): loop.call_soon_threadsafe(lambda: done.done() or done.set_result((result, error)))
+    threading.Thread(target=work, name=f.__name__, daemon=True).start()
+    result, error = await done
+    if error: raise error
+    return result
+
+chatq.run_again = run_again
+
+def job_form(f, profile: int, typed: dict | None = None, wrong=MappingProxyType({}), kept=()):
+    "The form of a job, made from its signature; with what was typed, and beside each field what is wrong with it."
+    return Form(Div(H3(label(f)), Button('Run', aria_label=f'Run {label(f)}'), cls='bar'), P(getdoc(f)) if getdoc(f) else None,
+                *(job_field(f, p, p.default if typed is None else typed.get(p.name, ''), wrong.get(p.name), p.name in kept) for p in params(f)),
+                id=f'job-{f.__name__}', hx_post=run.to(name=f.__name__, profile=profile), hx_swap='outerHTML', novalidate=True)
+
+def job_field(f, p: Parameter, value, wrong: str | None, kept: bool):
+    kind, name = type_of(p), p.name.replace('_', ' ').capitalize()
+    id, value = f'{f.__name__}-{p.name}', '' if value in (None, Parameter.empty) else value
+    common = dict(name=p.name, id=id, autocomplete='off', maxlength=MAX_TEXT) | (dict(aria_invalid='true', aria_describedby=f'{id}-wrong') if wrong else {})
+    if kind is Secret and kept and not wrong:
+        return Div(Span(f'{name}: kept on this machine'), Button('Forget', aria_label=f'Forget {name}', hx_post=forget.to(job=f.__name__, name=p.name), hx_target='closest form', hx_swap='outerHTML', type='button', cls='quiet'), cls='kept')
+    if kind is bool: field = Input(type='checkbox', value='1', checked=value in (True, '1', 'on'), **common)
+    elif get_origin(kind) is Literal: field = Select(*(Option(str(c), selected=str(c) == str(value)) for c in get_args(kind)), **common)
+    elif kind is Lines: field = Textarea(value, rows=2, **common)
+    else: field = Input(type='password' if kind is Secret else 'date' if kind is date else 'text', value='' if kind is Secret else str(value), inputmode={int: 'numeric', float: 'decimal'}.get(kind), **common)
+    return Label(field if kind is bool else name, name if kind is bool else field, Small(wrong, id=f'{id}-wrong', cls='error') if wrong else None, cls='check' if kind is bool else None)
+
+def jobs_of(p: Profile, _): return Section(H2('Jobs'), Div(*(job_form(f, p.id, kept=kept_secrets()) for f in JOBS.values()), id='job-list'), cls='jobs', aria_label='Jobs') if JOBS else None
+
+SIDE.append(jobs_of)
+
+@app.post('/run/{name}')
+async def run(name: str, data: dict, sess, profile: int = None):
+    "Starts a job from its form; answers the form, and 422 with a word beside each field that is wrong."
+    if not (f := JOBS.get(name)): raise HTTPException(404)
+    p, (values, wrong) = current(profile, sess), job_values(f, data)
+    if not wrong: start_job(f, values, p.id)
+    return FtResponse(job_form(f, p.id, data, wrong, kept_secrets()), status_code=422 if wrong else 200)
+
+@app.post
+async def forget(job: str, name: str, sess):
+    "Forgets a secret."
+    if job not in JOBS: raise HTTPException(404)
+    write_private(SECRETS, json.dumps({k: v for k, v in kept_secrets().items() if k != name}))
+    return job_form(JOBS[job], current(None, sess).id, kept=kept_secrets())
+
+# ---- 15. Your jobs: these two are useful as they stand ---------------------------------------------------
+
+@job
+async def summarise_my_todos(chat):
+    "What is open, what is done and what to begin with, in the model's words."
+    if not (rows := todo_list.rows(chat.profile, 500)): return 'The list is empty.'
+    await look()
+    profile = profiles[chat.profile]
+    if not (model := pick_model(profile)): raise ModelError(backend.problem or 'The model server has no model yet.')
+    text = ''.join(f'- [{"x" if t.done else " "}] {t.title}\n' for t in rows)
+    await pour(stream([{'role': 'system', 'content': profile.voice or VOICE}, {'role': 'user', 'content':
+                       f'Summarise this todo list in a few sentences: what is open, what is done, what to begin with.\n\n{text}'}], model, {}), chat)
+
+class PageReader(HTMLParser):
+    "What an audit wants to know of a page."
+    def __init__(self, html: str):
+        super().__init__()
+        self.title = self.description = self.h1 = self.canonical = self.within = ''
+        self.words = 0
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        has = {k: v or '' for k, v in attrs}
+        if tag == 'meta' and has.get('name', '').lower() == 'description': self.description = has.get('content', '')
+        if tag == 'link' and 'canonical' in has.get('rel', '').lower().split(): self.canonical = has.get('href', '')
+        if tag in ('title', 'h1', 'script', 'style', 'noscript') and not (self.within or getattr(self, tag, '')): self.within = tag
+
+    def handle_endtag(self, tag):
+        if tag == self.within: self.within = ''
+
+    def handle_data(self, data):
+        if self.within in ('title', 'h1'): setattr(self, self.within, getattr(self, self.within) + data)
+        if self.within in ('', 'h1'): self.words += len(data.split())
+
+async def on_own_network(host: str) -> bool:
+    try: found = await asyncio.get_running_loop().getaddrinfo(host, None)
+    except OSError: return False  # fetching it will say why
+    return any(not ip_address(address[0].split('%')[0]).is_global for *_, address in found)
+
+async def fetch(url: str, allowed, most=2_000_000) -> tuple[str, int, int, str]:
+    "The URL where the redirects end, its status, their number, and the HTML (the first 2 MB). Raises ValueError with a sentence."
+    for hops in range(11):
+        if urlsplit(url).scheme not in ('http', 'https') or not urlsplit(url).hostname: raise ValueError('only http and https')
+        if not await allowed(url): raise ValueError('left out: on your own network')
+        async with http(url, 20) as c, c.stream('GET', url, headers={'user-agent': AGENT}) as r:
+            if r.has_redirect_location:
+                url = str(r.next_request.url)
+                continue
+            body = b''
+            if 'html' in r.headers.get('content-type', 'html') or url.endswith('/robots.txt'):
+                async for chunk in r.aiter_bytes():
+                    body += chunk
+                    if len(body) > most: break
+            return url, r.status_code, hops, body[:most].decode(r.charset_encoding or 'utf-8', 'replace')
+    raise ValueError('more than 10 redirects')
+
+@job
+async def audit_pages(chat, urls: Lines):
+    "Fetches the pages, one address a line: status, redirects, title, description, h1, canonical and word count, as a table and as CSV."
+    todo = [u if '://' in u else f'https://{u}' for u in dict.fromkeys(urls.split())]
+    if len(todo) > 1000: raise ModelError(f'These are {len(todo):,} addresses: at most 1,000 fit into one audit.')
+    hosts, robots, rows, five = {}, {}, [], asyncio.Semaphore(5)
+
+    async def ask_for(host):
+        return not await on_own_network(host) or await chat.ask(f'{host} is on your own network, not in the web. Fetch from it?', f'Fetch from {host}', 'Leave it out') != 'Leave it out'
+
+    async def rules_of(site):
+        parser = RobotFileParser()
+        with contextlib.suppress(ValueError, httpx.HTTPError):
+            _, status, _, text = await fetch(f'{site}/robots.txt', allowed)
+            parser.parse(text.splitlines() if status == 200 else [])
+            return parser
+        parser.allow_all = True  # no rules to be had: the page itself will say what is wrong
+        return parser
+
+    async def allowed(url):  # each host is asked for once, however many pages wait for the answer
+        host = urlsplit(url).hostname
+        return await hosts.setdefault(host, asyncio.ensure_future(ask_for(host)) if host not in hosts else None)
+
+    async def audit(url):
+        row = dict(url=url, status='', redirects='', title='', description='', h1='', canonical='', words='')
+        try:
+            async with five, asyncio.timeout(60):
+                site = '{0.scheme}://{0.netloc}'.format(urlsplit(url))
+                if urlsplit(url).scheme in ('http', 'https'):
+                    rules = await robots.setdefault(site, asyncio.ensure_future(rules_of(site)) if site not in robots else None)
+                    if not rules.can_fetch(AGENT, url): raise ValueError('robots.txt says no')
+                _, row['status'], row['redirects'], html = await fetch(url, allowed)
+                page = await asyncio.to_thread(PageReader, html)
+                row |= {k: ' '.join(str(getattr(page, k)).split())[:300] for k in ('title', 'description', 'h1', 'canonical', 'words')}
+        except TimeoutError: row['status'] = 'no answer in time'
+        except (ValueError, httpx.HTTPError, httpx.InvalidURL) as e: row['status'] = str(e)[:200] or type(e).__name__
+        rows.append(row)
+        chat.send(f'| {" | ".join(plain(str(v)) or "–" for v in row.values())} |\n')
+        chat.progress(len(rows), len(todo))
+    chat.send('| url | status | redirects | title | description | h1 | canonical | words |\n|---|---|---|---|---|---|---|---|\n')
+    async with asyncio.TaskGroup() as group:
+        for url in todo: group.create_task(audit(url))
+    file = StringIO()
+    out = csv.DictWriter(file, rows[0])
+    out.writeheader()
+    out.writerows({k: f"'{v}" if str(v)[:1] in ('=', '+', '-', '@') else v for k, v in row.items()} for row in rows)  # no formula for a spreadsheet
+    return A('Save as CSV', href=f'data:text/csv;charset=utf-8,{quote(file.getvalue())}', download='audit.csv')
+
+# ---- 16. Main --------------------------------------------------------------------------------------
 
 def listen() -> socket.socket:
     "The socket to serve on: PORT, or the first free one of PORTS. Ends the program with one sentence where there is none."
