@@ -791,6 +791,7 @@ class Chatter:
         self.running = False
         if self.saving: self.saving.cancel()
         if self.asked: self.asked.cancel()
+        if self.row.role == 'job': self.set('bar', dict(pace=None))
         self.advance(end=True)
         self.queue.live.pop(self.id, None)
         fields |= dict(content=''.join(self.texts), status=status, updated=time.time(), rev=self.queue.next_rev())
