@@ -1678,13 +1678,18 @@ class Listing:
         "The condition for the rows of one list."
         return ('not deleted and profile = ?', [profile]) if self.owned else ('not deleted', [])
 
-    def rows(self, profile: int | None = None, most: int | None = None, where='1', after=(-1e300, 0)) -> list:
+    def rows(self, profile: int | None = None, most: int | None = None, after=(-1e300, 0)) -> list:
         cond, args = self.among(profile)
-        return list(self.table(f'{cond} and {where} and (priority, id) > (?, ?)', [*args, *after], order_by='priority, id', limit=most))
+        return list(self.table(f'{cond} and (priority, id) > (?, ?)', [*args, *after], order_by='priority, id', limit=most))
 
-    def part(self, profile: int | None):
-        "The list as it stands in the page."
-        return listing(self.kind, self.rows(profile))
+    def part(self, profile: int | None, after=(-1e300, 0)):
+        "The list as it stands in the page, or its next part: what is far below comes as one scrolls there."
+        rows = self.rows(profile, PART + 1, after)
+        if len(rows) > PART: *rows, below = rows
+        else: below = None
+        more = below and Li('…', hx_get=more_rows.to(kind=self.kind, profile=profile or 0, priority=rows[-1].priority, id=rows[-1].id),
+                            hx_trigger='intersect once', hx_swap='outerHTML', id=f'{self.kind}-{below.id}-part', cls='part')
+        return Ul(*(item(self.kind, r) for r in rows), more, id=f'{self.kind}-list')
 
     def around(self, profile: int | None) -> dict:
         "What hangs on the list and changes with it, by keys: FT that is swapped by its id, or a function of a tab's profile."
@@ -1769,12 +1774,6 @@ def add_form(kind: str, button: str, hint: str, profile: int | None = None, to: 
                 Hidden(profile, name='profile') if profile else None, Button(button), cls='add',
                 hx_post=to or add.to(kind=kind), hx_target=f'#{kind}-list', hx_swap='beforeend', data_reset='1')
 
-def listing(kind: str, rows: list, more: str | None = None):
-    "The list of a kind, or a part of it: `more` is the address of the next part, loaded when one scrolls there."
-    return Ul(*(item(kind, r) for r in rows), next_part(more), id=f'{kind}-list')
-
-def next_part(more: str | None): return Li('…', hx_get=more, hx_trigger='intersect once', hx_swap='outerHTML', cls='part') if more else None
-
 def item(kind: str, row, put: str | None = None):
     """A row of a list: its own parts, and what every list's rows have: edit, delete, and a grip to move it. `put` tells
     other tabs where it stands now: 'here' as before, the id of the row below it, or 'end'."""
@@ -1808,6 +1807,9 @@ async def add(kind: str, data: dict, sess, profile: int = None):
 
 @app.get
 async def item_view(kind: str, id: int): return item(kind, listed(kind).row(id))
+
+@app.get
+async def more_rows(kind: str, profile: int, priority: float, id: int): return listed(kind).part(profile, (priority, id)).children
 
 @app.get
 async def edit(kind: str, id: int): return edit_item(kind, listed(kind).row(id))
@@ -1899,20 +1901,12 @@ class Todo:
     "One thing to do."
     id: int; title: str = ''; done: bool = False; priority: float = 0.; profile: int = 0; deleted: float = 0.
 
-SHOWN = {'all': '1', 'active': 'not done', 'completed': 'done'}
-
 class Todos(Listing):
     text = 'title'
 
     def parts(self, t):
-        return (Input(type='checkbox', id=f'check-{t.id}', name=None, checked=bool(t.done), aria_label=t.title, hx_post=toggle.to(id=t.id),
+        return (Input(type='checkbox', id=f'check-{t.id}', name=None, checked=bool(t.done), autocomplete='off', aria_label=t.title, hx_post=toggle.to(id=t.id),
                       hx_target=f'#todo-{t.id}', hx_swap='outerHTML'), Span(t.title, cls='title'))
-
-    def part(self, profile, show='all', after=None):
-        "The list, or the part of it after a row; the address of the next part where there is one."
-        show = show if show in SHOWN else 'all'
-        rows = self.rows(profile, PART, SHOWN[show], (after.priority, after.id) if after else (-1e300, 0))
-        return listing('todo', rows, more_todos.to(after=rows[-1].id, show=show) if len(rows) == PART else None)
 
     def around(self, profile):
         return {'todo': todo_bar(profile, *self.counts(profile))(hx_swap_oob='true')} | ({'menu': LISTS['profile'].around(0)['menu']} if 'profile' in LISTS else {})
@@ -1928,10 +1922,10 @@ todos = table(Todo)
 todo_list = Todos(todos)
 
 def todo_section(p: Profile, show: str):
-    links, show = (('all', 'All'), ('active', 'Active'), ('completed', 'Completed')), show if show in SHOWN else 'all'
-    return Section(
+    links, show = (('all', 'All'), ('active', 'Active'), ('completed', 'Completed')), show if show in ('active', 'completed') else 'all'
+    return Section(  # the filter is CSS: what comes to match it is in its place already
         Div(H2('Todo'), Button('Copy list', type='button', cls='copy quiet', data_text=todo_markdown.to(profile=p.id)), cls='bar'),
-        add_form('todo', 'Add', 'What needs to be done?', p.id, to='/todo'), todo_bar(p.id, *todo_list.counts(p.id)), todo_list.part(p.id, show),
+        add_form('todo', 'Add', 'What needs to be done?', p.id, to='/todo'), todo_bar(p.id, *todo_list.counts(p.id)), todo_list.part(p.id),
         Nav(*(A(name, href=f'/profile/{p.id}' + (f'?show={key}' if key != 'all' else ''), aria_current='page' if key == show else None) for key, name in links),
             cls='filter', aria_label='Filter'), cls='todos', aria_label='Todo', data_show=show)
 
@@ -1940,7 +1934,7 @@ SIDE.append(todo_section)
 def todo_bar(profile: int, left: int, done: int):
     "Mark all, the counter and Clear completed: what changes with every todo; empty where there is none."
     if not left + done: return Div(id='todo-bar')
-    return Div(Label(Input(type='checkbox', id='toggle-all', name=None, checked=not left, hx_post=toggle_all.to(profile=profile), hx_swap='none'), Span('Mark all as complete', cls='hide')),
+    return Div(Label(Input(type='checkbox', id='toggle-all', name=None, checked=not left, autocomplete='off', hx_post=toggle_all.to(profile=profile), hx_swap='none'), Span('Mark all as complete', cls='hide')),
                Span(Strong(f'{left:,}'), ' item left' if left == 1 else ' items left', id='todo-count'),
                Button('Clear completed', cls='quiet', hx_post=clear_completed.to(profile=profile), hx_swap='none') if done else None, id='todo-bar')
 
@@ -1978,9 +1972,6 @@ async def clear_completed(profile: int):
     done, stamp = todo_list.counts(one(profiles, profile).id)[1], time.time()
     await change_many(profile, 'deleted = ? where profile = ? and done and not deleted', [stamp, profile], f'Cleared {many(done, "finished todo")}')
     return toast(f'Cleared {many(done, "finished todo")}.', undo.to(kind='todo', stamp=stamp))
-
-@app.get
-async def more_todos(after: int, show: str = 'all'): return todo_list.part((t := one(todos, after)).profile, show, t).children
 
 @app.get
 async def todo_markdown(profile: int): return PlainTextResponse(''.join(f'- [{"x" if t.done else " "}] {t.title}\n' for t in todo_list.rows(one(profiles, profile).id)))

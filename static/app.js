@@ -61,7 +61,7 @@ function place(li, list) {
   if (put === 'gone') return old?.remove()
   const focused = old?.contains(document.activeElement) && (document.activeElement.id || li.id)
   if (put === 'here') old?.replaceWith(li)
-  else if (put !== 'end') document.getElementById(put)?.before(li)
+  else if (put !== 'end') (document.getElementById(put) ?? document.getElementById(put + '-part'))?.before(li)
   else if (!$('.part', list)) list.append(li)
   if (old?.isConnected) old.remove()
   htmx.process(li)
@@ -132,7 +132,7 @@ on('keydown', e => {
   if (e.key === 'Enter' || e.key === 'F2') act(e.target, 'Rename')
   else if (e.key === 'Delete') act(e.target, 'Delete')
   else if (e.key === ' ') $('[type=checkbox]', e.target)?.click()
-  else if (e.altKey && e.key === 'ArrowUp') drop(e.target, seen(e.target, 'previous'))
+  else if (e.altKey && e.key === 'ArrowUp') drop(e.target, seen(e.target, 'previous'), !seen(e.target, 'previous'))
   else if (e.altKey && e.key === 'ArrowDown') drop(e.target, seen(seen(e.target, 'next'), 'next'), !seen(e.target, 'next'))
   else return
   e.preventDefault()
@@ -145,15 +145,17 @@ function drop(li, before, stay = before === null && !li.nextElementSibling) {
   li.focus()
   const all = [...list.children].filter(x => x.offsetParent)
   tell(`Moved to place ${all.indexOf(li) + 1} of ${all.length}.`)
-  htmx.ajax('POST', `/move?kind=${kind}&id=${li.id.split('-')[1]}&before=${li.nextElementSibling?.id.split('-')[1] ?? 0}`, { swap: 'none' })
+  htmx.ajax('POST', `/move?kind=${kind}&id=${li.id.split('-')[1]}&before=${li.nextElementSibling?.id.split('-')[1] ?? 0}`, { source: li, swap: 'none' })
 }
 on('pointerdown', e => {
   const li = e.target.closest?.('.grip')?.parentElement
   if (!li) return
   const end = li.nextElementSibling
   const move = m => {
+    const list = li.parentElement, { top: upper, bottom } = list.getBoundingClientRect()
+    list.scrollTop += m.clientY > bottom - 20 ? 10 : m.clientY < upper + 20 ? -10 : 0
     const over = document.elementFromPoint(m.clientX, m.clientY)?.closest(ITEM)
-    if (!over || over === li || over.parentElement !== li.parentElement) return
+    if (!over || over === li || over.parentElement !== list) return
     const { top, height } = over.getBoundingClientRect()
     m.clientY < top + height / 2 ? over.before(li) : over.after(li)
   }
@@ -179,7 +181,10 @@ function tell(text) { $('#announce').textContent = text }
 function say(text) { const t = $('#toast'); t.textContent = text; shown() }
 function shown() { clearTimeout(hide); hide = setTimeout(() => $('#toast').replaceChildren(), 7000) }
 on('htmx:oobAfterSwap', e => e.detail.target.id === 'toast' && shown())
-on('htmx:responseError', e => say(e.detail.xhr.responseText))
+on('htmx:responseError', e => {
+  say(e.detail.xhr.responseText)
+  if (e.detail.xhr.status === 404 && e.detail.requestConfig.verb === 'get') e.detail.target.closest('.editing')?.remove()  // given up, and deleted meanwhile
+})
 on('htmx:sendError', e => e.detail.pathInfo.requestPath.startsWith('/warm') || say('The app does not answer. Is it still running in its terminal?'))
 on('theme', e => { document.documentElement.dataset.theme = e.detail.value })
 on('htmx:configRequest', e => {
@@ -193,6 +198,7 @@ on('click', async e => {
   if (!copy) return
   const text = copy.dataset.text ? await (await fetch(copy.dataset.text)).text() : $('code', copy.closest('.code')).textContent
   await navigator.clipboard.writeText(text)
+  const name = copy.dataset.name ??= copy.textContent
   copy.textContent = 'Copied'
-  setTimeout(() => { copy.textContent = 'Copy' }, 1500)
+  setTimeout(() => { copy.textContent = name }, 1500)
 })
