@@ -227,9 +227,10 @@ def searchable(kind: str, text: str, when='not new.deleted', also=('deleted',)):
     known, at = db.q('select 1 from sqlite_schema where name = ?', [f'find_{kind}_insert']), f'.id*1024 + {zlib.crc32(kind.encode()) % 1024}'
     put = lambda source='': f"insert into find(rowid, text, kind, ref, profile) select new{at}, new.{text}, '{kind}', new.id, new.profile {source} where {when};"
     drop = f'delete from find where rowid = old{at};'
-    for event, do in ('insert', put()), ('delete', drop), (f"update of {', '.join((text, 'profile', *also))}", drop + put()):
-        db.q(f'drop trigger if exists find_{kind}_{event.split()[0]}')
-        db.q(f'create trigger find_{kind}_{event.split()[0]} after {event} on {kind} begin {do} end')
+    differs = ' or '.join(f'new.{c} is not old.{c}' for c in (text, 'profile', *also))
+    for event, do, if_ in ('insert', put(), '1'), ('delete', drop, '1'), ('update', drop + put(), differs):
+        db.q(f'drop trigger if exists find_{kind}_{event}')
+        db.q(f'create trigger find_{kind}_{event} after {event} on {kind} when {if_} begin {do} end')
     if not known:  # new, or made anew by a change of the class
         db.q(f"delete from find where kind = '{kind}'")
         db.q(put(f'from {kind} new'))
@@ -836,7 +837,7 @@ class Tab:
     def frame(self) -> str:
         "All that this tab lacks, as fragments that htmx swaps by id."
         if len(self.rows) > 2*PAGE or len(self.pushed) > 500: return self.start_over()
-        out, self.pushed = [*self.pushed.values()], {}
+        out, self.pushed = [html_of(ft(self.profile)) for ft in self.pushed.values()], {}
         for id in [*self.at]:
             chat, *at = self.at[id]
             html = chat.since(*at)
@@ -861,7 +862,10 @@ class Tab:
         rows = self.queue.newest(self.profile)
         self.at = {r.id: c.position() for r in rows if (c := self.queue.live.get(r.id))}
         self.first, self.last = rows[0].id if rows else 0, max([self.last, *(r.id for r in rows)])
-        return self.queue.view.lists(self.profile) + html_of(self.queue.view.timeline(rows, profiles[self.profile].memory)(hx_swap_oob='true'))
+        return html_of(self.queue.view.lists(self.profile)) + html_of(self.queue.view.timeline(rows, profiles[self.profile].memory)(hx_swap_oob='true'))
+
+MESSAGE = [f for f in get_annotations(Message) if f != 'id']
+UPDATE_MESSAGE = f"update message set {', '.join(f'{f} = ?' for f in MESSAGE)} where id = ?"
 
 class Chatq:
     """The queue through which everything reaches the person. `await chatq("text")` puts a finished line into the
@@ -888,18 +892,19 @@ class Chatq:
     def changed(self, row: Message) -> Message:
         "Stores a new or changed message and shows it in every tab of its profile."
         row.rev, row.updated = self.next_rev(), time.time()
-        row = messages.update(row) if row.id else messages.insert(row)
+        if row.id: db.q(UPDATE_MESSAGE, [getattr(row, f) for f in MESSAGE] + [row.id])  # fastlite would ask for the columns each time
+        else: row = messages.insert(row)
         for tab in self.tabs:
             if tab.profile == row.profile: tab.missed(row.id)
         return row
 
-    def push(self, key: str, html, profile: int | None = None, everyone=False):
+    def push(self, key: str, ft, profile: int | None = None, everyone=False):
         """Shows a changed part of the page in every other tab (of one profile, else of all); `everyone`: in the acting one
-        too. `html` may be a function of the tab's profile. The newest one of a key counts."""
+        too. `ft` is a function of the tab's profile, called when that tab is due; the newest one of a key counts."""
         self.list_rev[profile] = self.next_rev()
         for tab in self.tabs:
             if profile in (None, tab.profile) and (everyone or not tab.key or tab.key != acting_tab.get()):
-                tab.pushed[key] = html_of(html(tab.profile) if callable(html) and not isinstance(html, FT) else html)
+                tab.pushed[key] = ft
                 tab.awake.set()
 
     def new(self, role: str, profile: int | None, **fields) -> Message:
@@ -909,7 +914,7 @@ class Chatq:
         "Puts a finished message into the chat; an event joins the one above it, unless it can be undone. Returns its id."
         row = self.new(role, profile, content=text, undo=undo)
         last = first_row(messages, 'profile = ? and not deleted', [row.profile], 'id desc')
-        if role == 'event' and text != '---' and not undo and last and last.role == 'event' and last.content != '---' and not last.undo:
+        if role == 'event' and text != '---' and not undo and last and last.role == 'event' and last.content != '---' and not last.undo and len(last.content) < 2000:
             last.content += f'\n{text}'
             row = last
         return self.changed(row).id
@@ -1009,7 +1014,7 @@ class Chatq:
         tab = Tab(self, ws, profile, key, first or 0, last if last is not None else newest.id if newest else 0)
         if seen is not None:
             tab.rows |= {r['id'] for r in db.q('select id from message where profile = ? and rev > ? limit 1000', [profile, seen])}
-            if max(self.list_rev.get(profile, self.boot), self.list_rev.get(None, self.boot)) > seen: tab.pushed['lists'] = self.view.lists(profile)
+            if max(self.list_rev.get(profile, self.boot), self.list_rev.get(None, self.boot)) > seen: tab.pushed['lists'] = self.view.lists
         tab.rows |= {c.id for c in self.live.values() if c.row.profile == profile}
         self.tabs.add(tab)
         tab.awake.set()
@@ -1362,7 +1367,7 @@ def remember(profile: Profile, oldest: int):
     for tab in chatq.tabs:
         if tab.profile != profile.id: continue
         where = f'beforebegin:#msg-{oldest}' if oldest >= tab.first else 'afterbegin:#msg-list'
-        tab.pushed['memory'] = f'<i id="memory" hx-swap-oob="delete"></i><div hx-swap-oob="{where}">{html_of(chatq.view.memory_line(oldest))}</div>'
+        tab.pushed['memory'] = lambda _, where=where: (I(id='memory', hx_swap_oob='delete'), Div(chatq.view.memory_line(oldest), hx_swap_oob=where))
         tab.awake.set()
 
 async def loaded() -> dict[str, int]:
@@ -1597,7 +1602,7 @@ async def lifespan(app):
     for t in tasks: t.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
-app = FastHTML(title=TITLE, default_hdrs=False, hdrs=hdrs, canonical=False, htmlkw={'lang': 'en', 'data_accent': ACCENT}, lifespan=lifespan,
+app = FastHTML(title=TITLE, default_hdrs=False, hdrs=(Safe(html_of(hdrs)),), canonical=False, htmlkw={'lang': 'en', 'data_accent': ACCENT}, lifespan=lifespan,
                secret_key=private_key(), session_cookie=f'{SLUG}_session', exception_handlers={k: on_error for k in (HTTPException, 404, Exception, apsw.BusyError, RecursionError)})
 app.router.redirect_slashes = False
 
@@ -1620,8 +1625,7 @@ async def watch_backend():
         if before is None or chatq.tabs:
             await look()
             if before != backend:
-                for tab in list(chatq.tabs):
-                    if p := profiles.get(tab.profile, default=None): tab.pushed['model'] = html_of(picker(p)(hx_swap_oob='true')); tab.awake.set()
+                chatq.push('model', lambda profile: picker(profiles[profile])(hx_swap_oob='true'), everyone=True)
             if before is None: say_hello()
             before = backend
         await asyncio.sleep(5 if backend.models else 2)
@@ -1691,8 +1695,8 @@ class Listing:
                             hx_trigger='intersect once', hx_swap='outerHTML', id=f'{self.kind}-{below.id}-part', cls='part')
         return Ul(*(item(self.kind, r) for r in rows), more, id=f'{self.kind}-list')
 
-    def around(self, profile: int | None) -> dict:
-        "What hangs on the list and changes with it, by keys: FT that is swapped by its id, or a function of a tab's profile."
+    def around(self) -> dict:
+        "What hangs on the list and changes with it, by keys: functions from a tab's profile to FT that is swapped by its id."
         return {}
 
     def keep(self, row, sure: int):
@@ -1743,9 +1747,9 @@ class Listing:
 
     def show(self, row, put='here', everyone=False):
         "Shows a row that is new, changed, moved or deleted in the other tabs, and what hangs on it in all."
-        ft = Li(id=f'{self.kind}-{row.id}', data_put='gone') if row.deleted else item(self.kind, row, put)
-        chatq.push(f'{self.kind}-{row.id}', Ul(ft, hx_swap_oob=f'beforeend:#{self.kind}-list'), self.of(row), everyone)
-        for key, ft in self.around(self.of(row)).items(): chatq.push(key, ft, self.of(row) if key == self.kind else None, everyone=True)
+        li = lambda: Li(id=f'{self.kind}-{row.id}', data_put='gone') if row.deleted else item(self.kind, row, put)
+        chatq.push(f'{self.kind}-{row.id}', lambda _: Ul(li(), hx_swap_oob=f'beforeend:#{self.kind}-list'), self.of(row), everyone)
+        for key, ft in self.around().items(): chatq.push(key, ft, self.of(row) if key == self.kind else None, everyone=True)
 
     def show_all(self, profile: int | None):
         chatq.push('lists', whole_lists, profile, everyone=True)
@@ -1757,10 +1761,10 @@ class Listing:
         await chatq(what, profile=row.profile)
         if profiles[row.profile].commentary: chatq.comment(row.profile)
 
-def whole_lists(profile: int) -> str:
+def whole_lists(profile: int):
     "The lists anew, for a tab that was away or where many rows have changed; which todos it shows is the tab's own affair."
-    anew = [lst.part(profile)(id=None, hx_swap_oob=f'innerHTML:#{kind}-list') for kind, lst in LISTS.items()]
-    return html_of((*anew, *((ft(profile) if callable(ft) and not isinstance(ft, FT) else ft) for lst in LISTS.values() for ft in lst.around(profile).values())))
+    return (*(lst.part(profile)(id=None, hx_swap_oob=f'innerHTML:#{kind}-list') for kind, lst in LISTS.items()),
+            *(ft(profile) for lst in LISTS.values() for ft in lst.around().values()))
 
 chatq.view = SimpleNamespace(message=message, foot=foot, thinking=thinking, thinking_head=thinking_head, note=note, memory_line=memory_line, bar=bar, question=question,
                              timeline=timeline, lists=whole_lists)
@@ -1777,6 +1781,15 @@ def add_form(kind: str, button: str, hint: str, profile: int | None = None, to: 
 def item(kind: str, row, put: str | None = None):
     """A row of a list: its own parts, and what every list's rows have: edit, delete, and a grip to move it. `put` tells
     other tabs where it stands now: 'here' as before, the id of the row below it, or 'end'."""
+    key = kind, put, *(getattr(row, f) for f in LISTS[kind].types)  # the same row is rendered once, since a list may be long
+    if key not in rendered:
+        if len(rendered) > 5000: rendered.clear()
+        rendered[key] = Safe(html_of(item_ft(kind, row, put)))
+    return rendered[key]
+
+rendered = {}
+
+def item_ft(kind: str, row, put: str | None):
     name, at = LISTS[kind].name(row), dict(hx_target=f'#{kind}-{row.id}', hx_swap='outerHTML')
     return Li(Button('⠿', cls='quiet grip', aria_label=f'Move {name}', title='Drag, or Alt+↑ and Alt+↓', tabindex='-1', type='button'),
               *LISTS[kind].parts(row),
@@ -1866,7 +1879,7 @@ class Profiles(Listing):
         more = ' · '.join(filter(None, (p.address, p.code, '' if p.active else 'inactive')))
         return A(p.name, Small(more) if more else None, href=f'/profile/{p.id}', cls='title'),
 
-    def around(self, _):
+    def around(self):
         return {'menu': lambda chosen: profile_menu(chosen)(hx_swap_oob='true'),
                 'name': lambda chosen: Span(profiles[chosen].name, id='profile-name', hx_swap_oob='true')}
 
@@ -1908,8 +1921,8 @@ class Todos(Listing):
         return (Input(type='checkbox', id=f'check-{t.id}', name=None, checked=bool(t.done), autocomplete='off', aria_label=t.title, hx_post=toggle.to(id=t.id),
                       hx_target=f'#todo-{t.id}', hx_swap='outerHTML'), Span(t.title, cls='title'))
 
-    def around(self, profile):
-        return {'todo': todo_bar(profile, *self.counts(profile))(hx_swap_oob='true')} | ({'menu': LISTS['profile'].around(0)['menu']} if 'profile' in LISTS else {})
+    def around(self):
+        return {'todo': lambda profile: todo_bar(profile, *self.counts(profile))(hx_swap_oob='true')} | (LISTS['profile'].around() if 'profile' in LISTS else {})
 
     def counts(self, profile) -> tuple[int, int]:
         "How many todos of a profile are open, and done."
@@ -2425,7 +2438,7 @@ def listen() -> socket.socket:
     for port in [int(env['PORT'])] if env['PORT'] else PORTS:
         try: family, _, _, _, address = socket.getaddrinfo(HOST, port, type=socket.SOCK_STREAM)[0]
         except (socket.gaierror, UnicodeError): sys.exit(f'HOST is “{HOST}”, which is no address of this machine.')
-        sock = socket.socket(family)
+        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY only where the protocol is named
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: sock.bind(address); sock.listen(128); return sock
         except OSError as e:

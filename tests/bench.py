@@ -20,9 +20,12 @@ if __name__ == "__main__" and VENV.is_dir() and Path(sys.prefix).resolve() != VE
 
 import asyncio
 import contextlib
+import html
 import json
+import random
 import re
 import socket
+import sqlite3
 import statistics
 import subprocess
 import threading
@@ -490,11 +493,194 @@ def fifty(b):
         row("memory after 50 answers of 2,000 tokens", pss(server.pid), "MB", before, diff=15)
 
 
+# ---- issue 4: lists
+
+def web(server):
+    """A script's connection, kept open: what is measured is the app, not the handshake."""
+    return httpx.Client(base_url=server.url, trust_env=False, timeout=60)
+
+
+def timed(do, times=41):
+    """The median of so many calls, in ms; the first ones warm up."""
+    took = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        do()
+        took.append((time.perf_counter() - begin) * 1000)
+    return median(took[times // 4:])
+
+
+def bare_add(folder):
+    """The reference: fastlite alone, one insert and one item as HTML, the median in ms."""
+    from fasthtml.common import Button, Input, Li, Span, to_xml
+    from fastlite import Database
+
+    class Todo:
+        id: int
+        title: str
+        done: bool
+    todos = Database(Path(folder) / "bare.db").create(Todo, pk="id")
+
+    def add():
+        t = todos.insert(Todo(title="Buy milk", done=False))
+        at = {"hx_target": f"#todo-{t.id}", "hx_swap": "outerHTML"}
+        to_xml(Li(Button("⠿", cls="quiet grip", aria_label=f"Move {t.title}", title="Drag", tabindex="-1", type="button"),
+                  Input(type="checkbox", id=f"check-{t.id}", name=None, autocomplete="off", aria_label=t.title, hx_post="/toggle", **at),
+                  Span(t.title, cls="title"),
+                  Button("✎", cls="quiet", aria_label=f"Rename {t.title}", title="Edit", hx_get="/edit", **at),
+                  Button("×", cls="quiet", aria_label=f"Delete {t.title}", title="Delete", hx_post="/delete", **at),
+                  id=f"todo-{t.id}", tabindex="0"), indent=False)
+    print(json.dumps(timed(add, 401)))
+
+
+@figure
+def adding(b):
+    """Adding a todo over HTTP, beside a bare fastlite insert plus rendering one item."""
+    request = ("POST /todo HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+               "Content-Length: 14\r\n\r\ntitle=Buy+milk")
+    with b.server() as server, socket.create_connection(("127.0.0.1", server.port)) as sock:
+        def post():                              # by hand: a client library takes as long as the server
+            sock.sendall(request.format(port=server.port).encode())
+            got = b""
+            while not got.endswith(b"</li>"):
+                got += sock.recv(65536)
+        ours = timed(post, 401)
+        row("adding a todo", ours, "ms", run("--bare-add", str(server.top)), ratio=1.5)
+
+
+@figure
+def long(b):
+    """A list of 10,000 todos against one of 100."""
+    took = {}
+    for n in 100, 10_000:
+        with b.server() as server, web(server) as client:
+            for start in range(0, n, 500):
+                lines = "\n".join(f"Todo number {i}" for i in range(start, min(start + 500, n)))
+                client.post("/todo", data={"title": lines}).raise_for_status()
+            ids = iter(range(1, n))
+            took[n] = {"page": timed(lambda: client.get("/").raise_for_status(), 21),
+                       "add": timed(lambda: client.post("/todo", data={"title": "One more"})),
+                       "toggle": timed(lambda: client.post(f"/toggle/{next(ids)}")),
+                       "move": timed(lambda: client.post("/move", params={"kind": "todo", "id": n, "before": next(ids)})),
+                       "delete": timed(lambda: client.post("/delete", params={"kind": "todo", "id": next(ids) - 1}), 15)}
+    for what, few in took[100].items():
+        row(f"10,000 todos against 100: {what}", took[10_000][what], "ms", few, ratio=3 if what == "page" else 2)
+
+
+@figure
+def clients(b):
+    """20 clients that read and write for 30 s: no error, and the end is what they did."""
+    end, took, wrong, model = time.monotonic() + 30, [], [], {}
+
+    def client(server, number):
+        dice, mine = random.Random(number), {}
+        with web(server) as client:
+            profile = int(re.search(r'id="profile-(\d+)"', client.post("/profile", data={"name": f"P{number}"}).text)[1])
+            while time.monotonic() < end:
+                what, begin = dice.choice(["add", "add", "read", "toggle", "rename", "delete"]), time.perf_counter()
+                one = dice.choice(list(mine)) if mine else None
+                if what == "add" or one is None:
+                    got = client.post("/todo", data={"title": f"Todo {len(took)}", "profile": profile})
+                    ident = int(re.search(r'id="todo-(\d+)"', got.text)[1])
+                    mine[ident] = [html.unescape(re.search(r'class="title">([^<]*)', got.text)[1]), 0]
+                elif what == "read":
+                    got = client.get(f"/profile/{profile}")
+                elif what == "toggle":
+                    got = client.post(f"/toggle/{one}")
+                    mine[one][1] ^= 1
+                elif what == "rename":
+                    got = client.post("/rename", params={"kind": "todo", "id": one}, data={"name": "Another name"})
+                    mine[one][0] = "Another name"
+                else:
+                    got = client.post("/delete", params={"kind": "todo", "id": one})
+                    del mine[one]
+                took.append((time.perf_counter() - begin) * 1000)
+                wrong.extend([got.status_code] * (got.status_code != 200))
+        model.update(mine)
+    with b.server() as server:
+        threads = [threading.Thread(target=client, args=(server, n)) for n in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        stored = {r["id"]: [r["title"], r["done"]] for r in server.sql("select * from todo where not deleted")}
+    row("20 clients for 30 s: errors", len(wrong), most=0)
+    row("20 clients for 30 s: todos that are not as they should be", sum(stored.get(k) != v for k, v in model.items()) + abs(len(stored) - len(model)), most=0)
+    row(f"20 clients for 30 s: median of {len(took):,} requests", median(took), "ms")
+
+
+# ---- issue 5: jobs
+
+COUNTING = """
+@job
+def count_up(chat, n: int):
+    begin = time.perf_counter()
+    for i in range(n): pass
+    bare = time.perf_counter() - begin
+    begin = time.perf_counter()
+    for i in range(n): chat.progress(i + 1, n)
+    return f'took {time.perf_counter() - begin - bare:.4f} s'
+
+"""
+
+
+@figure
+def progress(b):
+    """100,000 calls of chat.progress from a thread: what they cost above the bare loop, and the frames to a tab."""
+    with b.server(start=False) as server:
+        server.file.write_text(server.file.read_text().replace("\n# ---- 16.", f"{COUNTING}\n# ---- 16."))
+        server.start()
+        frames, done = 0, threading.Event()
+        with connect(f"{server.url.replace('http', 'ws')}/ws?profile=1", origin=server.url, max_size=None) as sock, web(server) as client:
+            def listen():
+                nonlocal frames
+                for frame in sock:
+                    frames += 1
+                    if " s</p>" in frame or "took" in frame:
+                        return done.set()
+            threading.Thread(target=listen, daemon=True).start()
+            begin = time.perf_counter()
+            client.post("/run/count_up", data={"n": 100_000}).raise_for_status()
+            assert done.wait(60)
+            wall = time.perf_counter() - begin
+        took = float(re.search(r"took ([\d.]+)", server.sql("select content from message where role = 'job'")[0][0])[1])
+    row("100,000 progress calls: above the bare loop", took, "s", most=2)
+    row("100,000 progress calls: frames per second to a tab", frames / max(wall, 1), most=60)
+
+
+def bare_inserts(folder, n):
+    """The reference: so many inserts with commit by Python's own sqlite3, in s."""
+    with contextlib.closing(sqlite3.connect(Path(folder) / "bare.db")) as db:
+        db.execute("create table message(id integer primary key, profile int, role text, content text, created real)")
+        begin = time.perf_counter()
+        for i in range(n):
+            db.execute("insert into message(profile, role, content, created) values (1, 'job', ?, ?)", [f"Line {i}", time.time()])
+            db.commit()
+        print(json.dumps(time.perf_counter() - begin))
+
+
+@figure
+def scripts(b):
+    """1,000 POST /chatq one after another, beside 1,000 bare inserts with commit."""
+    with b.server() as server, web(server) as client:
+        begin = time.perf_counter()
+        for i in range(1000):
+            client.post("/chatq", data={"text": f"Line {i}"}).raise_for_status()
+        took = time.perf_counter() - begin
+        texts = [r[0] for r in server.sql("select content from message where role = 'job' order by id")]
+        assert texts == [f"Line {i}" for i in range(1000)], "not all there, or not in order"
+        row("1,000 POST /chatq", took, "s", run("--bare-inserts", str(server.top), "1000"), ratio=3)
+
+
 def main(names):
     if names[:1] == ["--read"]:
         return asyncio.run(read(names[1]))
     if names[:1] == ["--tabs"]:
         return asyncio.run(tabs(names[1], int(names[2])))
+    if names[:1] == ["--bare-add"]:
+        return bare_add(names[1])
+    if names[:1] == ["--bare-inserts"]:
+        return bare_inserts(names[1], int(names[2]))
     if unknown := [n for n in names if n not in FIGURES]:
         wrong = "" if unknown == ["--list"] else f"unknown: {', '.join(unknown)}\n"
         sys.exit(wrong + "\n".join(f"{name:10} {do.__doc__}" for name, do in FIGURES.items()))
