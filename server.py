@@ -2327,7 +2327,7 @@ async def forget(job: str, name: str, sess):
     write_private(SECRETS, json.dumps({k: v for k, v in kept_secrets().items() if k != name}))
     return job_form(JOBS[job], current(None, sess).id, kept=kept_secrets())
 
-# ---- 15. Your jobs: these two are useful as they stand ---------------------------------------------------
+# ---- 15. Summarise my todos: a job that asks the model ---------------------------------------------------
 
 @job
 async def summarise_my_todos(chat):
@@ -2339,6 +2339,8 @@ async def summarise_my_todos(chat):
     text = ''.join(f'- [{"x" if t.done else " "}] {t.title}\n' for t in rows)
     await pour(stream([{'role': 'system', 'content': profile.voice or VOICE}, {'role': 'user', 'content':
                        f'Summarise this todo list in a few sentences: what is open, what is done, what to begin with.\n\n{text}'}], model, {}), chat)
+
+# ---- 16. Audit pages: a job that fetches --------------------------------------------------------------------
 
 class PageReader(HTMLParser):
     "What an audit wants to know of a page."
@@ -2431,7 +2433,7 @@ async def audit_pages(chat, urls: Lines):
     out.writerows({k: f"'{v}" if str(v)[:1] in ('=', '+', '-', '@') else v for k, v in row.items()} for row in rows)  # no formula for a spreadsheet
     return A('Save as CSV', href=f'data:text/csv;charset=utf-8,{quote(file.getvalue())}', download='audit.csv')
 
-# ---- 16. Main --------------------------------------------------------------------------------------
+# ---- 17. Main --------------------------------------------------------------------------------------
 
 def listen() -> socket.socket:
     "The socket to serve on: PORT, or the first free one of PORTS. Ends the program with one sentence where there is none."

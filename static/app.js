@@ -43,7 +43,7 @@ on('htmx:oobBeforeSwap', e => {
       if (el.dataset.status === 'done') tell('The answer is here.')
     }
   }
-  if (!target.matches('#todo-list, #profile-list, [data-list]')) return
+  if (!target.matches('ul[id$=-list]')) return
   const editing = $('.editing', target)
   if (fragment.firstElementChild?.dataset.put) {
     e.detail.shouldSwap = false

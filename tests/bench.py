@@ -628,7 +628,7 @@ def count_up(chat, n: int):
 def progress(b):
     """100,000 calls of chat.progress from a thread: what they cost above the bare loop, and the frames to a tab."""
     with b.server(start=False) as server:
-        server.file.write_text(server.file.read_text().replace("\n# ---- 16.", f"{COUNTING}\n# ---- 16."))
+        server.file.write_text(server.file.read_text().replace("\n# ---- 17.", f"{COUNTING}\n# ---- 17."))
         server.start()
         frames, done = 0, threading.Event()
         with connect(f"{server.url.replace('http', 'ws')}/ws?profile=1", origin=server.url, max_size=None) as sock, web(server) as client:
