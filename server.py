@@ -255,7 +255,10 @@ def write_private(path: Path, text: str):
 
 def html_of(ft) -> str: return to_xml(ft, indent=False)
 
-def first_row(tbl, where='1', args=(), order='id'): return next(iter(tbl(where, list(args), order_by=order, limit=1)), None)
+def first_row(tbl, where='1', args=(), order='id'):
+    "The first row that fits, or None: straight SQL, since fastlite asks for the schema before every query."
+    rows = db.q(f'select * from {tbl.name} where {where} order by {order} limit 1', list(args))
+    return tbl.cls(**rows[0]) if rows else None
 
 # ---- 3. Guard: who may talk to this app ----------------------------------------------------------
 
@@ -1609,10 +1612,10 @@ app.router.redirect_slashes = False
 def current(id: int | None, sess) -> Profile:
     "The profile by id, else the one that the session remembers, else the first. 404 where the id is unknown."
     if id is not None: return one(profiles, id)
-    return first_row(profiles, 'id = ? and not deleted', [sess.get('profile', 0)]) or first_row(profiles, 'not deleted', order='priority, id')
+    return first_row(profiles, 'not deleted', [sess.get('profile', 0)], 'id <> ?, priority, id')
 
 def one(tbl, id: int):
-    row = tbl.get(id, default=None) if abs(id) < 2**63 else None
+    row = first_row(tbl, 'id = ?', [id]) if abs(id) < 2**63 else None
     if row is None or getattr(row, 'deleted', 0) and tbl is not messages: raise HTTPException(404)
     return row
 
@@ -1759,7 +1762,7 @@ class Listing:
         if not self.owned: return
         if by_model.get(): return await chatq(f'The model {what[0].lower()}{what[1:]}', profile=row.profile, undo=json.dumps([self.kind, before]) if before else '')
         await chatq(what, profile=row.profile)
-        if profiles[row.profile].commentary: chatq.comment(row.profile)
+        if db.q('select commentary from profile where id = ?', [row.profile])[0]['commentary']: chatq.comment(row.profile)
 
 def whole_lists(profile: int):
     "The lists anew, for a tab that was away or where many rows have changed; which todos it shows is the tab's own affair."
@@ -1960,9 +1963,10 @@ async def new_todo(sess, title: str = '', profile: int = None):
         if text := clean(line[m.end():] if m else line, MAX_TITLE, 'The todo'): rows.append(Todo(title=text, profile=p.id, done=bool(m and m[1] in ('x', 'X'))))
     if not rows: raise HTTPException(400, 'Type what needs to be done, then press Enter.')
     if len(rows) > 500: raise HTTPException(400, f'These are {len(rows)} lines: at most 500 todos can be added at once.')
-    with db.conn: rows = [await todo_list.add(row) for row in rows]
-    await todo_list.happened(f'Added {quoted(rows[0].title)}' + (f' and {many(len(rows) - 1, "more todo")}' if len(rows) > 1 else ''), rows[0])
-    return tuple(item('todo', row) for row in rows)
+    with db.conn:  # one transaction, and so one write
+        rows = [await todo_list.add(row) for row in rows]
+        await todo_list.happened(f'Added {quoted(rows[0].title)}' + (f' and {many(len(rows) - 1, "more todo")}' if len(rows) > 1 else ''), rows[0])
+    return ''.join(item('todo', row) for row in rows)
 
 @app.post('/toggle/{id}')
 async def toggle(id: int): return item('todo', await finish(todo_list.row(id)))
