@@ -118,6 +118,8 @@ class Message:
     model: str = ''; tokens: int = 0; prompt_tokens: int = 0; window: int = 0; seconds: float = 0.; thought: float = 0.; progress: float = -1.
     job: str = ''; undo: str = ''
 
+logging.getLogger().addHandler(logging.NullHandler())  # SQLite's own words go there; the person gets a sentence
+
 def lock(path: Path):
     "Ends the program where another process has this database open; else keeps others out as long as the file returned lives."
     path.parent.mkdir(exist_ok=True)
@@ -131,7 +133,6 @@ def open_db(path: Path) -> Database:
     (and leaves it untouched), locked for 5 s, or cannot be written."""
     try:
         held = lock(path)
-        logging.getLogger().addHandler(logging.NullHandler())  # SQLite's own words go there; the person gets a sentence
         until = time.monotonic() + 5
         while True:  # opening reads already, and waits for a lock only 0.1 s
             try: db = Database(path)
@@ -159,7 +160,7 @@ def copy_db(source: Path, target: Path):
     "A consistent copy of a database, also of one in use. It has its name only when it is whole. Raises apsw.Error and OSError."
     part = target.with_name(f'{target.name}.part')
     part.unlink(missing_ok=True)
-    db = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READWRITE)
+    db = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READONLY)  # fastlite would turn what can be written to WAL mode
     db.set_busy_timeout(5000)
     if db.execute('pragma quick_check(1)').fetchone()[0] != 'ok' or not {'profile', 'message'} <= {r[0] for r in db.execute('select name from sqlite_schema')}:
         raise apsw.NotADBError(f'{source} is not a whole database of this app')

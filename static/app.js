@@ -74,6 +74,7 @@ const toEnd = () => { if (follow) log().scrollTop = log().scrollHeight; $('#more
 on('htmx:wsAfterMessage', toEnd)
 document.addEventListener('scroll', e => { if (e.target === log()) { follow = atEnd(); if (follow) $('#more').hidden = true } }, true)
 on('DOMContentLoaded', () => {
+  if (!log()) return  // the page of an error
   type(sessionStorage.draft ?? '')
   $('#single-keys').checked = localStorage.keys !== 'off'
   toEnd()
@@ -111,10 +112,10 @@ on('htmx:afterRequest', e => {
 })
 
 on('keydown', e => {
-  if (e.key === 'Escape') shut()
+  if (e.key === 'Escape' && !e.target.closest?.('[data-cancel]')) shut()
   if (e.ctrlKey || e.metaKey || e.altKey || e.target.matches?.('input:not([type=checkbox]), textarea, select') || localStorage.keys === 'off') return
-  if (e.key === '?') $('#keys').togglePopover()
-  else if (e.key === '/') $('#search').focus()
+  if (e.key === '?') $('#keys')?.togglePopover()
+  else if (e.key === '/') $('#search')?.focus()
   else return
   e.preventDefault()
 })
@@ -136,6 +137,16 @@ on('keydown', e => {
   else if (e.altKey && e.key === 'ArrowDown') drop(e.target, seen(seen(e.target, 'next'), 'next'), !seen(e.target, 'next'))
   else return
   e.preventDefault()
+})
+on('htmx:beforeSwap', e => {  // the focus stays where one works: on the row that comes instead, or on its neighbour
+  const li = e.detail.target
+  if (!li.matches?.(ITEM) || !li.contains(document.activeElement)) return
+  const near = [li.id, li.nextElementSibling?.id, li.previousElementSibling?.id], list = li.parentElement
+  setTimeout(() => {
+    if (document.activeElement !== document.body) return
+    const to = near.map(id => id && document.getElementById(id)).find(x => x?.offsetParent)
+    ;(to ? to.matches('[tabindex]') ? to : $('button', to) : $('.add input', list.parentElement))?.focus()
+  })
 })
 function seen(li, way) { do li = li?.[way + 'ElementSibling']; while (li && !li.offsetParent); return li }
 function drop(li, before, stay = before === null && !li.nextElementSibling) {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 VENV = HERE / ".venv"
-if __name__ == "__main__" and VENV.is_dir() and Path(sys.prefix).resolve() != VENV:
+if __name__ == "__main__" and VENV.is_dir() and Path(sys.prefix).resolve() != VENV.resolve():
     os.execv(VENV / "bin" / "python", [VENV / "bin" / "python", *sys.argv])
 
 import asyncio
