@@ -620,7 +620,7 @@ def to_html(text: str) -> str:
 
 # ---- 5. chatq: messages, tabs, and the queue between them ----------------------------------------
 
-NO_MARKS = dict.fromkeys(map(ord, '\x02\x03'))  # they stand around HTML of our own: nobody else's text may hold them
+def no_marks(text: str) -> str: return text.replace('\x02', '').replace('\x03', '')  # they stand around HTML of our own: nobody else's text may hold them
 
 def block(html: str) -> str: return f'\n\x02{html.replace(chr(10), "&#10;")}\x03\n'
 
@@ -632,7 +632,7 @@ class Chatter:
     def __init__(self, queue: 'Chatq', row: Message):
         self.queue, self.row, self.id, self.profile = queue, row, row.id, row.profile
         self.thoughts, self.latest, self.stale, self.version, self.epoch = [], {}, {}, 0, 0
-        self.running, self.saving, self.inbox, self.began, self.size = True, None, deque(), None, 0
+        self.running, self.saving, self.inbox, self.reading, self.began = True, None, deque(), False, None
         self.asking, self.asked = asyncio.Lock(), None
         self.restart(row.content)
 
@@ -643,24 +643,27 @@ class Chatter:
         while self.running and len(self.inbox) > 1000: time.sleep(.001)
         if not self.running: raise asyncio.CancelledError
         self.inbox.append((change, args))
-        if len(self.inbox) == 1: self.queue.loop.call_soon_threadsafe(self.read)
+        if not self.reading:  # several threads may write: the flag goes up before the call, and down before the reading
+            self.reading = True
+            self.queue.loop.call_soon_threadsafe(self.read)
 
     def read(self):
+        self.reading = False
         while self.inbox:
             change, args = self.inbox.popleft()
             if self.running: change(*args)
 
     def restart(self, text):
         self.md, self.steps, self.ops, self.kind, self.tail = Markdown(), [], [], 'block', ''
-        self.texts, self.fresh, self.epoch = [text], [text], self.epoch + 1
+        self.texts, self.fresh, self.epoch, self.size = [text], [text], self.epoch + 1, len(text)
 
     def send(self, part):
         """Appends Markdown text, or an FT component as a block of its own; of what a notebook would show as HTML (a data
         frame) the sanitised HTML, of anything else its text."""
-        if isinstance(part, str): text = part.translate(NO_MARKS)
+        if isinstance(part, str): text = no_marks(part)
         elif hasattr(part, '__ft__') or isinstance(part, FT): text = block(html_of(part))
         elif hasattr(part, '_repr_html_'): text = block(engine()[1].clean(part._repr_html_()))
-        else: text = f'{part}\n\n'.translate(NO_MARKS)
+        else: text = no_marks(f'{part}\n\n')
         self.do(self.append, text)
 
     def append(self, text):
@@ -686,7 +689,7 @@ class Chatter:
 
     def update(self, text: str):
         "Replaces the text."
-        self.do(self.replace, text.translate(NO_MARKS))
+        self.do(self.replace, no_marks(text))
 
     def replace(self, text):
         self.restart('')
@@ -737,6 +740,7 @@ class Chatter:
 
     def save(self):
         "Keeps what has come so far: about once a second, since a write per token would cost more than the token."
+        if self.saving: self.saving.cancel()  # a save out of turn: the timer must not write what is old by then
         self.saving, self.texts = None, [''.join(self.texts)]
         db.q('update message set content = ?, thinking = ?, progress = ?, updated = ? where id = ?',
              [self.texts[0], self.row.thinking, self.row.progress, time.time(), self.id])
@@ -1001,6 +1005,7 @@ class Chatq:
         elif chat := self.live.get(id): chat.finish('stopped', error='Cancelled here: the script is told at its next word.')
 
     async def carry_out(self, chat: Chatter, work):
+        acting_tab.set('')  # what it changes later is news to the tab that started it, too
         try: await work
         except asyncio.CancelledError: chat.finish('stopped')
         except Exception as e:
@@ -1336,7 +1341,7 @@ def values_of(f, given: dict) -> tuple[dict, dict]:
     "The values of a job's or a tool's parameters, and by name what is wrong with them."
     values, wrong = {}, {}
     for p in params(f):
-        try: values[p.name] = value_of(p, clean(str(given.get(p.name, '')), MAX_TEXT, 'This'))
+        try: values[p.name] = value_of(p, clean('' if (v := given.get(p.name)) is None else str(v), MAX_TEXT, 'This'))
         except (ValueError, HTTPException) as e: wrong[p.name] = getattr(e, 'detail', str(e))
     return values, wrong
 
@@ -1356,11 +1361,12 @@ async def use(chat: Chatter, call) -> dict:
     try:
         if not (tool := chatq.tools.get(name)): raise ValueError(f'there is no tool “{name}”, but there are: {", ".join(chatq.tools)}')
         if isinstance(given, str): given = json.loads(given)
+        if not isinstance(given, dict): raise ValueError('the arguments are no object')
         if odd := set(given) - {p.name for p in params(tool)}: raise ValueError(f'no parameter {", ".join(map(str, odd))}')
-        values, wrong = values_of(tool, given)
+        values, wrong = values_of(tool, {p.name: p.default for p in params(tool) if p.default is not Parameter.empty} | given)  # a box left out is no box unticked
         if wrong: raise ValueError('; '.join(f'{k}: {v}' for k, v in wrong.items()))
         result = str(await tool(chat, **values) or 'Done.')
-    except (ValueError, TypeError, HTTPException) as e: result = f'This did not work: {getattr(e, "detail", e)}'
+    except (ValueError, TypeError, RecursionError, HTTPException) as e: result = f'This did not work: {getattr(e, "detail", e)}'
     finally: by_model.set(False)
     return {'tool_name': name, 'content': result}
 
@@ -1657,7 +1663,9 @@ async def switch_theme(sess, dark: str = ''):
     sess['theme'] = 'light' if dark == '1' else 'dark'
     return HtmxResponseHeaders(trigger=json.dumps({'theme': sess['theme']}))
 
-def plain(text: str) -> str: return re.sub(r'([\\`*_\[\]<>#~|&])', r'\\\1', text)
+def plain(text: str) -> str:
+    "Text that means itself in Markdown; an address in it that has marks is no link, which would take the backslashes along."
+    return re.sub(r':(?=//\S*\\)', r'\\:', re.sub(r'([\\`*_\[\]<>#~|&])', r'\\\1', text))
 
 def quoted(title: str) -> str: return f'“{plain(title)}”'
 
@@ -2001,7 +2009,7 @@ def tool(f):
     return f
 
 def own(chat: Chatter, id: int) -> Todo:
-    if (t := todos.get(id, default=None)) and t.profile == chat.profile and not t.deleted: return t
+    if abs(id) < 2**63 and (t := todos.get(id, default=None)) and t.profile == chat.profile and not t.deleted: return t
     raise ValueError(f'there is no todo {id}: list_todos tells the ids')
 
 @tool
@@ -2234,7 +2242,7 @@ def job_values(f, given: dict) -> tuple[dict, dict]:
     "The checked values for a job, and by name what is wrong with them. Its secrets are kept from here on, and not among them."
     kept, names = kept_secrets(), {p.name for p in params(f) if p.annotation is Secret}
     values, wrong = values_of(f, {k: v for k, v in given.items() if v != '' or k not in kept} | {k: kept[k] for k in names & {*kept} if not given.get(k)})
-    found = {k: values.pop(k) for k in names & {*values}}
+    found = {k: v for k in names & {*values} if (v := values.pop(k))}
     if found.items() - kept.items() and not wrong: write_private(SECRETS, json.dumps(kept | found))
     return values, wrong
 
@@ -2248,7 +2256,7 @@ def run_again(row: Message):
     "Starts a job that ended, or that a killed server left, with the same values."
     said = json.loads(row.job)
     if not (f := JOBS.get(said['name'])): raise HTTPException(400, 'This job is not part of the app any more.')
-    values, wrong = job_values(f, {k: '' if v is None else v for k, v in said['values'].items()})
+    values, wrong = job_values(f, said['values'])
     if wrong: raise HTTPException(400, f'{label(f)} wants other values now: start it from its form.')
     start_job(f, values, row.profile, row)
 
@@ -2258,12 +2266,12 @@ async def run_job(chat: Chatter, f, values: dict):
         chat.state('streaming')
         try:
             kept = kept_secrets()
-            result = await (await_all if in_loop else in_thread)(f, chat, values | {p.name: kept[p.name] for p in params(f) if p.annotation is Secret})
+            result = await (await_all if in_loop else in_thread)(f, chat, values | {p.name: kept[p.name] for p in params(f) if p.annotation is Secret and p.name in kept})
             if result is not None:
                 chat.send('\n\n')
                 chat.send(result)
         except ModelError as e: return chat.finish('error', error=str(e))
-        except (Exception, SystemExit) as e:
+        except (Exception, SystemExit, KeyboardInterrupt) as e:
             trace = without_secrets(''.join(traceback.format_exception(e)))
             print(trace, file=sys.stderr, end='')
             chat.send(Details(Summary('Traceback'), Pre(trace[-5000:], tabindex='0')))
@@ -2318,9 +2326,10 @@ def jobs_of(p: Profile, _): return Section(H2('Jobs'), Div(*(job_form(f, p.id, k
 SIDE.append(jobs_of)
 
 @app.post('/run/{name}')
-async def run(name: str, data: dict, sess, profile: int = None):
+async def run(name: str, req, data: dict, sess, profile: int = None):
     "Starts a job from its form; answers the form, and 422 with a word beside each field that is wrong."
     if not (f := JOBS.get(name)): raise HTTPException(404)
+    data |= await req.form()  # a field may be called as the address's own parameter is
     p, (values, wrong) = current(profile, sess), job_values(f, data)
     if not wrong: start_job(f, values, p.id)
     return FtResponse(job_form(f, p.id, data, wrong, kept_secrets()), status_code=422 if wrong else 200)
@@ -2353,7 +2362,7 @@ class PageReader(HTMLParser):
         super().__init__()
         self.title = self.description = self.h1 = self.canonical = self.within = ''
         self.words = 0
-        self.feed(html)
+        with contextlib.suppress(AssertionError): self.feed(html)  # its word for what it cannot read, like <![x]>
 
     def handle_starttag(self, tag, attrs):
         has = {k: v or '' for k, v in attrs}
@@ -2376,7 +2385,8 @@ async def on_own_network(host: str) -> bool:
 async def fetch(url: str, allowed, most=2_000_000) -> tuple[str, int, int, str]:
     "The URL where the redirects end, its status, their number, and the HTML (the first 2 MB). Raises ValueError with a sentence."
     for hops in range(11):
-        if urlsplit(url).scheme not in ('http', 'https') or not urlsplit(url).hostname: raise ValueError('only http and https')
+        at = urlsplit(url)
+        if at.scheme not in ('http', 'https') or not at.hostname or at.port == 0: raise ValueError('only http and https')
         if not await allowed(url): raise ValueError('left out: on your own network')
         async with http(url, 20) as c, c.stream('GET', url, headers={'user-agent': AGENT}) as r:
             if r.has_redirect_location:
@@ -2387,7 +2397,7 @@ async def fetch(url: str, allowed, most=2_000_000) -> tuple[str, int, int, str]:
                 async for chunk in r.aiter_bytes():
                     body += chunk
                     if len(body) > most: break
-            return url, r.status_code, hops, body[:most].decode(r.charset_encoding or 'utf-8', 'replace')
+            return url, r.status_code, hops, body[:most].decode(r.encoding or 'utf-8', 'replace')
     raise ValueError('more than 10 redirects')
 
 @job
@@ -2402,7 +2412,7 @@ async def audit_pages(chat, urls: Lines):
 
     async def rules_of(site):
         parser = RobotFileParser()
-        with contextlib.suppress(ValueError, httpx.HTTPError):
+        with contextlib.suppress(Exception):
             _, status, _, text = await fetch(f'{site}/robots.txt', allowed)
             parser.parse(text.splitlines() if status == 200 else [])
             return parser
@@ -2411,21 +2421,24 @@ async def audit_pages(chat, urls: Lines):
 
     async def allowed(url):  # each host is asked for once, however many pages wait for the answer
         host = urlsplit(url).hostname
-        return await hosts.setdefault(host, asyncio.ensure_future(ask_for(host)) if host not in hosts else None)
+        if host not in hosts: hosts[host] = asyncio.create_task(ask_for(host))
+        return await asyncio.shield(hosts[host])  # one page's end is not that of the others' question
 
     async def audit(url):
         row = dict(url=url, status='', redirects='', title='', description='', h1='', canonical='', words='')
         try:
+            site, web = '{0.scheme}://{0.netloc}'.format(urlsplit(url)), urlsplit(url).scheme in ('http', 'https') and urlsplit(url).hostname
+            if web: await allowed(url)  # the person's time is not the site's
             async with five, asyncio.timeout(60):
-                site = '{0.scheme}://{0.netloc}'.format(urlsplit(url))
-                if urlsplit(url).scheme in ('http', 'https'):
-                    rules = await robots.setdefault(site, asyncio.ensure_future(rules_of(site)) if site not in robots else None)
+                if web:
+                    if site not in robots: robots[site] = asyncio.create_task(rules_of(site))
+                    rules = await asyncio.shield(robots[site])
                     if not rules.can_fetch(AGENT, url): raise ValueError('robots.txt says no')
                 _, row['status'], row['redirects'], html = await fetch(url, allowed)
                 page = await asyncio.to_thread(PageReader, html)
                 row |= {k: ' '.join(str(getattr(page, k)).split())[:300] for k in ('title', 'description', 'h1', 'canonical', 'words')}
         except TimeoutError: row['status'] = 'no answer in time'
-        except (ValueError, httpx.HTTPError, httpx.InvalidURL) as e: row['status'] = str(e)[:200] or type(e).__name__
+        except Exception as e: row['status'] = str(e)[:200] or type(e).__name__
         rows.append(row)
         chat.send(f'| {" | ".join(plain(str(v)) or "–" for v in row.values())} |\n')
         chat.progress(len(rows), len(todo))
