@@ -1581,7 +1581,7 @@ def versioned(name: str) -> str: return f'/static/{name}?v={FILES[name].stat().s
 TITLE = NAME
 fh_cfg.indent = False
 hdrs = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Meta(name='color-scheme', content='light dark'),
-        Meta(name='htmx-config', content=json.dumps(dict(allowEval=False, includeIndicatorStyles=False, selfRequestsOnly=True, historyCacheSize=0,
+        Meta(name='htmx-config', content=json.dumps(dict(allowEval=False, includeIndicatorStyles=False, selfRequestsOnly=True, historyCacheSize=0, defaultSettleDelay=0,
              responseHandling=[dict(code='422|[23]..', swap=True), dict(code='...', swap=False, error=True)]))),
         Link(rel='icon', href=versioned('icon.svg'), type='image/svg+xml'), Link(rel='stylesheet', href=versioned('app.css')),
         *(Script(src=versioned(n), defer=True) for n in ('htmx.js', 'ws.js', 'app.js')))
@@ -1659,9 +1659,7 @@ def profile_page(p: Profile, req, sess, show: str, undone=0., at=0):
     return page(p, [part(p) for part in HEAD], [part(p, show) for part in SIDE], chatq.newest(p.id, since=at), picker(p), word)
 
 @app.post
-async def switch_theme(sess, dark: str = ''):
-    sess['theme'] = 'light' if dark == '1' else 'dark'
-    return HtmxResponseHeaders(trigger=json.dumps({'theme': sess['theme']}))
+async def switch_theme(sess, theme: str): sess['theme'] = 'dark' if theme == 'dark' else 'light'
 
 def plain(text: str) -> str:
     "Text that means itself in Markdown; an address in it that has marks is no link, which would take the backslashes along."

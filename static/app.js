@@ -1,7 +1,8 @@
 // What HTMX and CSS cannot do: the socket's address, the keyboard, following the stream, the clipboard.
 const $ = (q, in_ = document) => in_.querySelector(q), on = (event, f) => document.addEventListener(event, f)
 const tab = Math.random().toString(36).slice(2)  // so that the server does not send us what we did ourselves
-const log = () => $('#msg-list')
+const log = () => $('#msg-list'), byId = id => document.getElementById(id)
+const dark = () => (document.documentElement.dataset.theme ?? (matchMedia('(prefers-color-scheme: dark)').matches && 'dark')) === 'dark'
 let online = false, waiting = null, restored = null, unsent = false, follow = !location.hash, hide
 
 // ---- The socket: on every connection it says what this page has seen, and gets what it missed.
@@ -12,10 +13,12 @@ htmx.createWebSocket = url => {
   return new WebSocket(`${url}&tab=${tab}&seen=${seen}&first=${first}&last=${last}`)
 }
 htmx.config.wsReconnectDelay = tries => Math.min(250 * 2 ** tries, 3000)
-on('htmx:configRequest', e => { e.detail.headers['X-Tab'] = tab })
+on('htmx:configRequest', e => {
+  e.detail.headers['X-Tab'] = tab
+  if (e.detail.path === '/switch_theme') e.detail.parameters.theme = document.documentElement.dataset.theme = dark() ? 'light' : 'dark'
+})
 on('htmx:wsOpen', () => {
-  online = true
-  $('#offline').hidden = true
+  $('#offline').hidden = online = true
   if (unsent) $('#chat-form').requestSubmit()
 })
 on('htmx:wsClose', e => {
@@ -26,9 +29,9 @@ on('htmx:wsClose', e => {
   if (![1006, 1011, 1012, 1013].includes(e.detail.event.code)) setTimeout(e.detail.socketWrapper.reconnect, 1000)
 })
 on('htmx:wsConfigSend', e => {
-  unsent = !online  // the text stays where it is until the connection is back
-  if (unsent || !$('#msg').value.trim()) e.preventDefault()
-  if (!unsent && !$('#msg').value.trim()) say('Type a message first.')
+  const empty = !$('#msg').value.trim()
+  if (empty) say('Type a message first.')
+  if (unsent = !empty && !online, empty || unsent) e.preventDefault()  // the text stays where it is until the connection is back
 })
 on('htmx:wsAfterSend', () => { waiting = $('#msg').value; type(''); follow = true; unsent = false })
 on('htmx:oobBeforeSwap', e => {
@@ -56,35 +59,29 @@ on('htmx:oobBeforeSwap', e => {
   }
 })
 function place(li, list) {
-  const old = document.getElementById(li.id), { put } = li.dataset
+  const old = byId(li.id), { put } = li.dataset
   if (old?.matches('.editing')) return  // it shows when the typing there is done
   if (put === 'gone') return old?.remove()
   const focused = old?.contains(document.activeElement) && (document.activeElement.id || li.id)
   if (put === 'here') old?.replaceWith(li)
-  else if (put !== 'end') (document.getElementById(put) ?? document.getElementById(put + '-part'))?.before(li)
+  else if (put !== 'end') (byId(put) ?? byId(put + '-part'))?.before(li)
   else if (!$('.part', list)) list.append(li)
   if (old?.isConnected) old.remove()
   htmx.process(li)
-  if (focused) document.getElementById(focused)?.focus()
+  if (focused) byId(focused)?.focus()
 }
 
 // ---- Reading: the view follows the stream only while the reader is at its end.
 const atEnd = () => log().scrollHeight - log().scrollTop - log().clientHeight < 60
 const toEnd = () => { if (follow) log().scrollTop = log().scrollHeight; $('#more').hidden = follow || atEnd() }
 on('htmx:wsAfterMessage', toEnd)
-document.addEventListener('scroll', e => { if (e.target === log()) { follow = atEnd(); if (follow) $('#more').hidden = true } }, true)
+document.addEventListener('scroll', e => { if (e.target === log() && (follow = atEnd())) $('#more').hidden = true }, true)
 on('DOMContentLoaded', () => {
   if (!log()) return  // the page of an error
   type(sessionStorage.draft ?? '')
   $('#single-keys').checked = localStorage.keys !== 'off'
   toEnd()
   new ResizeObserver(toEnd).observe(log())
-})
-
-on('htmx:beforeSwap', e => {
-  if (!e.detail.target.matches?.('.older')) return
-  const below = log().scrollHeight - log().scrollTop  // older messages come in above: what is being read stays where it is
-  addEventListener('htmx:afterSettle', () => { log().scrollTop = log().scrollHeight - below }, { once: true })
 })
 
 // ---- Writing
@@ -101,26 +98,20 @@ on('input', e => {
 })
 on('keydown', e => {
   if (e.key === 'Enter' && e.target.id === 'msg' && !e.shiftKey && !e.isComposing) { e.preventDefault(); $('#chat-form').requestSubmit() }
-  const cancel = e.key === 'Escape' && e.target.closest('[data-cancel]')
-  if (cancel) htmx.ajax('GET', cancel.dataset.cancel, { target: cancel.parentElement, swap: 'outerHTML' })
+  const form = e.target.closest?.('[data-cancel]')
+  if (e.key === 'Escape') form ? htmx.ajax('GET', form.dataset.cancel, { target: form.parentElement, swap: 'outerHTML' }) : shut()
+  if (e.ctrlKey || e.metaKey || e.altKey || e.target.matches?.('input:not([type=checkbox]), textarea, select') || localStorage.keys === 'off') return
+  if (e.key !== '?' && e.key !== '/') return
+  e.preventDefault()
+  e.key === '?' ? $('#keys')?.togglePopover() : $('#search')?.focus()
 })
 on('htmx:afterRequest', e => {
-  if (!e.detail.successful || !e.target.dataset?.reset) return
-  const field = $('input', e.target)
+  const field = e.detail.successful && e.target.dataset?.reset && $('input', e.target)
+  if (!field) return
   if (field.value === e.detail.requestConfig.parameters[field.name]) e.target.reset()  // else the next one is being typed
   tell('Added.')
 })
-
-on('keydown', e => {
-  if (e.key === 'Escape' && !e.target.closest?.('[data-cancel]')) shut()
-  if (e.ctrlKey || e.metaKey || e.altKey || e.target.matches?.('input:not([type=checkbox]), textarea, select') || localStorage.keys === 'off') return
-  if (e.key === '?') $('#keys')?.togglePopover()
-  else if (e.key === '/') $('#search')?.focus()
-  else return
-  e.preventDefault()
-})
 on('change', e => { if (e.target.id === 'single-keys') localStorage.keys = e.target.checked ? 'on' : 'off' })
-on('click', e => shut(e.target))
 function shut(but) {  // a panel is closed by Escape and by a click elsewhere
   for (const d of document.querySelectorAll('.drop[open]')) if (!but || !d.contains(but) && but.isConnected) { d.open = false; if (!but) $('summary', d).focus() }
 }
@@ -138,14 +129,15 @@ on('keydown', e => {
   else return
   e.preventDefault()
 })
-on('htmx:beforeSwap', e => {  // the focus stays where one works: on the row that comes instead, or on its neighbour
-  const li = e.detail.target
+on('htmx:beforeSwap', ({ detail: { target: li } }) => {
+  const below = log().scrollHeight - log().scrollTop  // older messages come in above: what is being read stays where it is
+  if (li.matches?.('.older')) addEventListener('htmx:afterSettle', () => { log().scrollTop = log().scrollHeight - below }, { once: true })
   if (!li.matches?.(ITEM) || !li.contains(document.activeElement)) return
+  // The focus stays where one works: on the row that comes instead, or on its neighbour.
   const near = [li.id, li.nextElementSibling?.id, li.previousElementSibling?.id], list = li.parentElement
   setTimeout(() => {
-    if (document.activeElement !== document.body) return
-    const to = near.map(id => id && document.getElementById(id)).find(x => x?.offsetParent)
-    ;(to ? to.matches('[tabindex]') ? to : $('button', to) : $('.add input', list.parentElement))?.focus()
+    const to = near.map(byId).find(x => x?.offsetParent) ?? $('.add', list.parentElement)
+    if (document.activeElement === document.body) (to.matches('[tabindex]') ? to : $('button, input', to)).focus()
   })
 })
 function seen(li, way) { do li = li?.[way + 'ElementSibling']; while (li && !li.offsetParent); return li }
@@ -159,9 +151,8 @@ function drop(li, before, stay = before === null && !li.nextElementSibling) {
   htmx.ajax('POST', `/move?kind=${kind}&id=${li.id.split('-')[1]}&before=${li.nextElementSibling?.id.split('-')[1] ?? 0}`, { source: li, swap: 'none' })
 }
 on('pointerdown', e => {
-  const li = e.target.closest?.('.grip')?.parentElement
+  const li = e.target.closest?.('.grip')?.parentElement, end = li?.nextElementSibling
   if (!li) return
-  const end = li.nextElementSibling
   const move = m => {
     const list = li.parentElement, { top: upper, bottom } = list.getBoundingClientRect()
     list.scrollTop += m.clientY > bottom - 20 ? 10 : m.clientY < upper + 20 ? -10 : 0
@@ -170,15 +161,14 @@ on('pointerdown', e => {
     const { top, height } = over.getBoundingClientRect()
     m.clientY < top + height / 2 ? over.before(li) : over.after(li)
   }
-  const up = () => {
-    removeEventListener('pointermove', move)
-    li.classList.remove('moving')
-    if (li.nextElementSibling !== end) drop(li, li.nextElementSibling, false)
-  }
   e.preventDefault()
   li.classList.add('moving')
   addEventListener('pointermove', move)
-  addEventListener('pointerup', up, { once: true })
+  addEventListener('pointerup', () => {
+    removeEventListener('pointermove', move)
+    li.classList.remove('moving')
+    if (li.nextElementSibling !== end) drop(li, li.nextElementSibling, false)
+  }, { once: true })
 })
 on('paste', e => {
   const text = e.clipboardData.getData('text').trim(), form = e.target.closest?.('[hx-post="/todo"]')
@@ -197,13 +187,8 @@ on('htmx:responseError', e => {
   if (e.detail.xhr.status === 404 && e.detail.requestConfig.verb === 'get') e.detail.target.closest('.editing')?.remove()  // given up, and deleted meanwhile
 })
 on('htmx:sendError', e => e.detail.pathInfo.requestPath.startsWith('/warm') || say('The app does not answer. Is it still running in its terminal?'))
-on('theme', e => { document.documentElement.dataset.theme = e.detail.value })
-on('htmx:configRequest', e => {
-  if (e.detail.path !== '/switch_theme') return
-  const { theme } = document.documentElement.dataset
-  e.detail.parameters.dark = (theme ? theme === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches) ? '1' : ''
-})
 on('click', async e => {
+  shut(e.target)
   if (e.target.id === 'more') { follow = true; toEnd() }
   const copy = e.target.closest('.copy')
   if (!copy) return
