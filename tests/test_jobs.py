@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from time import monotonic
 
 import pytest
-from conftest import Server, free_port, until
+from conftest import Server, until
 from fake_ollama import FakeOllama
 from playwright.sync_api import expect
 from wire import soup
@@ -154,16 +154,6 @@ def shy(chat, extra: Secret = '', crash: bool = False):
     return f'It is {extra or "empty"}.'
 '''
 SECRET = "s3cr3t-Gr\u00fc\u00dfe-42"
-
-
-@pytest.fixture(scope="module")
-def home():
-    """The app with all these jobs, shared by the tests of this file."""
-    port = free_port()
-    server = insert(Server({"OLLAMA_HOST": f"127.0.0.1:{port}"}), JOBS)
-    server.ollama = port
-    yield server.start()
-    server.remove()
 
 
 @pytest.fixture

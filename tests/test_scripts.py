@@ -7,10 +7,10 @@ from time import perf_counter
 
 import httpx
 import pytest
-from conftest import Server, free_port, until
+from conftest import Server, until
 from playwright.sync_api import expect
 from wire import everything, send
-from working import Work, insert
+from working import Work
 
 pytest_plugins = "chatting", "working"
 
@@ -20,16 +20,6 @@ async def waits(chat):
     chat.send('It waits.')
     await chat.ask('Shall it end?', 'End')
 '''
-
-
-@pytest.fixture(scope="module")
-def home():
-    """The app, shared by the tests of this file."""
-    port = free_port()
-    server = insert(Server({"OLLAMA_HOST": f"127.0.0.1:{port}"}), JOBS)
-    server.ollama = port
-    yield server.start()
-    server.remove()
 
 
 def curl(server, *args):

@@ -3,10 +3,10 @@ import json
 import re
 
 import pytest
-from conftest import Server, free_port, until
+from conftest import Server, until
 from fake_ollama import FakeOllama, Script, model
 from playwright.sync_api import expect
-from working import Work, insert
+from working import Work
 
 pytest_plugins = "chatting", "working"
 
@@ -20,16 +20,6 @@ def backup(chat, folder: str, depth: int = 2, full: bool = True, limit: int | No
 def guarded(chat, key: Secret): return 'It ran.'
 '''
 HTML = "<img src=x onerror=alert(1)> **bold** | `x`"
-
-
-@pytest.fixture(scope="module")
-def home():
-    """The app with two more jobs, shared by the tests of this file."""
-    port = free_port()
-    server = insert(Server({"OLLAMA_HOST": f"127.0.0.1:{port}"}), JOBS)
-    server.ollama = port
-    yield server.start()
-    server.remove()
 
 
 def call(name, **arguments):

@@ -10,7 +10,7 @@ from time import perf_counter
 
 import httpx
 import pytest
-from conftest import Server, until
+from conftest import Server, free_port, until
 from wire import Chat, soup
 
 MAIN = "# ---- 17. Main"
@@ -119,6 +119,16 @@ class Work:
             over.set()
             looking.join()
         assert slowest[0] < most, f"an answer took {slowest[0]:.1f} s"
+
+
+@pytest.fixture(scope="module")
+def home(request):
+    """The app with the JOBS of this module, shared by its tests; its model is wherever `home.ollama` comes to listen."""
+    port = free_port()
+    server = insert(Server({"OLLAMA_HOST": f"127.0.0.1:{port}"}), request.module.JOBS)
+    server.ollama = port
+    yield server.start()
+    server.remove()
 
 
 @pytest.fixture
