@@ -49,7 +49,7 @@ FILE = Path(__file__).resolve()
 NAME = FILE.parent.name if FILE.stem == 'server' else FILE.stem  # a file is an app: its name is the title
 DATA = FILE.parent/'data'                       # beside the file, wherever one happens to stand
 DB_FILE = DATA/f'{FILE.stem}.db'
-SLUG = re.sub(r'\W+', '_', NAME)                # cookies ignore ports, so they bear the app's name
+SLUG = re.sub(r'\W+', '_', quote(NAME, safe=' '))  # cookies ignore ports, so they bear the app's name, in ASCII
 VOICE = 'You are a helpful, concise assistant. Answer in Markdown.'  # the system prompt, unless a profile has its own
 ACCENT = 'teal'                                 # one of the accents in static/app.css
 PORTS = range(5001, 5011)                       # PORT unset: the first free one of these
@@ -1959,7 +1959,7 @@ def todo_bar(profile: int, left: int, done: int):
     if not left + done: return Div(id='todo-bar')
     return Div(Label(Input(type='checkbox', id='toggle-all', name=None, checked=not left, autocomplete='off', hx_post=toggle_all.to(profile=profile), hx_swap='none'), Span('Mark all as complete', cls='hide')),
                Span(Strong(f'{left:,}'), ' item left' if left == 1 else ' items left', id='todo-count'),
-               Button('Clear completed', cls='quiet', hx_post=clear_completed.to(profile=profile), hx_swap='none') if done else None, id='todo-bar')
+               Button('Clear completed', cls='quiet', hx_post=clear_completed.to(profile=profile), hx_target='#toast', hx_swap='outerHTML') if done else None, id='todo-bar')
 
 @app.post('/todo')
 async def new_todo(sess, title: str = '', profile: int = None):
@@ -1995,7 +1995,7 @@ async def toggle_all(profile: int):
 async def clear_completed(profile: int):
     done, stamp = todo_list.counts(one(profiles, profile).id)[1], time.time()
     await change_many(profile, 'deleted = ? where profile = ? and done and not deleted', [stamp, profile], f'Cleared {many(done, "finished todo")}')
-    return toast(f'Cleared {many(done, "finished todo")}.', undo.to(kind='todo', stamp=stamp))
+    return toast(f'Cleared {many(done, "finished todo")}.', undo.to(kind='todo', stamp=stamp), oob=None)  # its button may be gone by now
 
 @app.get
 async def todo_markdown(profile: int): return PlainTextResponse(''.join(f'- [{"x" if t.done else " "}] {t.title}\n' for t in todo_list.rows(one(profiles, profile).id)))

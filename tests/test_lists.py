@@ -202,6 +202,19 @@ def test_undo_of_clear_completed_under_a_filter(todos):
     tab.shows("[x] a", "[x] c")
 
 
+def test_undo_is_offered_where_the_tabs_news_comes_before_the_answer(todos):
+    """The button that was pressed is gone from the page then."""
+    tab, held = todos.open("[x] a", "b"), []
+    tab.page.route("**/clear_completed*", lambda route: held.append((route, route.fetch())))
+    tab.button("Clear completed").click()
+    tab.shows("b")
+    expect(tab.button("Clear completed")).to_have_count(0)
+    route, answer = until(lambda: tab.page.evaluate("1") and held, what="an answer")[0]
+    route.fulfill(response=answer)
+    tab.undo()
+    tab.shows("[x] a", "b")
+
+
 def test_undo_is_offered_for_some_seconds(todos, place, open_page):
     todos.given(*"ab")
     tab = todos.tab(open_page())

@@ -1,0 +1,339 @@
+"""Forks, made of the README's own lines: settings, a field, a table, jobs, parts taken out, copies beside each other."""
+import json
+import random
+import re
+import shutil
+import stat
+import subprocess
+
+import httpx
+import pytest
+from conftest import Server, ask, wait_done
+from fake_ollama import FakeOllama, Script
+from playwright.sync_api import expect
+from readme import BANNERS, SOURCE, block, pasted, replaced, rows, with_lines_in_classes
+from test_start import free
+
+pytest_plugins = "chatting"
+COLOUR = "() => getComputedStyle(document.documentElement).getPropertyValue('--accent')"
+OUT = rows("take out | delete")
+
+
+@pytest.fixture
+def fork(app, fake):
+    """Starts an app whose server.py is this text."""
+    def fork(source, start=True, **more):
+        server = app({"OLLAMA_HOST": fake.url}, start=False)
+        server.file.write_text(source)
+        server.env |= more
+        return server.start() if start else server
+    return fork
+
+
+def post(server, path, **data):
+    return httpx.post(f"{server.url}/{path}", data=data, trust_env=False, timeout=10).raise_for_status().text
+
+
+def part(page, name):
+    return page.get_by_role("region", name=name, exact=True)
+
+
+def on_row(page, kind, ident, button):
+    """A button of a list's row, which shows while the mouse is over it."""
+    row = page.locator(f"#{kind}-{ident}")
+    row.hover()
+    row.get_by_role("button", name=re.compile(f"^{button} ")).click()
+
+
+# ---- Settings
+
+def test_settings(fork, fake, window):
+    lines = block("NAME = ")
+    name, voice, accent = re.findall(r"= '(.*)'", lines)
+    page, plain = window.open(fork(replaced(lines)).url), window.open(fork(SOURCE).url)
+    assert page.title() == name
+    expect(page.get_by_role("banner").get_by_role("heading")).to_have_text(name)
+    ask(page, "Hi")
+    wait_done(page)
+    assert fake.chats[-1]["messages"][0]["role"] == "system"
+    assert fake.chats[-1]["messages"][0]["content"].startswith(voice)
+    assert page.locator("html").get_attribute("data-accent") == accent
+    assert page.evaluate(COLOUR) not in ("", plain.evaluate(COLOUR))
+
+
+@pytest.mark.parametrize("name", ["Prüfstand", "工具箱", "It's <b>; 50 % & \\\"more\\\""], ids=["umlaut", "Chinese", "signs"])
+def test_any_name_will_do(fork, window, name):
+    """It goes into cookies and headers, where few characters may be."""
+    source = replaced(f'NAME = "{name}"')
+    name = name.replace("\\", "")
+    server = fork(source, TOKEN="secret")
+    page = window.open(f"{server.url}/?token=secret")
+    assert page.title() == name
+    page.get_by_role("button", name="Light or dark").click()
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    page.reload()
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    page.goto(server.url)
+    part(page, "Jobs").get_by_label("Urls").fill("http://127.0.0.1:9/")
+    page.get_by_role("button", name="Run Audit pages").click()
+    page.get_by_role("button", name="Fetch from 127.0.0.1").click()
+    expect(page.locator("[data-role=job] td").nth(1)).to_contain_text("onnect")
+
+
+# ---- A field
+
+def test_a_new_field(fork, window):
+    """It is in the edit form; what was stored before is there, and can have it too."""
+    server = fork(SOURCE)
+    for title in "Milk", "Bread":
+        post(server, "todo", title=title)
+    server.stop()
+    server.file.write_text(with_lines_in_classes(block("due: str")))
+    server.start()
+    page, other = window.open(server.url), window.open(server.url)
+    todos = part(page, "Todo")
+    expect(todos.get_by_role("listitem")).to_have_text([re.compile("Milk"), re.compile("Bread")])
+    on_row(page, "todo", 1, "Rename")
+    todos.get_by_label("Due").fill("tomorrow")
+    todos.get_by_role("button", name="Save").click()
+    expect(page.locator("#todo-1 .title")).to_have_text("Milk")
+    part(other, "Todo").get_by_role("checkbox", name="Milk").check()
+    expect(todos.get_by_role("checkbox", name="Milk")).to_be_checked()
+    on_row(page, "todo", 1, "Rename")
+    expect(todos.get_by_label("Due")).to_have_value("tomorrow")
+    todos.get_by_label("New name of Milk").fill("Oat milk")
+    todos.get_by_label("Due").press("Enter")
+    expect(other.locator("#todo-1 .title")).to_have_text("Oat milk")
+    assert [tuple(row) for row in server.sql("select title, due, done from todo order by id")] == [("Oat milk", "tomorrow", 1), ("Bread", "", 0)]
+
+
+# ---- A table
+
+def test_a_new_table_with_its_list(fork, window):
+    """Add, edit, order, delete, Undo, search, every tab the same, a restart: by at most 40 lines."""
+    lines = block("class Link:")
+    assert len(lines.splitlines()) <= 40
+    server = fork(pasted(lines, 13))
+    page, other = pages = window.open(server.url), window.open(server.url)
+    new = page.get_by_label("What is worth keeping?")
+    for name in "Docs", "Blog", "Wiki":
+        new.fill(name)
+        new.press("Enter")
+        expect(new).to_have_value("")
+
+    def shows(*titles):
+        for each in pages:
+            expect(part(each, "Links").locator("li .title")).to_have_text(titles)
+    shows("Docs", "Blog", "Wiki")
+
+    on_row(page, "link", 2, "Rename")
+    links = part(page, "Links")
+    links.get_by_label("New name of Blog").fill("News")
+    links.get_by_label("Url").fill("https://example.com/news")
+    links.get_by_label("Read").check()
+    links.get_by_role("button", name="Save").click()
+    shows("Docs", "Newshttps://example.com/news", "Wiki")
+    for each in pages:
+        expect(each.locator("#link-2 a")).to_have_attribute("href", "https://example.com/news")
+    assert tuple(server.sql("select name, url, read from link where id = 2")[0]) == ("News", "https://example.com/news", 1)
+    on_row(page, "link", 2, "Rename")
+    expect(links.get_by_label("Read")).to_be_checked()
+    links.get_by_label("Read").uncheck()
+    links.get_by_role("button", name="Save").click()
+    expect(page.locator("#link-2.editing")).to_have_count(0)
+    assert server.sql("select read from link where id = 2")[0][0] == 0
+
+    page.locator("#link-1").focus()
+    page.keyboard.press("Alt+ArrowDown")
+    shows("Newshttps://example.com/news", "Docs", "Wiki")
+
+    on_row(page, "link", 1, "Delete")
+    shows("Newshttps://example.com/news", "Wiki")
+    page.locator("#toast").get_by_role("button", name="Undo").click()
+    shows("Newshttps://example.com/news", "Docs", "Wiki")
+
+    page.locator("#search").press_sequentially("wik")
+    page.locator("#search-results").get_by_role("link", name=re.compile("^Wiki")).click()
+    expect(page).to_have_url(re.compile(r"/profile/1\?.*#link-3$"))
+    expect(page.locator("#link-3:target .title")).to_have_text("Wiki")
+
+    window.allow_errors = r"WebSocket|ERR_|\[object Event\]"
+    server.restart()
+    page.reload()
+    shows("Newshttps://example.com/news", "Docs", "Wiki")
+
+
+# ---- Jobs
+
+def test_jobs(fork, fake, window):
+    """All three in one fork: a table, a picture, a secret."""
+    code = "\n".join(map(block, ("def count_words", "def draw", "def who_am_i")))
+    server = fork(pasted(code))
+    page, window.allow_errors = window.open(server.url), "422"
+    jobs, last = part(page, "Jobs"), page.locator("[data-role=job]").last
+
+    def form(name):
+        return jobs.locator(f"#job-{name}")
+
+    expect(form("count_words")).to_contain_text("The words that a text uses most.")
+    expect(form("count_words").get_by_label("Most")).to_have_value("5")
+    form("count_words").get_by_label("Text").fill("word word word once\nmore more")
+    form("count_words").get_by_label("Most").fill("none")
+    jobs.get_by_role("button", name="Run Count words").click()
+    expect(form("count_words").locator(".error")).to_have_count(1)
+    form("count_words").get_by_label("Most").fill("2")
+    jobs.get_by_role("button", name="Run Count words").click()
+    expect(last).to_have_attribute("data-status", "done")
+    expect(last.locator("td")).to_have_text(["word", "3", "more", "2"])
+    expect(last.locator(".content p").last).to_have_text("3 different words")
+
+    form("draw").get_by_label("Height").fill("70")
+    jobs.get_by_role("button", name="Run Draw").click()
+    picture = last.get_by_role("img", name="A bar of 70")
+    expect(picture).to_be_visible()
+    page.wait_for_function("img => img.complete && img.naturalWidth > 0", arg=picture.element_handle())
+    assert picture.evaluate("img => [img.naturalWidth, img.naturalHeight]") == [60, 100]
+    assert not page.evaluate("window.__csp")
+
+    secret, kept = "hunter2-and-more", server.dir / "data/server.secrets.json"
+    field = form("who_am_i").get_by_label("Api token", exact=True)
+    expect(field).to_have_attribute("type", "password")
+    said = f"The token has {len(secret)} characters."
+    for again in False, True, True:
+        if not again:
+            field.fill(secret)
+        jobs.get_by_role("button", name="Run Who am I").click()
+        expect(last.locator(".content")).to_have_text(said)
+        expect(form("who_am_i").get_by_text("kept on this machine")).to_be_visible()
+        expect(field).to_have_count(0)
+        page.reload()
+    assert len(server.sql("select * from message where trim(content, char(10)) = ?", said)) == 3
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600 and secret in kept.read_text()
+    ask(page, "What is the token?")
+    wait_done(page)
+    told = page.content() + server.out() + json.dumps([request.body for request in fake.requests], default=str)
+    assert secret not in told + "".join(str(tuple(row)) for row in server.sql("select * from message"))
+    assert "api_token" not in told.split('"tools"')[-1].split("who_am_i")[-1].split("}")[0]
+    form("who_am_i").get_by_role("button", name="Forget Api token").click()
+    expect(field).to_have_value("")
+    assert secret not in kept.read_text()
+    jobs.get_by_role("button", name="Run Who am I").click()
+    expect(form("who_am_i").locator(".error")).to_have_count(1)
+
+
+# ---- Parts taken out
+
+@pytest.fixture(scope="module")
+def used():
+    """The data of the whole app, used a little."""
+    with FakeOllama() as fake:
+        server = Server({"OLLAMA_HOST": fake.url}, name="mytool.py").start()
+        post(server, "todo", title="Olives")
+        post(server, "profile", name="Ada")
+        post(server, "chatq", text="Known for long")
+        server.stop()
+        yield server.dir / "data"
+        server.remove()
+
+
+@pytest.mark.parametrize("gone", [*([row] for row in OUT), OUT], ids=[*(row[0] for row in OUT), "all"])
+def test_parts_taken_out(app, fake, window, used, gone):
+    """With the README's `cut`, over data of the whole app: what is left runs."""
+    parts = {int(n) for _, told in gone for n in re.findall(r"\d+", told)}
+    server = app({"OLLAMA_HOST": fake.url}, start=False, name="mytool.py")
+    shutil.copytree(used, server.db.parent)
+    cut = block("cut()").splitlines()[0]
+    subprocess.run(["bash", "-euc", "\n".join([cut, *(f"cut {n}" for n in sorted(parts, reverse=True))])], cwd=server.dir, check=True)
+    left = {int(n) for n in re.findall(r"(?m)^# ---- (\d+)\. ", server.file.read_text())}
+    assert left == {int(n) for n, _ in BANNERS} - parts
+    page = window.open(server.start().url)
+
+    fake.script(Script(text="All is **well**"))
+    ask(page, "How is it?")
+    expect(wait_done(page).locator("strong")).to_have_text("well")
+    tools = {tool["function"]["name"] for tool in fake.chats[-1].get("tools") or ()}
+    assert {"add_todo" in tools, "list_todos" in tools} == {12 in left}
+    assert ("audit_pages" in tools, "summarise_my_todos" in tools) == (16 in left, 15 in left)
+
+    assert part(page, "Todo").count() == (12 in left)
+    assert httpx.post(f"{server.url}/todo", data={"title": "Bread"}, trust_env=False).status_code == (200 if 12 in left else 404)
+    if 12 in left:
+        expect(page.locator("#todo-list .title")).to_have_text(["Olives", "Bread"])
+        page.get_by_role("checkbox", name="Olives").check()
+        expect(page.locator("#todo-count")).to_have_text("1 item left")
+        on_row(page, "todo", 1, "Delete")
+        page.locator("#toast").get_by_role("button", name="Undo").click()
+        expect(page.locator("#todo-list .title")).to_have_text(["Olives", "Bread"])
+        page.get_by_role("button", name="Clear completed").click()
+        expect(page.locator("#todo-list .title")).to_have_text(["Bread"])
+
+    expect(page.locator("#profile-menu, #profile-list")).to_have_count(2 * (11 in left))
+    if 11 in left:
+        page.locator("#profile-name").click()
+        page.get_by_text("Edit profiles").click()
+        page.get_by_label("Name of the new profile").fill("Bob")
+        page.get_by_label("Name of the new profile").press("Enter")
+        expect(page.locator("#profile-menu a")).to_have_text(["Default", "Ada", "Bob"])
+        on_row(page, "profile", 2, "Delete")
+        expect(page.locator("#profile-menu a")).to_have_text(["Default", "Bob"])
+        page.keyboard.press("Escape")
+
+    assert part(page, "Jobs").count() == (14 in left)
+    if 14 in left:
+        page.get_by_label("Urls").fill("ftp://nowhere")
+        page.get_by_role("button", name="Run Audit pages").click()
+        expect(page.locator("[data-role=job] td").nth(1)).to_have_text("only http and https")
+
+    post(server, "chatq", text="Said by a script")
+    expect(page.locator("#msg-list")).to_contain_text("Said by a script")
+    page.locator("#search").press_sequentially("known")
+    expect(page.locator("#search-results a")).to_contain_text(["Known for long"])
+    page.reload()
+    expect(page.locator("#msg-list")).to_contain_text("Known for long")
+    assert len(server.out().splitlines()) == 1
+
+
+# ---- Copies
+
+def test_copies_side_by_side(app, fake, open_page):
+    """A copied file and a copied folder, all running, in one browser: cookies don't know of ports."""
+    base = next(n for n in iter(lambda: random.randrange(20000, 32000), None) if all(map(free, range(n, n + 10))))
+    env = {"OLLAMA_HOST": fake.url, "PORT": None}
+    first = app(env, start=False)
+    first.file.write_text(replaced(f"PORTS = range({base}, {base + 10})"))      # 5001 and on may be in use here
+    post(first.start(), "profile", name="Ada")
+    folder = shutil.copytree(first.dir, first.top / "Größe 2", symlinks=True)
+    copy, start = block("cp server.py mytool.py").splitlines()
+    subprocess.run(copy.split(), cwd=first.dir, check=True)
+    second = app(env, name=start.split()[-1], folder=first.dir)
+    third = app(env, folder=folder)
+    apps = first, second, third
+    assert [server.port for server in apps] == [base, base + 1, base + 2]
+    for server, name in zip(apps, ("chatq", "mytool", "Größe 2"), strict=True):
+        line = server.out().splitlines()[-1]
+        assert line.startswith(f"{name}: http://localhost:{server.port}/ ") and str(server.db) in line
+        post(server, "todo", title=f"Of {name}")
+    post(second, "profile", name="Bob")
+    assert len({server.db for server in apps}) == 3
+
+    page = open_page()
+    tabs = [page, page.context.new_page(), page.context.new_page()]
+    urls = [server.url.replace("127.0.0.1", "localhost") for server in apps]
+    for tab, url in zip(tabs, urls, strict=True):
+        tab.goto(url)
+    assert [tab.title() for tab in tabs] == ["chatq", "mytool", "Größe 2"]
+    for tab, url, clicks, profile in zip(tabs, urls, (1, 2, 0), (2, 1, 2), strict=True):
+        tab.bring_to_front()
+        for n in range(clicks):
+            tab.get_by_role("button", name="Light or dark").click()
+            expect(tab.locator("html")).to_have_attribute("data-theme", ("dark", "light")[n])
+        tab.goto(f"{url}/profile/{profile}")
+    for tab, url in zip(tabs, urls, strict=True):
+        tab.goto(url)
+    assert [tab.locator("#profile-name").text_content() for tab in tabs] == ["Ada", "Default", "Ada"]
+    assert [tab.locator("html").get_attribute("data-theme") for tab in tabs] == ["dark", "light", None]
+    expect(tabs[1].locator("#todo-list .title")).to_have_text(["Of mytool"])
+    assert [[row["title"] for row in server.sql("select title from todo")] for server in apps] == [["Of chatq"], ["Of mytool"], ["Of Größe 2"]]
+    ask(tabs[1], "Hi")
+    wait_done(tabs[1])
+    assert [len(server.sql("select * from message where role = 'assistant'")) for server in apps] == [0, 1, 0]
