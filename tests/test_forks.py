@@ -69,7 +69,8 @@ def test_any_name_will_do(fork, window, name):
     server = fork(source, TOKEN="secret")
     page = window.open(f"{server.url}/?token=secret")
     assert page.title() == name
-    page.get_by_role("button", name="Light or dark").click()
+    with page.expect_response("**/switch_theme"):
+        page.get_by_role("button", name="Light or dark").click()
     expect(page.locator("html")).to_have_attribute("data-theme", "dark")
     page.reload()
     expect(page.locator("html")).to_have_attribute("data-theme", "dark")
@@ -325,7 +326,8 @@ def test_copies_side_by_side(app, fake, open_page):
     for tab, url, clicks, profile in zip(tabs, urls, (1, 2, 0), (2, 1, 2), strict=True):
         tab.bring_to_front()
         for n in range(clicks):
-            tab.get_by_role("button", name="Light or dark").click()
+            with tab.expect_response("**/switch_theme"):
+                tab.get_by_role("button", name="Light or dark").click()
             expect(tab.locator("html")).to_have_attribute("data-theme", ("dark", "light")[n])
         tab.goto(f"{url}/profile/{profile}")
     for tab, url in zip(tabs, urls, strict=True):

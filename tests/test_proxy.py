@@ -1,4 +1,5 @@
 """A few colleagues: the README's Caddyfile, run by a real Caddy in front of the app with its token."""
+import contextlib
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from conftest import Server, ask, free_port, wait_done
+from conftest import Server, ask, free_port, wait_done, until
 from fake_ollama import FakeOllama, Script
 from playwright.sync_api import expect
 from readme import TEXT, block
@@ -51,7 +52,13 @@ def proxied():
             pytest.fail("Caddy did not start:\n" + "".join(said))
         rest = threading.Thread(target=caddy.stderr.read, daemon=True)          # so that it never waits for a reader
         rest.start()
-        yield SimpleNamespace(server=server, fake=fake, port=port, url=f"https://localhost:{port}", root=home / "caddy/pki/authorities/local/root.crt")
+        url = f"https://localhost:{port}"
+
+        def shakes_hands():                       # its certificates may not be made yet
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(url, verify=False, trust_env=False)
+        until(shakes_hands, 20, "a handshake")
+        yield SimpleNamespace(server=server, fake=fake, port=port, url=url, root=home / "caddy/pki/authorities/local/root.crt")
         caddy.terminate()
         caddy.wait(10)
         rest.join(5)
