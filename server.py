@@ -923,7 +923,7 @@ class Chatq:
         self.tabs, self.live, self.tasks, self.turn, self.due = set(), {}, {}, None, asyncio.Event()
         self.loop, self.thread = None, threading.get_ident()  # the event loop, and the thread in which it runs
         # Starts at the clock in ms, so that no page has seen more, whatever the server counted before it was killed.
-        self.rev = self.boot = max(int(time.time()*1000), (db.q('select max(rev) n from message')[0]['n'] or 0) + 1)
+        self.rev = self.boot = max(int(time.time()*1000), (db.item('select max(rev) from message') or 0) + 1)
         # What a killed server left: half an answer is kept and marked, a prompt that had no turn keeps its place.
         db.q("update message set status = 'slot' where status = 'queued' and role = 'assistant'")
         db.q("""update message set status = 'stopped', rev = ? where status in ('streaming', 'queued')
@@ -1083,9 +1083,7 @@ chatq = Chatq()
 # ---- 6. Model: what speaks to Ollama, and to its stand-ins ---------------------------------------
 
 class ModelError(Exception): "Why there is no answer: a sentence for the person, with the next step in it."
-
 class Busy(ModelError): "The model server has too much to do just now (503)."
-
 class TooLong(ModelError): "The prompt does not fit into the model's context."
 
 BROKEN_OFF = 'The answer broke off before its end: the model server stopped without a word. Go on from there, or try again.'
@@ -1301,8 +1299,8 @@ def history(row: Message, profile: Profile, limit: int) -> tuple[list[dict], int
     """The messages that the model is sent for the answer `row`, and the id of the oldest one in it (0: nothing was
     left out for being beyond `limit` characters).
     Events and jobs stand in front of the prompt that follows them: not every model takes a system message in between."""
-    start = db.q("select max(id) n from message where profile = ? and id < ? and role = 'event' and content = '---' "
-                 'and not deleted', [profile.id, row.id])[0]['n'] or 0
+    start = db.item("select max(id) from message where profile = ? and id < ? and role = 'event' and content = '---' "
+                    'and not deleted', [profile.id, row.id]) or 0
     above = messages("profile = ? and id > ? and id < ? and not deleted and status in ('done', 'stopped', 'error')",
                      [profile.id, start, row.id], order_by='id desc')
     past, size, oldest, first_id = [], 0, 0, 0
@@ -1529,9 +1527,9 @@ def page(profile: Profile, head: list, side: list, rows: list, model_picker, wor
               maxlength=200),
         Div(id='search-results', role='region', aria_label='Search results'),
         role='search', cls='search', action=find.to(), method='get', enctype=None)
-    light = Button('◐', cls='quiet', aria_label='Light or dark', title='Light or dark', hx_post=switch_theme.to(), hx_swap='none')
-    keys = Button('?', cls='quiet', aria_label='Keyboard shortcuts', title='Keyboard shortcuts', popovertarget='keys',
-                  type='button')
+    sign = lambda text, what, **kw: Button(text, cls='quiet', aria_label=what, title=what, **kw)
+    light = sign('◐', 'Light or dark', hx_post=switch_theme.to(), hx_swap='none')
+    keys = sign('?', 'Keyboard shortcuts', popovertarget='keys', type='button')
     new = Button('New chat', hx_post=new_chat.to(profile=profile.id), hx_swap='none', cls='quiet')
     chat = Section(
         Div(H2('Chat'), model_picker, settings_panel(profile), new, cls='bar'),
@@ -1587,9 +1585,7 @@ def event_html(text: str) -> str:
     return f'<details><summary>{last} <small>and {len(more)} more</small></summary><ul>{items}</ul></details>'
 
 def thinking_head(m: Message): return Summary(f'Thought for {m.thought:.0f} s' if m.thought else 'Thinking', id=f'h-{m.id}')
-
-def thinking(m: Message):
-    return Details(thinking_head(m), Div(m.thinking, id=f'k-{m.id}'), cls='thinking')
+def thinking(m: Message): return Details(thinking_head(m), Div(m.thinking, id=f'k-{m.id}'), cls='thinking')
 
 def bar(m: Message):
     "How far a job is, as long as it runs, and from a total also how fast."
@@ -1679,7 +1675,7 @@ def toast(text: str, undo=None, oob='true'):
     "A word at the edge of the page, with a way back where there is one."
     return Div(text, Button('Undo', hx_post=undo, hx_swap='none') if undo else None, id='toast', role='status', hx_swap_oob=oob)
 
-def problem(status: int, text: str): return Title(TITLE), Main(H1(text), P(A('Back to the app', href='/')), cls='problem')
+def problem(text: str): return Title(TITLE), Main(H1(text), P(A('Back to the app', href='/')), cls='problem')
 
 HEAD, SIDE = [], []  # what stands in the header and beside the chat: functions of the profile, entered by the parts below
 
@@ -1719,7 +1715,7 @@ async def on_error(req, exc):
     elif status == 404: text = 'There is nothing here (any more). It may have been deleted elsewhere.'
     else: text = exc.detail
     navigates = 'hx-request' not in req.headers and 'text/html' in req.headers.get('accept', '')
-    if navigates: return FtResponse(problem(status, text), status_code=status)
+    if navigates: return FtResponse(problem(text), status_code=status)
     return PlainTextResponse(text, status)
 
 async def lifespan(app):
@@ -1811,7 +1807,6 @@ class Listing:
         if self.owned: searchable(self.kind, self.text)
 
     def parts(self, row): return Span(self.name(row), cls='title'),
-
     def name(self, row) -> str: return getattr(row, self.text)
 
     def among(self, profile: int | None) -> tuple[str, list]:
@@ -1844,13 +1839,12 @@ class Listing:
         return {}
 
     def row(self, id: int): return one(self.table, id)
-
     def of(self, row) -> int | None: return getattr(row, 'profile', None)
 
     async def add(self, row):
         "Stores a new row at the end of its list, shows it in the other tabs, and answers it."
         cond, args = self.among(self.of(row))
-        row.priority = db.q(f'select coalesce(max(priority), 0) + 1 n from {self.kind} where {cond}', args)[0]['n']
+        row.priority = db.item(f'select coalesce(max(priority), 0) + 1 from {self.kind} where {cond}', args)
         row = self.table.insert(row)
         self.show(row, 'end')
         return row
@@ -1866,9 +1860,9 @@ class Listing:
         "Puts a row before another one, or at the end: halfway between its new neighbours, so that one row is written."
         cond, args = self.among(self.of(row))
         if before: below = self.row(before).priority
-        else: below = db.q(f'select coalesce(max(priority), 0) + 2 n from {self.kind} where {cond}', args)[0]['n']
-        above = db.q(f'select max(priority) n from {self.kind} where {cond} and priority < ? and id <> ?',
-                     [*args, below, row.id])[0]['n']
+        else: below = db.item(f'select coalesce(max(priority), 0) + 2 from {self.kind} where {cond}', args)
+        nearer = f'{cond} and priority < ? and id <> ?'
+        above = db.item(f'select max(priority) from {self.kind} where {nearer}', [*args, below, row.id])
         priority = below - 1 if above is None else (above + below)/2
         if priority in (above, below):  # no number is left between them: number the list anew, once in a great while
             places = f'select id i, row_number() over (order by priority, id) n from {self.kind} where {cond}'
@@ -1891,8 +1885,7 @@ class Listing:
         chatq.push(f'{self.kind}-{row.id}', placed, self.of(row), everyone)
         for key, ft in self.around().items(): chatq.push(key, ft, self.of(row) if key == self.kind else None, everyone=True)
 
-    def show_all(self, profile: int | None):
-        chatq.push('lists', whole_lists, profile, everyone=True)
+    def show_all(self, profile: int | None): chatq.push('lists', whole_lists, profile, everyone=True)
 
     async def happened(self, what: str, row, before: dict | None = None):
         "An event line in the chat, with Undo where the model did it; where the profile wants it a remark of the model, later."
@@ -1901,7 +1894,7 @@ class Listing:
             back = json.dumps([self.kind, before]) if before else ''
             return await chatq(f'The model {what[0].lower()}{what[1:]}', profile=row.profile, undo=back)
         await chatq(what, profile=row.profile)
-        if db.q('select commentary from profile where id = ?', [row.profile])[0]['commentary']: chatq.comment(row.profile)
+        if db.item('select commentary from profile where id = ?', [row.profile]): chatq.comment(row.profile)
 
 def whole_lists(profile: int):
     "The lists anew, for a tab that was away or where many rows have changed; which todos it shows is the tab's own affair."
@@ -1924,23 +1917,19 @@ def add_form(kind: str, button: str, hint: str, profile: int | None = None, to: 
 def item(kind: str, row, put: str | None = None):
     """A row of a list: its own parts, and what every list's rows have: edit, delete, and a grip to move it. `put` tells
     other tabs where it stands now: 'here' as before, the id of the row below it, or 'end'."""
-    key = kind, put, *(getattr(row, f) for f in LISTS[kind].types)  # the same row is rendered once, since a list may be long
-    if key not in rendered:
-        if len(rendered) > 5000: rendered.clear()
-        rendered[key] = Safe(html_of(item_ft(kind, row, put)))
-    return rendered[key]
+    return rendered(kind, put, *(getattr(row, f) for f in LISTS[kind].types))
 
-rendered = {}
-
-def item_ft(kind: str, row, put: str | None):
-    name, at = LISTS[kind].name(row), dict(hx_target=f'#{kind}-{row.id}', hx_swap='outerHTML')
-    return Li(Button('⠿', cls='quiet grip', aria_label=f'Move {name}', title='Drag, or Alt+↑ and Alt+↓', tabindex='-1',
-                     type='button'),
-              *LISTS[kind].parts(row),
-              Button('✎', cls='quiet', aria_label=f'Rename {name}', title='Edit', hx_get=edit.to(kind=kind, id=row.id), **at),
-              Button('×', cls='quiet', aria_label=f'Delete {name}', title='Delete', hx_post=delete.to(kind=kind, id=row.id),
-                     **at),
-              id=f'{kind}-{row.id}', cls='done' if getattr(row, 'done', False) else None, tabindex='0', data_put=put)
+@lru_cache(5000)  # the same row is rendered once, since a list may be long
+def rendered(kind: str, put: str | None, *values):
+    lst = LISTS[kind]
+    row = lst.table.cls(**dict(zip(lst.types, values, strict=True)))
+    name, at = lst.name(row), dict(hx_target=f'#{kind}-{row.id}', hx_swap='outerHTML')
+    grip, edit_it, delete_it = (
+        Button('⠿', cls='quiet grip', aria_label=f'Move {name}', title='Drag, or Alt+↑ and Alt+↓', tabindex='-1', type='button'),
+        Button('✎', cls='quiet', aria_label=f'Rename {name}', title='Edit', hx_get=edit.to(kind=kind, id=row.id), **at),
+        Button('×', cls='quiet', aria_label=f'Delete {name}', title='Delete', hx_post=delete.to(kind=kind, id=row.id), **at))
+    return Safe(html_of(Li(grip, *lst.parts(row), edit_it, delete_it, id=f'{kind}-{row.id}',
+                           cls='done' if getattr(row, 'done', False) else None, tabindex='0', data_put=put)))
 
 def edit_item(kind: str, row):
     "A row as a form: leaving it saves, Escape gives up; a list with more than its text is saved by its button."
@@ -1968,10 +1957,8 @@ async def add(kind: str, data: dict, sess, profile: int = None):
 
 @app.get
 async def item_view(kind: str, id: int): return item(kind, listed(kind).row(id))
-
 @app.get
 async def more_rows(kind: str, profile: int, priority: float, id: int): return listed(kind).part(profile, (priority, id)).children
-
 @app.get
 async def edit(kind: str, id: int): return edit_item(kind, listed(kind).row(id))
 
@@ -2040,7 +2027,7 @@ class Profiles(Listing):
         "The last profile cannot go, and one that is not empty only after saying what goes with it."
         if len(self.rows()) == 1: raise HTTPException(400, 'The last profile cannot be deleted: add another one first.')
         owned = [kind for kind, lst in LISTS.items() if lst.owned] + ['message']
-        count = lambda t: db.q(f'select count(*) n from {t} where profile = ? and not deleted', [p.id])[0]['n']
+        count = lambda t: db.item(f'select count(*) from {t} where profile = ? and not deleted', [p.id])
         goes = {t: n for t in owned if (n := count(t))}
         if not goes or sure: return
         what, at = ' and '.join(many(n, t) for t, n in goes.items()), dict(hx_target=f'#profile-{p.id}', hx_swap='outerHTML')
@@ -2164,7 +2151,6 @@ async def clear_completed(profile: int):
 
 @app.get
 async def todo_markdown(profile: int): return PlainTextResponse(as_markdown(todo_list.rows(one(profiles, profile).id)))
-
 def as_markdown(rows: list) -> str: return ''.join(f'- [{"x" if t.done else " "}] {t.title}\n' for t in rows)
 
 # What the model may do where it has the tools capability: it calls what the routes call, and each act gets an Undo in the chat.
@@ -2236,10 +2222,8 @@ async def older_messages(before: int):
 
 @app.get
 async def source(id: int): return PlainTextResponse(one(messages, id).content)
-
 @app.post
 async def new_chat(profile: int): await chatq('---', profile=one(profiles, profile).id)
-
 @app.post
 async def stop(profile: int): chatq.stop(one(profiles, profile).id)
 
@@ -2256,7 +2240,6 @@ def closed(id: int) -> Message:
 
 @app.post
 async def try_again(id: int): chatq.run_again(m) if (m := closed(id)).job else chatq.retry(m)
-
 @app.post
 async def go_on(id: int): chatq.retry(closed(id), keep=True)
 
@@ -2388,7 +2371,6 @@ async def ws(ws, msg: str = '', bad: str = ''):
 JOBS, SLOTS, SECRETS = {}, asyncio.Semaphore(JOBS_AT_ONCE), DATA/f'{FILE.stem}.secrets.json'
 
 class Lines(str): "A job's parameter that is a text of several lines."
-
 class Secret(str): "A job's parameter that is asked for once, kept in a file that only this user can read, and shown nowhere."
 
 def job(f):
@@ -2410,7 +2392,6 @@ def job(f):
     return f
 
 def label(f) -> str: return f.__name__.replace('_', ' ').capitalize()
-
 def kept_secrets() -> dict[str, str]: return json.loads(SECRETS.read_text()) if SECRETS.exists() else {}
 
 def without_secrets(text: str) -> str:
