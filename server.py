@@ -21,12 +21,14 @@ queue, `chatq`. The parts stand in the order in which they use each other; each 
 from fasthtml.common import *
 
 from datetime import date
-import asyncio, concurrent.futures, contextlib, contextvars, csv, errno, fcntl, importlib.util, json, logging, mimetypes, os, platform, re, secrets, socket, sys, threading, time, traceback, zlib
+import asyncio, concurrent.futures, contextlib, contextvars, csv, errno, fcntl, importlib.util, json, logging, mimetypes, os
+import platform, re, secrets, socket, sys, threading, time, traceback, zlib
 from collections import Counter, deque
 from functools import lru_cache
 from html import escape, unescape
 from html.parser import HTMLParser
-from inspect import Parameter, get_annotations, getdoc, isasyncgen, isasyncgenfunction, iscoroutinefunction, isgenerator, signature
+from inspect import Parameter, get_annotations, getdoc, signature
+from inspect import isasyncgen, isasyncgenfunction, iscoroutinefunction, isgenerator
 from itertools import groupby
 from io import StringIO
 from ipaddress import ip_address
@@ -53,7 +55,8 @@ SLUG = re.sub(r'\W+', '_', quote(NAME, safe=' '))  # cookies ignore ports, so th
 VOICE = 'You are a helpful, concise assistant. Answer in Markdown.'  # the system prompt, unless a profile has its own
 ACCENT = 'teal'                                 # one of the accents in static/app.css
 PORTS = range(5001, 5011)                       # PORT unset: the first free one of these
-MAX_TITLE, MAX_TEXT, MAX_BODY, MAX_OUTPUT = 500, 32_000, 2**20, 1_000_000  # characters (of a job's output the last), but MAX_BODY bytes
+MAX_TITLE, MAX_TEXT, MAX_OUTPUT = 500, 32_000, 1_000_000  # characters, the last of a job's output
+MAX_BODY = 2**20                                # bytes
 AGENT = f'{SLUG}/1.0'                           # how the audit calls itself to the sites that it visits
 JOBS_AT_ONCE = 3                                # further ones wait in line
 PART = 200                                      # todos a list shows at first; the rest comes as one scrolls down
@@ -91,10 +94,12 @@ if env['PORT'] and not (re.fullmatch('[0-9]{1,5}', env['PORT']) and 0 < int(env[
 OPENAI = env['OPENAI_BASE_URL'].rstrip('/')
 try:
     url = urlsplit(OPENAI)
-    if OPENAI and not (url.scheme in ('http', 'https') and url.hostname and url.port != 0 and not re.search(r'\s', OPENAI)): raise ValueError
+    fits = url.scheme in ('http', 'https') and url.hostname and url.port != 0 and not re.search(r'\s', OPENAI)
+    if OPENAI and not fits: raise ValueError
 except ValueError: sys.exit(f"OPENAI_BASE_URL is “{OPENAI}”: it has to be a URL like http://127.0.0.1:8000/v1.")
 for name in 'TOKEN', 'OPENAI_API_KEY':
-    if not re.fullmatch('[!-~]*', env[name]): sys.exit(f'{name} has a character that no header can carry: use letters, digits and signs without spaces.')
+    if not re.fullmatch('[!-~]*', env[name]):
+        sys.exit(f'{name} has a character that no header can carry: use letters, digits and signs without spaces.')
 HOST = '127.0.0.1' if env['HOST'] in ('', 'localhost') else env['HOST'].strip('[]')
 LOCAL = {'localhost', '127.0.0.1', '::1'}
 TOKEN = env['TOKEN'] or ('' if HOST in LOCAL else secrets.token_urlsafe(24))
@@ -115,8 +120,8 @@ class Message:
     a job's name and values, to run it again; undo of what to put back where the model has changed a row."""
     id: int; profile: int = 0; role: str = 'event'; status: str = 'done'; content: str = ''; thinking: str = ''
     created: float = 0.; updated: float = 0.; rev: int = 0; deleted: bool = False; error: str = ''
-    model: str = ''; tokens: int = 0; prompt_tokens: int = 0; window: int = 0; seconds: float = 0.; thought: float = 0.; progress: float = -1.
-    job: str = ''; undo: str = ''
+    model: str = ''; tokens: int = 0; prompt_tokens: int = 0; window: int = 0; seconds: float = 0.; thought: float = 0.
+    progress: float = -1.; job: str = ''; undo: str = ''
 
 logging.getLogger().addHandler(logging.NullHandler())  # SQLite's own words go there; the person gets a sentence
 
@@ -162,7 +167,8 @@ def copy_db(source: Path, target: Path):
     part.unlink(missing_ok=True)
     db = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READONLY)  # fastlite would turn what can be written to WAL mode
     db.set_busy_timeout(5000)
-    if db.execute('pragma quick_check(1)').fetchone()[0] != 'ok' or not {'profile', 'message'} <= {r[0] for r in db.execute('select name from sqlite_schema')}:
+    whole = db.execute('pragma quick_check(1)').fetchone()[0] == 'ok'
+    if not whole or not {'profile', 'message'} <= {r[0] for r in db.execute('select name from sqlite_schema')}:
         raise apsw.NotADBError(f'{source} is not a whole database of this app')
     db.execute('vacuum into ?', [str(part)])
     db.close()
@@ -172,7 +178,8 @@ def command(args: list[str]):
     "What `python server.py --backup FILE` and `--restore FILE` do, instead of starting the app."
     match args:
         case ['--backup' | '--restore' as what, file] if not file.startswith('-'): file = Path(file).resolve()
-        case _: sys.exit(f'python {FILE.name}                  starts the app\npython {FILE.name} --backup FILE    copies its database, also while it runs\n'
+        case _: sys.exit(f'python {FILE.name}                  starts the app\n'
+                         f'python {FILE.name} --backup FILE    copies its database, also while it runs\n'
                          f'python {FILE.name} --restore FILE   puts a copy back, and keeps what was there beside it')
     try:
         if what == '--backup':
@@ -187,7 +194,8 @@ def command(args: list[str]):
         new.rename(DB_FILE)
         held.close()
         sys.exit(print(f'{DB_FILE} is what {file} holds.' + (f' What it was before is in {old}.' if old.exists() else '')))
-    except (apsw.Error, OSError) as e: sys.exit(f'Nothing was changed, since {file if what == "--restore" else DB_FILE} could not be copied: {e}')
+    except (apsw.Error, OSError) as e:
+        sys.exit(f'Nothing was changed, since {DB_FILE if what == "--backup" else file} could not be copied: {e}')
 
 def table(cls: type):
     """The table of a plain class: its fields are the columns, their values the defaults of new rows and
@@ -218,15 +226,19 @@ GONE_PROFILES = [r['id'] for r in db.q('select id from profile where deleted and
 
 def tidy(name: str, when='deleted'):
     "Deletes for good what has been deleted for long, and what has gone with its profile."
-    db.q(f"delete from {name} where deleted and {when} < ? {'or profile in (select value from json_each(?))' if 'profile' in db[name].columns_dict else 'and ?'}", [LONG_GONE, json.dumps(GONE_PROFILES)])
+    or_gone = 'or profile in (select value from json_each(?))' if 'profile' in db[name].columns_dict else 'and ?'
+    db.q(f'delete from {name} where deleted and {when} < ? {or_gone}', [LONG_GONE, json.dumps(GONE_PROFILES)])
 
-db.q("create virtual table if not exists find using fts5(text, kind unindexed, ref unindexed, profile unindexed, tokenize = 'unicode61 remove_diacritics 2')")
+db.q('create virtual table if not exists find using fts5(text, kind unindexed, ref unindexed, profile unindexed, '
+     "tokenize = 'unicode61 remove_diacritics 2')")
 
 def searchable(kind: str, text: str, when='not new.deleted', also=('deleted',)):
     """Full-text search over a column, kept by triggers: no code below has to think of it. They are made anew at every start,
     since a fork may edit this; rows that were there before them are entered once."""
-    known, at = db.q('select 1 from sqlite_schema where name = ?', [f'find_{kind}_insert']), f'.id*1024 + {zlib.crc32(kind.encode()) % 1024}'
-    put = lambda source='': f"insert into find(rowid, text, kind, ref, profile) select new{at}, new.{text}, '{kind}', new.id, new.profile {source} where {when};"
+    known = db.q('select 1 from sqlite_schema where name = ?', [f'find_{kind}_insert'])
+    at = f'.id*1024 + {zlib.crc32(kind.encode()) % 1024}'
+    put = lambda source='': ('insert into find(rowid, text, kind, ref, profile) '
+                             f"select new{at}, new.{text}, '{kind}', new.id, new.profile {source} where {when};")
     drop = f'delete from find where rowid = old{at};'
     differs = ' or '.join(f'new.{c} is not old.{c}' for c in (text, 'profile', *also))
     for event, do, if_ in ('insert', put(), '1'), ('delete', drop, '1'), ('update', drop + put(), differs):
@@ -242,9 +254,11 @@ searchable('message', 'content', "not new.deleted and new.status <> 'streaming' 
 
 def clean(text: str, most: int, what: str) -> str:
     "`text` fit to be stored: stripped, no control characters. Raises HTTPException 400 where it is too long or no text."
-    if not isinstance(text, str) or re.search('[\0\ufffd\ud800-\udfff]', text): raise HTTPException(400, f'{what} has characters that are no text: type it again.')
+    if not isinstance(text, str) or re.search('[\0\ufffd\ud800-\udfff]', text):
+        raise HTTPException(400, f'{what} has characters that are no text: type it again.')
     text = re.sub(r'[\x01-\x08\x0b-\x1f\x7f]', '', text).strip()
-    if len(text) > most: raise HTTPException(400, f'{what} is {len(text):,} characters long; at most {most:,} fit. Shorten it and try again.')
+    if len(text) > most:
+        raise HTTPException(400, f'{what} is {len(text):,} characters long; at most {most:,} fit. Shorten it and try again.')
     return text
 
 def write_private(path: Path, text: str):
@@ -282,15 +296,19 @@ class Guard:
         try: name, came_from = urlsplit(f'//{host}').hostname or '', urlsplit(origin or '').netloc
         except ValueError: return 403, 'This request names no host that can be understood.'
         if '@' in host or not TOKEN and name not in LOCAL: return 403, 'This app answers only as localhost.'
-        if origin is not None and came_from != host: return 403, 'This request comes from another site and was refused.'
+        foreign = 403, 'This request comes from another site and was refused.'
+        if origin is not None and came_from != host: return foreign
         reading = scope['type'] == 'http' and scope['method'] in ('GET', 'HEAD')
         followed_link = reading and h.get('sec-fetch-mode') == 'navigate'
-        if site not in ('same-origin', 'none') and not followed_link: return 403, 'This request comes from another site and was refused.'
-        if int(n if (n := h.get('content-length', '0')).isdigit() else 0) > MAX_BODY: return 413, 'That is more than 1 MB: send less at once.'
-        if TOKEN and not self.has_token(scope, h): return 401, 'This app wants its token: open the link that it printed when it started.'
+        if site not in ('same-origin', 'none') and not followed_link: return foreign
+        size = h.get('content-length', '')
+        if size.isdigit() and int(size) > MAX_BODY: return 413, 'That is more than 1 MB: send less at once.'
+        if TOKEN and not self.has_token(scope, h):
+            return 401, 'This app wants its token: open the link that it printed when it started.'
 
     def has_token(self, scope, h: dict) -> bool:
-        given = cookie_parser(h.get('cookie', '')).get(f'{SLUG}_token'), h.get('authorization', '').removeprefix('Bearer '), self.link_token(scope)
+        cookie, header = cookie_parser(h.get('cookie', '')).get(f'{SLUG}_token'), h.get('authorization', '')
+        given = cookie, header.removeprefix('Bearer '), self.link_token(scope)
         return any(g and secrets.compare_digest(g.encode(), TOKEN.encode()) for g in given)
 
     def link_token(self, scope) -> str: return dict(parse_qsl(scope['query_string'].decode('latin-1'))).get('token', '')
@@ -306,7 +324,8 @@ class Guard:
             rest = urlencode([(k, v) for k, v in parse_qsl(scope['query_string'].decode('latin-1')) if k != 'token'])
             here = quote('/' + scope['path'].lstrip('/\\')) + (f'?{rest}' if rest else '')
             res = RedirectResponse(here, 303, headers=HEADERS)  # the token leaves the address, and so the history
-            res.set_cookie(f'{SLUG}_token', TOKEN, max_age=30*86400, httponly=True, samesite='strict', secure=scope['scheme'] == 'https')
+            res.set_cookie(f'{SLUG}_token', TOKEN, max_age=30*86400, httponly=True, samesite='strict',
+                           secure=scope['scheme'] == 'https')
             return await res(scope, receive, send)
         acting_tab.set(h.get('x-tab', ''))
         if not is_socket and scope['method'] == 'POST':  # a POST answers the partial, whoever asks, and not a page around it
@@ -318,7 +337,8 @@ class Guard:
             m = await receive()
             if m['type'] == 'websocket.receive': return {'type': m['type'], 'text': self.flat(m)}
             size += len(body := m.get('body', b''))
-            if is_form: m['body'] = re.sub(rb'[\x80-\xff]', lambda c: b'%%%02X' % c[0][0], body)  # curl -d title=Grüße: Starlette reads Latin-1
+            if is_form:  # curl -d title=Grüße: Starlette reads Latin-1
+                m['body'] = re.sub(rb'[\x80-\xff]', lambda c: b'%%%02X' % c[0][0], body)
             if size > MAX_BODY: raise HTTPException(413, 'That is more than 1 MB: send less at once.')
             return m
 
@@ -354,8 +374,10 @@ def engine():
         def block_code(self, code, info=None):
             before, after = code_frame(lang := (info or '').split(' ')[0])
             return before + highlight(code, lang)[0] + after
-    tags = 'figure figcaption button i p br hr h1 h2 h3 h4 h5 h6 strong em del code pre blockquote ul ol li a table thead tbody tr th td'
-    may_have = {'a': {'href', 'title'}, 'ol': {'start'}, 'figure': {'class'}, 'button': {'class', 'type'}, 'i': {'class'}, 'pre': {'tabindex'}}
+    tags = ('figure figcaption button i p br hr h1 h2 h3 h4 h5 h6 strong em del code pre blockquote ul ol li a '
+            'table thead tbody tr th td')
+    may_have = {'a': {'href', 'title'}, 'ol': {'start'}, 'figure': {'class'}, 'button': {'class', 'type'}, 'i': {'class'},
+                'pre': {'tabindex'}}
     return mistune.create_markdown(renderer=Renderer(escape=True), plugins=['strikethrough', 'table', 'url']), nh3.Cleaner(
         tags=set(tags.split()), attributes=may_have, url_schemes={'http', 'https', 'mailto'},
         set_tag_attribute_values={'a': {'target': '_blank'}}, link_rel='noopener noreferrer')
@@ -385,9 +407,11 @@ def inline(text: str) -> str:
     md, sanitizer = engine()
     return sanitizer.clean(md.renderer(md.inline(text, {'ref_links': {}}), md.block.state_cls()))
 
-def cells(line: str) -> list[str]: return [c.strip() for c in re.split(r'(?<!\\)\|', line.strip().removeprefix('|').removesuffix('|'))]
+def cells(line: str) -> list[str]:
+    return [c.strip() for c in re.split(r'(?<!\\)\|', line.strip().removeprefix('|').removesuffix('|'))]
 
-def balanced(s: str) -> bool: return not any(s.count(c) % 2 for c in '*_`~') and s.count('[') == s.count(']') and s.count('(') == s.count(')')
+def balanced(s: str) -> bool:
+    return not any(s.count(c) % 2 for c in '*_`~') and s.count('[') == s.count(']') and s.count('(') == s.count(')')
 
 def mend(s: str) -> str:
     "Text whose end has not come yet, with its open bold, code and link closed, so that no mark shows for a moment."
@@ -411,9 +435,12 @@ def rules_of(lex, state: str) -> tuple:
     """A lexer's rules for a state, and one expression of them all that finds which one applies: Pygments itself tries
     them one after another, forty calls for a name. None where they cannot be joined."""
     rules = lex._tokens[state]
-    parts = [re.sub(r'(?s)^\(\?([a-z]+)\)(.*)', r'(?\1:\2)', match.__self__.pattern) for match, *_ in rules]  # flags in front are for this rule alone
+    # Flags in front are for this rule alone.
+    parts = [re.sub(r'(?s)^\(\?([a-z]+)\)(.*)', r'(?\1:\2)', match.__self__.pattern) for match, *_ in rules]
     if not any(re.search(r'\\[1-9]|\(\?(P=|\(|[aiLmsux]+\))', part) for part in parts):  # groups get other numbers
-        with contextlib.suppress(re.error): return rules, re.compile('|'.join(f'(?P<r{n}>{part}\n)' if lex.flags & re.X else f'(?P<r{n}>{part})' for n, part in enumerate(parts)), lex.flags).match
+        end = '\n)' if lex.flags & re.X else ')'  # a rule may end in a comment
+        joined = '|'.join(f'(?P<r{n}>{part}{end}' for n, part in enumerate(parts))
+        with contextlib.suppress(re.error): return rules, re.compile(joined, lex.flags).match
     return rules, None
 
 def tokens(lex, text: str, stack: list):
@@ -449,12 +476,14 @@ def highlight(code: str, lang: str, state=('root',)) -> tuple[str, tuple]:
     html = []
     for cls, group in groupby(out, lambda t: t[0]):
         text = escape(''.join(t for _, t in group), quote=False)
-        html.append('\n'.join(f'<i class="{cls}">{line}</i>' if line.strip() else line for line in text.split('\n')) if cls else text)
+        if cls: text = '\n'.join(f'<i class="{cls}">{line}</i>' if line.strip() else line for line in text.split('\n'))
+        html.append(text)
     return ''.join(html), tuple(stack)
 
 def code_frame(lang: str) -> tuple[str, str]:
     "What stands before and after the lines of a code block."
-    return (f'<figure class="code"><figcaption>{escape(lang or "text")}<button type="button" class="copy">Copy</button></figcaption>'
+    caption = escape(lang or 'text')
+    return (f'<figure class="code"><figcaption>{caption}<button type="button" class="copy">Copy</button></figcaption>'
             '<pre tabindex="0"><code>', '</code></pre></figure>')
 
 class Markdown:
@@ -464,7 +493,8 @@ class Markdown:
     HTML of the unfinished rest behind it. A block of prose is one `add`; a list grows by items, a
     table by rows, code by lines, a long paragraph by balanced pieces: so the cost stays linear."""
     # kind of container: (element that carries an `add`, element of the tail)
-    KINDS = {'block': ('div', 'div'), 'code': ('code', 'span'), 'table': ('table', 'tbody'), 'ul': ('ul', 'li'), 'ol': ('ol', 'li'), 'p': ('p', 'span')}
+    KINDS = {'block': ('div', 'div'), 'code': ('code', 'span'), 'table': ('table', 'tbody'), 'ul': ('ul', 'li'),
+             'ol': ('ol', 'li'), 'p': ('p', 'span')}
 
     def __init__(self):
         self.kind, self.rest, self.lines, self.steps = 'block', '', [], []  # rest: the line that has not ended
@@ -497,7 +527,8 @@ class Markdown:
         "Ends whatever is open; blocks go straight into the message again."
         if self.kind == 'code': self.code()
         elif self.kind == 'table': self.rows()
-        elif self.lines and any(map(str.strip, self.lines)): self.add(self.item() if self.kind in ('ul', 'ol') else self.prose('\n'.join(self.lines)))
+        elif any(map(str.strip, self.lines)):
+            self.add(self.item() if self.kind in ('ul', 'ol') else self.prose('\n'.join(self.lines)))
         if self.kind != 'block': self.steps.append(('close',))
         self.kind, self.lines, self.fence, self.state = 'block', [], '', ('root',)
 
@@ -505,10 +536,10 @@ class Markdown:
 
     def item(self, extra=()):
         "The open list item as HTML: its lines without the marker and the indent."
+        box = lambda line: TASK.sub(lambda m: m[1] + ('☐ ' if m[2] == ' ' else '☑ '), line)
         first, *more = [*self.lines, *extra]
-        body = [TASK.sub(lambda m: m[1] + ('☐ ' if m[2] == ' ' else '☑ '), first)]
-        body[0] = ITEM.sub('', body[0], count=1)
-        body += [TASK.sub(lambda m: m[1] + ('☐ ' if m[2] == ' ' else '☑ '), s[min(self.indent, len(s) - len(s.lstrip())):]) for s in more]
+        body = [ITEM.sub('', box(first), count=1)]
+        body += [box(s[min(self.indent, len(s) - len(s.lstrip())):]) for s in more]
         return f'<li>{render(chr(10).join(body).strip())}</li>'
 
     def line(self, line: str):
@@ -531,12 +562,14 @@ class Markdown:
             self.open('code', *code_frame(m[2]))
             self.fence = re.escape(m[1])
         elif not line.strip(): self.close()
-        elif self.kind == 'block' and self.lines and '|' in line and TABLE.match(line) and len(cells(self.lines[-1])) == len(cells(line)):
+        elif (self.kind == 'block' and self.lines and '|' in line and TABLE.match(line)
+              and len(cells(self.lines[-1])) == len(cells(line))):
             head = self.lines.pop()
             self.head = ''.join(f'| {" | ".join(cells(x))} |\n' for x in (head, line))
             html = render(self.head)
-            self.open('table', f'<div class="scroll" tabindex="0"><table>{html[html.find("<thead"):html.find("</thead>")]}</thead>', '</table></div>')
-        elif HEADING.match(line) or (RULE.match(line) and not (self.lines and re.match(r'\s*-+\s*$', line))): self.add(render(line))
+            top = html[html.find('<thead'):html.find('</thead>')]
+            self.open('table', f'<div class="scroll" tabindex="0"><table>{top}</thead>', '</table></div>')
+        elif HEADING.match(line) or RULE.match(line) and not (self.lines and re.match(r'\s*-+\s*$', line)): self.add(render(line))
         elif self.lines and self.kind == 'block' and re.match(r' {0,3}(-+|=+)\s*$', line):  # the line under a heading
             self.lines.append(line)
             self.close()
@@ -552,7 +585,8 @@ class Markdown:
                 if self.lines: self.add(self.item())
                 self.lines, self.indent = [], len(m[0]) or 2
                 return
-            if not m and self.lines and self.lines[-1].strip() and not FENCE.match(line) and not HEADING.match(line) and not RULE.match(line): return
+            begins = FENCE.match(line) or HEADING.match(line) or RULE.match(line)
+            if not m and not begins and self.lines and self.lines[-1].strip(): return
             self.close()
         if self.kind == 'table':
             if '|' in line: return
@@ -561,7 +595,8 @@ class Markdown:
                            or m and m[2] in '-*+1.1)' or RULE.match(line) and not re.match(r'\s*-+\s*$', line)): self.close()
         if m and not self.lines and self.kind == 'block' and (whole or line.strip() != m[0].strip()):
             ordered = m[2][:-1]
-            self.open('ol' if ordered else 'ul', f'<ol start="{int(ordered)}">' if ordered else '<ul>', '</ol>' if ordered else '</ul>')
+            tag, start = ('ol', f' start="{int(ordered)}"') if ordered else ('ul', '')
+            self.open(tag, f'<{tag}{start}>', f'</{tag}>')
             self.indent = len(m[0])
 
     def code(self):
@@ -593,11 +628,14 @@ class Markdown:
     @property
     def tail(self) -> str:
         "HTML of what has not ended yet; '' for what may still turn into something else."
-        if self.kind == 'code': return '' if re.match(r' {0,3}[`~]+$', self.rest) else highlight(self.rest, self.lang, self.state)[0]
+        if self.kind == 'code':
+            return '' if re.match(r' {0,3}[`~]+$', self.rest) else highlight(self.rest, self.lang, self.state)[0]
         if self.kind == 'table': return ''
         rest = '' if MARKER.match(self.rest) else mend(self.rest) if not self.fence else self.rest
         text = '\n'.join([*self.lines, rest]).rstrip('\n')
-        if self.kind in ('ul', 'ol'): return self.item([rest])[4:-5] if self.lines else render(ITEM.sub('', rest, count=1)) if rest.strip() else ''
+        if self.kind in ('ul', 'ol'):
+            if self.lines: return self.item([rest])[4:-5]
+            return render(ITEM.sub('', rest, count=1)) if rest.strip() else ''
         if self.lines and mend(text) != text: text = mend(text)
         return '' if not text.strip() or text[0] == '|' or text[0] == '\x02' else self.prose(text)
 
@@ -620,8 +658,8 @@ def to_html(text: str) -> str:
 
 # ---- 5. chatq: messages, tabs, and the queue between them ----------------------------------------
 
-def no_marks(text: str) -> str: return text.replace('\x02', '').replace('\x03', '')  # they stand around HTML of our own: nobody else's text may hold them
-
+# \x02 and \x03 stand around HTML of our own: nobody else's text may hold them.
+def no_marks(text: str) -> str: return text.replace('\x02', '').replace('\x03', '')
 def block(html: str) -> str: return f'\n\x02{html.replace(chr(10), "&#10;")}\x03\n'
 
 class Chatter:
@@ -700,7 +738,8 @@ class Chatter:
         now = time.perf_counter()
         self.began = self.began or (now, done)
         rate = (done - self.began[1])/max(now - self.began[0], 1e-9)
-        self.do(self.set, 'bar', dict(progress=max(0., min(100., 100*done/(total or 100))), pace=(done, total, rate) if total else None))
+        percent, pace = 100*done/(total or 100), (done, total, rate) if total else None
+        self.do(self.set, 'bar', dict(progress=max(0., min(100., percent)), pace=pace))
 
     def note(self, text: str):
         "Says in a word what is going on while there is nothing to read yet."
@@ -813,7 +852,8 @@ class Chatter:
 class Tab:
     "One open page: what it still has to be sent, drained at screen speed by a task of its own."
     def __init__(self, queue: 'Chatq', ws, profile: int, key: str, first: int, last: int):
-        self.queue, self.ws, self.profile, self.key, self.first, self.last = queue, ws, profile, key, first, last  # messages on the page
+        self.queue, self.ws, self.profile, self.key = queue, ws, profile, key
+        self.first, self.last = first, last  # messages on the page
         self.rows, self.pushed, self.at, self.awake = set(), {}, {}, asyncio.Event()  # at: message id -> a Chatter's position
         self.task = asyncio.create_task(self.run())
 
@@ -870,7 +910,8 @@ class Tab:
         rows = self.queue.newest(self.profile)
         self.at = {r.id: c.position() for r in rows if (c := self.queue.live.get(r.id))}
         self.first, self.last = rows[0].id if rows else 0, max([self.last, *(r.id for r in rows)])
-        return html_of(self.queue.view.lists(self.profile)) + html_of(self.queue.view.timeline(rows, profiles[self.profile].memory)(hx_swap_oob='true'))
+        timeline = self.queue.view.timeline(rows, profiles[self.profile].memory)
+        return html_of(self.queue.view.lists(self.profile)) + html_of(timeline(hx_swap_oob='true'))
 
 MESSAGE = [f for f in get_annotations(Message) if f != 'id']
 UPDATE_MESSAGE = f"update message set {', '.join(f'{f} = ?' for f in MESSAGE)} where id = ?"
@@ -882,28 +923,29 @@ class Chatq:
         self.tabs, self.live, self.tasks, self.turn, self.due = set(), {}, {}, None, asyncio.Event()
         self.loop, self.thread = None, threading.get_ident()  # the event loop, and the thread in which it runs
         # Starts at the clock in ms, so that no page has seen more, whatever the server counted before it was killed.
-        self.rev = self.boot = max(int(time.time()*1000), (db.q('select max(rev) n from message')[0]['n'] or 0) + 1)
+        self.rev = self.boot = max(int(time.time()*1000), (db.item('select max(rev) from message') or 0) + 1)
         # What a killed server left: half an answer is kept and marked, a prompt that had no turn keeps its place.
         db.q("update message set status = 'slot' where status = 'queued' and role = 'assistant'")
         db.q("""update message set status = 'stopped', rev = ? where status in ('streaming', 'queued')
-                or role = 'user' and status <> 'stopped' and id in (select id - 1 from message where status = 'slot')""", [self.rev])
+                or role = 'user' and status <> 'stopped' and id in (select id - 1 from message where status = 'slot')""",
+             [self.rev])
         self.list_rev, self.tools, self.view, self.answer, self.run_again = {}, {}, None, None, None  # handed in below
 
     def next_rev(self) -> int:
         self.rev += 1
         return self.rev
 
+    def tabs_of(self, profile: int) -> list[Tab]: return [tab for tab in self.tabs if tab.profile == profile]
+
     def wake(self, profile: int):
-        for tab in self.tabs:
-            if tab.profile == profile: tab.awake.set()
+        for tab in self.tabs_of(profile): tab.awake.set()
 
     def changed(self, row: Message) -> Message:
         "Stores a new or changed message and shows it in every tab of its profile."
         row.rev, row.updated = self.next_rev(), time.time()
-        if row.id: db.q(UPDATE_MESSAGE, [getattr(row, f) for f in MESSAGE] + [row.id])  # fastlite would ask for the columns each time
+        if row.id: db.q(UPDATE_MESSAGE, [*(getattr(row, f) for f in MESSAGE), row.id])  # fastlite asks for the columns each time
         else: row = messages.insert(row)
-        for tab in self.tabs:
-            if tab.profile == row.profile: tab.missed(row.id)
+        for tab in self.tabs_of(row.profile): tab.missed(row.id)
         return row
 
     def push(self, key: str, ft, profile: int | None = None, everyone=False):
@@ -916,13 +958,15 @@ class Chatq:
                 tab.awake.set()
 
     def new(self, role: str, profile: int | None, **fields) -> Message:
-        return Message(role=role, profile=profile or first_row(profiles, 'not deleted', order='priority, id').id, created=time.time(), **(dict(id=None) | fields))
+        if not profile: profile = first_row(profiles, 'not deleted', order='priority, id').id
+        return Message(role=role, profile=profile, created=time.time(), **(dict(id=None) | fields))
 
     async def __call__(self, text: str, role='event', profile: int | None = None, undo='') -> int:
         "Puts a finished message into the chat; an event joins the one above it, unless it can be undone. Returns its id."
         row = self.new(role, profile, content=text, undo=undo)
         last = first_row(messages, 'profile = ? and not deleted', [row.profile], 'id desc')
-        if role == 'event' and text != '---' and not undo and last and last.role == 'event' and last.content != '---' and not last.undo and len(last.content) < 2000:
+        joins = lambda m: m.role == 'event' and m.content != '---' and not m.undo
+        if last and joins(row) and joins(last) and len(last.content) < 2000:
             last.content += f'\n{text}'
             row = last
         return self.changed(row).id
@@ -952,10 +996,10 @@ class Chatq:
         the order of the timeline whatever happens meanwhile. Both are stored before anything is shown."""
         busy = self.turn or first_row(messages, "role = 'assistant' and status = 'queued'")
         with db.conn:
-            prompt = messages.insert(self.new('user', profile, content=text, status='queued' if busy else 'done', rev=self.next_rev()))
+            status = 'queued' if busy else 'done'
+            prompt = messages.insert(self.new('user', profile, content=text, status=status, rev=self.next_rev()))
             messages.insert(self.new('assistant', profile, status='queued', id=prompt.id + 1, rev=self.rev))
-        for tab in self.tabs:
-            if tab.profile == profile: tab.missed(prompt.id, prompt.id + 1)
+        for tab in self.tabs_of(profile): tab.missed(prompt.id, prompt.id + 1)
         self.due.set()
 
     def comment(self, profile: int):
@@ -980,7 +1024,9 @@ class Chatq:
         self.loop, self.thread = asyncio.get_running_loop(), threading.get_ident()
         while True:
             self.due.clear()
-            try: await (self.take_turn(row) if (row := first_row(messages, "role = 'assistant' and status = 'queued' and not deleted")) else self.due.wait())
+            try:
+                row = first_row(messages, "role = 'assistant' and status = 'queued' and not deleted")
+                await (self.take_turn(row) if row else self.due.wait())
             except apsw.Error:  # a locked database, say: the prompt keeps its place
                 traceback.print_exc()
                 await asyncio.sleep(1)
@@ -1009,7 +1055,8 @@ class Chatq:
         try: await work
         except asyncio.CancelledError: chat.finish('stopped')
         except Exception as e:
-            chat.finish('error', error=f'Something in this app went wrong ({type(e).__name__}: {e}). The terminal has the details.')
+            sentence = f'Something in this app went wrong ({type(e).__name__}: {e}). The terminal has the details.'
+            chat.finish('error', error=sentence)
             traceback.print_exc()
 
     def stop(self, profile: int):
@@ -1022,8 +1069,10 @@ class Chatq:
         newest = first_row(messages, 'profile = ?', [profile], 'id desc')
         tab = Tab(self, ws, profile, key, first or 0, last if last is not None else newest.id if newest else 0)
         if seen is not None:
-            tab.rows |= {r['id'] for r in db.q('select id from message where profile = ? and rev > ? limit 1000', [profile, seen])}
-            if max(self.list_rev.get(profile, self.boot), self.list_rev.get(None, self.boot)) > seen: tab.pushed['lists'] = self.view.lists
+            missed = db.q('select id from message where profile = ? and rev > ? limit 1000', [profile, seen])
+            tab.rows |= {r['id'] for r in missed}
+            lists_rev = max(self.list_rev.get(p, self.boot) for p in (profile, None))
+            if lists_rev > seen: tab.pushed['lists'] = self.view.lists
         tab.rows |= {c.id for c in self.live.values() if c.row.profile == profile}
         self.tabs.add(tab)
         tab.awake.set()
@@ -1034,14 +1083,14 @@ chatq = Chatq()
 # ---- 6. Model: what speaks to Ollama, and to its stand-ins ---------------------------------------
 
 class ModelError(Exception): "Why there is no answer: a sentence for the person, with the next step in it."
-
 class Busy(ModelError): "The model server has too much to do just now (503)."
-
 class TooLong(ModelError): "The prompt does not fit into the model's context."
+
+BROKEN_OFF = 'The answer broke off before its end: the model server stopped without a word. Go on from there, or try again.'
 
 @dataclass
 class Delta:
-    "A piece of an answer: text, thinking, tool calls, or at the end its figures (fields of Message, and `cut` when it ran out of room)."
+    "A piece of an answer: text, thinking, tool calls, or at the end its figures (fields of Message; `cut`: it ran out of room)."
     text: str = ''; thinking: str = ''; figures: dict | None = None; calls: list = ()
 
 @dataclass
@@ -1060,8 +1109,10 @@ def http(url: str, read: float | None = STALL) -> httpx.AsyncClient:
     (httpx would send 127.0.0.1 through HTTP_PROXY). Reading may wait: a model loads for minutes without a byte."""
     host = urlsplit(url).hostname or ''
     near = host in LOCAL or '.' not in host or host.startswith(('127.', '10.', '192.168.', '172.')) or ':' in host
-    key = env['OPENAI_API_KEY'] if url == OPENAI else built_in_key if built_in and url.startswith(built_in.listening_address) else ''
-    return httpx.AsyncClient(trust_env=not near, verify=url.startswith('https'), headers={'authorization': f'Bearer {key}'} if key else {}, timeout=httpx.Timeout(read, connect=3, write=60))
+    local_key = built_in_key if built_in and url.startswith(built_in.listening_address) else ''
+    key = env['OPENAI_API_KEY'] if url == OPENAI else local_key
+    return httpx.AsyncClient(trust_env=not near, verify=url.startswith('https'), timeout=httpx.Timeout(read, connect=3, write=60),
+                             headers={'authorization': f'Bearer {key}'} if key else {})
 
 def gguf() -> Path | None:
     "The model file of the built-in model, where its two packages are installed."
@@ -1084,7 +1135,9 @@ async def find_backend() -> Backend:
         async with http(OLLAMA, 5) as c: r = await c.get(f'{OLLAMA}/api/tags')
         return Backend('ollama', OLLAMA, tuple((str(m['name']), int(m.get('size', 0))) for m in r.json()['models']))
     except (httpx.TransportError, OSError):
-        if OPENAI: return Backend('', OPENAI, (), f'Nothing answers at {OPENAI} (OPENAI_BASE_URL). Start that server, or unset the variable.')
+        if OPENAI:
+            problem = f'Nothing answers at {OPENAI} (OPENAI_BASE_URL). Start that server, or unset the variable.'
+            return Backend('', OPENAI, (), problem)
         if file := gguf(): return Backend('built-in', '', ((file.name.split('.')[0], file.stat().st_size),))
         return Backend('', OLLAMA, (), how_to_get_ollama())
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -1093,11 +1146,13 @@ async def find_backend() -> Backend:
                                     f'Check {"OPENAI_BASE_URL" if OPENAI else "OLLAMA_HOST"}.')
 
 def how_to_get_ollama() -> str:
-    wsl = 'microsoft' in platform.release().lower()
-    start = 'open the Ollama app, or type `ollama serve`' if sys.platform == 'darwin' else 'type `ollama serve` in a terminal'
-    get = 'Get it from ollama.com/download' if sys.platform == 'darwin' else 'Install it with `curl -fsSL https://ollama.com/install.sh | sh`'
+    start, get = 'type `ollama serve` in a terminal', 'Install it with `curl -fsSL https://ollama.com/install.sh | sh`'
+    if sys.platform == 'darwin':
+        start, get = 'open the Ollama app, or type `ollama serve`', 'Get it from ollama.com/download'
     here = f'No model answers: Ollama is not running at {OLLAMA}. If you have it, {start}. {get}, then `ollama run llama3.2`.'
-    return here + (' If Ollama runs on the Windows side, let it listen on all interfaces there and set OLLAMA_HOST to the address of Windows.' if wsl else '')
+    if 'microsoft' not in platform.release().lower(): return here  # not in WSL
+    return (f'{here} If Ollama runs on the Windows side, let it listen on all interfaces there '
+            'and set OLLAMA_HOST to the address of Windows.')
 
 def pick_model(profile: Profile) -> str:
     """OLLAMA_MODEL, else the one last chosen in this profile, else the best llama by version, else the first;
@@ -1116,11 +1171,15 @@ def refusal(status: int, text: str, model: str) -> str:
         text = str(err.get('message', err) if isinstance(err, dict) else err)
     text = ' '.join(text.split())[:300].replace('`', "'")  # marks are ours: what stands in them can be clicked
     low = text.lower()
-    if status == 404 or 'not found' in low and 'model' in low:
-        if backend.kind == 'ollama' and model: return f'The model {model} is not on this machine yet. Download it: `ollama pull {model}`'
+    missing = status == 404 or 'not found' in low and 'model' in low
+    if missing and backend.kind == 'ollama' and model:
+        return f'The model {model} is not on this machine yet. Download it: `ollama pull {model}`'
     if status in (401, 403): return f'The model server wants a key: set OPENAI_API_KEY and start again. It says: {text}'
-    if 'memory' in low: return f'{model} does not fit into this machine\'s memory. Choose a smaller model above, or a smaller context in the settings. It says: {text}'
-    if status == 503 or 'busy' in low: return 'The model server is busy and did not take the prompt after several tries. Try again in a moment.'
+    if 'memory' in low:
+        return (f"{model} does not fit into this machine's memory. Choose a smaller model above, "
+                f'or a smaller context in the settings. It says: {text}')
+    if status == 503 or 'busy' in low:
+        return 'The model server is busy and did not take the prompt after several tries. Try again in a moment.'
     return f'The model server refused: {text or f"status {status}"}'
 
 async def lines(r: httpx.Response):
@@ -1140,8 +1199,11 @@ async def stream(messages: list[dict], model: str, options: dict, tools: list[di
         async with http(url) as c, contextlib.aclosing(talk(c, url, messages, model, options, tools)) as deltas:
             async for d in deltas: yield d
     except httpx.ConnectError: raise ModelError((await look()).problem or 'The model server has just come up. Try again.')
-    except httpx.ReadTimeout: raise ModelError(f'The model server said nothing for {STALL//60} minutes. Try again, or start it anew.')
-    except httpx.TransportError: raise ModelError('The connection to the model broke off in mid-answer. What had come is kept: go on from there, or try again.')
+    except httpx.ReadTimeout:
+        raise ModelError(f'The model server said nothing for {STALL//60} minutes. Try again, or start it anew.')
+    except httpx.TransportError:
+        raise ModelError('The connection to the model broke off in mid-answer. '
+                         'What had come is kept: go on from there, or try again.')
 
 async def check(r: httpx.Response, model: str):
     if r.status_code == 200: return
@@ -1153,7 +1215,8 @@ async def check(r: httpx.Response, model: str):
 def parse(line: bytes) -> dict:
     try: d = json.loads(line.decode())
     except ValueError: d = None
-    if not isinstance(d, dict): raise ModelError(f'What answers at {backend.url} does not speak the protocol of a model server. Check its address.')
+    if not isinstance(d, dict):
+        raise ModelError(f'What answers at {backend.url} does not speak the protocol of a model server. Check its address.')
     return d
 
 def text_of(d: dict, *keys) -> str:
@@ -1173,7 +1236,8 @@ async def can_use_tools(model: str) -> bool:
 async def ollama_chat(c, url, messages, model, options, tools):
     "POST /api/chat: NDJSON, the last object has done:true and the figures in ns (Ollama, docs/api.md)."
     # truncate and shift off: what does not fit is cut by us, and said, and never silently by Ollama.
-    body = dict(model=model, messages=messages, stream=True, truncate=False, shift=False, options=options) | (dict(tools=tools) if tools else {})
+    body = dict(model=model, messages=messages, stream=True, truncate=False, shift=False, options=options)
+    if tools: body['tools'] = tools
     async with c.stream('POST', f'{url}/api/chat', json=body) as r:
         await check(r, model)
         async for line in lines(r):
@@ -1188,7 +1252,7 @@ async def ollama_chat(c, url, messages, model, options, tools):
                 yield Delta(figures=dict(tokens=d.get('eval_count') or 0, prompt_tokens=d.get('prompt_eval_count') or 0,
                                          seconds=ns/1e9, cut=d.get('done_reason') == 'length'))
                 return
-    raise ModelError('The answer broke off before its end: the model server stopped without a word. Go on from there, or try again.')
+    raise ModelError(BROKEN_OFF)
 
 async def openai_chat(c, url, messages, model, options, tools):
     "POST /chat/completions: server-sent events, the last one `data: [DONE]` (OpenAI's API reference, chat streaming)."
@@ -1209,7 +1273,7 @@ async def openai_chat(c, url, messages, model, options, tools):
                 m, reason = choice.get('delta') or {}, choice.get('finish_reason') or reason
                 first = first or time.perf_counter()
                 yield Delta(text_of(m, 'content'), text_of(m, 'reasoning_content', 'reasoning'))
-    if not reason: raise ModelError('The answer broke off before its end: the model server stopped without a word. Go on from there, or try again.')
+    if not reason: raise ModelError(BROKEN_OFF)
     yield Delta(figures=dict(tokens=usage.get('completion_tokens') or 0, prompt_tokens=usage.get('prompt_tokens') or 0,
                              seconds=time.perf_counter() - (first or time.perf_counter()), cut=reason == 'length'))
 
@@ -1220,11 +1284,13 @@ async def start_built_in() -> str:
     def load():
         import xllamacpp
         params = xllamacpp.CommonParams()
-        params.model.path, params.n_ctx, params.n_parallel, params.verbosity, params.api_keys = str(gguf()), CONTEXT, 1, -1, [built_in_key]
+        params.model.path, params.n_ctx, params.n_parallel, params.verbosity = str(gguf()), CONTEXT, 1, -1
+        params.api_keys = [built_in_key]
         return xllamacpp.Server(params)
     try:
         async with loading: built_in = built_in or await asyncio.to_thread(load)  # typing and sending may both ask for it
-    except Exception as e: raise ModelError(f'The built-in model could not be loaded ({e}). Start Ollama instead: it is used as soon as it answers.')
+    except Exception as e:
+        raise ModelError(f'The built-in model could not be loaded ({e}). Start Ollama instead: it is used as soon as it answers.')
     return f'{built_in.listening_address}/v1'
 
 # ---- 7. Turn: from the timeline to an answer in it ------------------------------------------------
@@ -1233,25 +1299,33 @@ def history(row: Message, profile: Profile, limit: int) -> tuple[list[dict], int
     """The messages that the model is sent for the answer `row`, and the id of the oldest one in it (0: nothing was
     left out for being beyond `limit` characters).
     Events and jobs stand in front of the prompt that follows them: not every model takes a system message in between."""
-    start = db.q("select max(id) n from message where profile = ? and id < ? and role = 'event' and content = '---' and not deleted", [profile.id, row.id])[0]['n'] or 0
+    start = db.item("select max(id) from message where profile = ? and id < ? and role = 'event' and content = '---' "
+                    'and not deleted', [profile.id, row.id]) or 0
+    above = messages("profile = ? and id > ? and id < ? and not deleted and status in ('done', 'stopped', 'error')",
+                     [profile.id, start, row.id], order_by='id desc')
     past, size, oldest, first_id = [], 0, 0, 0
-    for m in messages("profile = ? and id > ? and id < ? and not deleted and status in ('done', 'stopped', 'error')", [profile.id, start, row.id], order_by='id desc'):
+    for m in above:
         text = re.sub('\x02.*?\x03', '', m.content).strip()
         if not text: continue
         if size + len(text) > limit and past:
             oldest = first_id
             break
         past, size, first_id = [(m.role, text[:limit]), *past], size + len(text), m.id
-    system = profile.voice or VOICE
-    out, aside = [{'role': 'system', 'content': system}], []
+    out, aside = [{'role': 'system', 'content': profile.voice or VOICE}], []
     for role, text in past:
-        if role in ('event', 'job'): aside.append(text)
-        elif role == 'user' and aside: out.append({'role': role, 'content': '(Meanwhile in the app: ' + '; '.join('; '.join(aside).split('\n')) + ')\n\n' + text}); aside = []
-        else:
-            if aside: out.append({'role': 'user', 'content': f'(In the app: {"; ".join(aside)})'}); aside = []
-            out.append({'role': role, 'content': text})
+        if role in ('event', 'job'):
+            aside.append(text)
+            continue
+        if aside and role == 'user':
+            meanwhile = '; '.join(aside).replace('\n', '; ')
+            text = f'(Meanwhile in the app: {meanwhile})\n\n{text}'
+        elif aside: out.append({'role': 'user', 'content': f'(In the app: {"; ".join(aside)})'})
+        out.append({'role': role, 'content': text})
+        aside = []
     if aside: out.append({'role': 'user', 'content': f'(In the app: {"; ".join(aside)}) Comment on that in one short sentence.'})
-    if row.content: out += [{'role': 'assistant', 'content': row.content}, {'role': 'user', 'content': 'Go on exactly where you stopped, without repeating anything.'}]
+    if row.content:
+        out += [{'role': 'assistant', 'content': row.content},
+                {'role': 'user', 'content': 'Go on exactly where you stopped, without repeating anything.'}]
     return out, oldest
 
 async def answer(chat: Chatter):
@@ -1260,7 +1334,9 @@ async def answer(chat: Chatter):
     await look()
     model = chat.row.model = pick_model(profile)
     try:
-        if not model: raise ModelError(backend.problem or 'The model server runs but has no model yet. Download one: `ollama pull llama3.2`')
+        if not model:
+            none_yet = 'The model server runs but has no model yet. Download one: `ollama pull llama3.2`'
+            raise ModelError(backend.problem or none_yet)
         said, tools = [], [spec(*named) for named in chatq.tools.items()] if chatq.tools and await can_use_tools(model) else []
         for n in range(ROUNDS):  # in the last one it has to do with what it knows
             before = len(''.join(chat.texts))
@@ -1270,7 +1346,8 @@ async def answer(chat: Chatter):
             said.append({'role': 'assistant', 'content': ''.join(chat.texts)[before:], 'tool_calls': calls})
             for call in calls: said.append({'role': 'tool', **await use(chat, call)})
         figures['seconds'] = figures['seconds'] or time.perf_counter() - start
-        chat.finish('stopped' if cut else 'done', **figures, error='The answer reached the end of what the model can hold.' if cut else '')
+        error = 'The answer reached the end of what the model can hold.' if cut else ''
+        chat.finish('stopped' if cut else 'done', **figures, error=error)
     except ModelError as e: chat.finish('error', error=str(e))
 
 async def with_retries(chat: Chatter, profile: Profile, model: str, said: list, tools: list) -> dict:
@@ -1319,23 +1396,27 @@ def params(f) -> list[Parameter]:
 
 def type_of(p: Parameter) -> type:
     "The type of a parameter: of `int | None` the int, where there is none str."
-    if isinstance(p.annotation, UnionType) or get_origin(p.annotation) is Union: return next(t for t in get_args(p.annotation) if t is not type(None))
-    return str if p.annotation is Parameter.empty else p.annotation
+    kind = p.annotation
+    if isinstance(kind, UnionType) or get_origin(kind) is Union: return next(t for t in get_args(kind) if t is not type(None))
+    return str if kind is Parameter.empty else kind
 
 def value_of(p: Parameter, text: str):
     "What was typed, or what a model gave, as a parameter's value. Raises ValueError with a sentence."
     kind, text = type_of(p), text.strip()
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
     if kind is bool: return text.lower() in ('1', 'on', 'true', 'yes')
-    if not text and p.default is not Parameter.empty: return '' if isinstance(p.default, str) and get_origin(kind) is not Literal else p.default
+    if not text and p.default is not Parameter.empty: return '' if isinstance(p.default, str) and not choices else p.default
     if not text: raise ValueError('Fill this in.')
-    if get_origin(kind) is Literal:
-        if (choice := next((c for c in get_args(kind) if str(c) == text), None)) is None: raise ValueError(f'Choose one of {", ".join(map(str, get_args(kind)))}.')
-        return choice
+    for choice in choices:
+        if str(choice) == text: return choice
+    if choices: raise ValueError(f'Choose one of {", ".join(map(str, choices))}.')
     try:
         value = date.fromisoformat(text) if kind is date else kind(text)
         if kind is float and not isfinite(value): raise ValueError
         return value
-    except ValueError: raise ValueError({int: 'Type a whole number.', float: 'Type a number.', date: 'Type a date like 2026-01-31.'}.get(kind, 'This does not fit.'))
+    except ValueError:
+        hints = {int: 'Type a whole number.', float: 'Type a number.', date: 'Type a date like 2026-01-31.'}
+        raise ValueError(hints.get(kind, 'This does not fit.'))
 
 def values_of(f, given: dict) -> tuple[dict, dict]:
     "The values of a job's or a tool's parameters, and by name what is wrong with them."
@@ -1349,9 +1430,12 @@ JSON_TYPES = {int: 'integer', float: 'number', bool: 'boolean'}
 
 def spec(name: str, f) -> dict:
     "A function as Ollama's `tools` wants it: name, first lines of the docstring, JSON schema of the signature."
-    prop = lambda k: {'type': JSON_TYPES.get(k, 'string')} | ({'enum': [*map(str, get_args(k))]} if get_origin(k) is Literal else {})
-    return {'type': 'function', 'function': {'name': name, 'description': getdoc(f) or name, 'parameters': {
-        'type': 'object', 'properties': {p.name: prop(type_of(p)) for p in params(f)}, 'required': [p.name for p in params(f) if p.default is Parameter.empty]}}}
+    def prop(kind):
+        choices = {'enum': [*map(str, get_args(kind))]} if get_origin(kind) is Literal else {}
+        return {'type': JSON_TYPES.get(kind, 'string')} | choices
+    needed = [p.name for p in params(f) if p.default is Parameter.empty]
+    schema = {'type': 'object', 'properties': {p.name: prop(type_of(p)) for p in params(f)}, 'required': needed}
+    return {'type': 'function', 'function': {'name': name, 'description': getdoc(f) or name, 'parameters': schema}}
 
 async def use(chat: Chatter, call) -> dict:
     "Carries out a tool call of the model. Whatever is wrong with it goes back to the model as text, for it to try again."
@@ -1359,11 +1443,13 @@ async def use(chat: Chatter, call) -> dict:
     name, given = (str(f.get('name')), f.get('arguments') or {}) if isinstance(f, dict) else ('', {})
     by_model.set(True)  # what it does gets an Undo
     try:
-        if not (tool := chatq.tools.get(name)): raise ValueError(f'there is no tool “{name}”, but there are: {", ".join(chatq.tools)}')
+        if not (tool := chatq.tools.get(name)):
+            raise ValueError(f'there is no tool “{name}”, but there are: {", ".join(chatq.tools)}')
         if isinstance(given, str): given = json.loads(given)
         if not isinstance(given, dict): raise ValueError('the arguments are no object')
         if odd := set(given) - {p.name for p in params(tool)}: raise ValueError(f'no parameter {", ".join(map(str, odd))}')
-        values, wrong = values_of(tool, {p.name: p.default for p in params(tool) if p.default is not Parameter.empty} | given)  # a box left out is no box unticked
+        defaults = {p.name: p.default for p in params(tool) if p.default is not Parameter.empty}
+        values, wrong = values_of(tool, defaults | given)  # a box left out is no box unticked
         if wrong: raise ValueError('; '.join(f'{k}: {v}' for k, v in wrong.items()))
         result = str(await tool(chat, **values) or 'Done.')
     except (ValueError, TypeError, RecursionError, HTTPException) as e: result = f'This did not work: {getattr(e, "detail", e)}'
@@ -1374,10 +1460,10 @@ def remember(profile: Profile, oldest: int):
     "Moves the line that shows where the model's memory begins."
     if profile.memory == oldest: return
     profiles.update(id=profile.id, memory=oldest)
-    for tab in chatq.tabs:
-        if tab.profile != profile.id: continue
+    for tab in chatq.tabs_of(profile.id):
         where = f'beforebegin:#msg-{oldest}' if oldest >= tab.first else 'afterbegin:#msg-list'
-        tab.pushed['memory'] = lambda _, where=where: (I(id='memory', hx_swap_oob='delete'), Div(chatq.view.memory_line(oldest), hx_swap_oob=where))
+        line = Div(chatq.view.memory_line(oldest), hx_swap_oob=where)
+        tab.pushed['memory'] = lambda _, line=line: (I(id='memory', hx_swap_oob='delete'), line)
         tab.awake.set()
 
 async def loaded() -> dict[str, int]:
@@ -1422,7 +1508,8 @@ async def pull_model(chat: Chatter, model: str, then):
                 if d.get('status') == 'success': break
             else: raise ModelError('The download broke off.')
     except asyncio.CancelledError: return chat.finish('stopped', error=f'Stopped. {again}')
-    except (ModelError, httpx.TransportError) as e: return chat.finish('error', error=f'{e or "The connection broke off."} {again}')
+    except (ModelError, httpx.TransportError) as e:
+        return chat.finish('error', error=f'{e or "The connection broke off."} {again}')
     chat.send(f'\n\n{model} is here.')
     chat.finish(progress=100.)
     await look()
@@ -1434,36 +1521,45 @@ chatq.answer = answer
 
 def page(profile: Profile, head: list, side: list, rows: list, model_picker, word=None):
     "The whole page of a profile: `head` stands in its header, `side` beside the chat."
-    return (Title(TITLE), Header(
-        H1(A(TITLE, href='/'), cls='brand'),
-        *head,
-        Form(Input(id='search', type='search', name='q', placeholder='Search', aria_label='Search todos and messages', autocomplete='off',
-                   hx_get=find.to(), hx_trigger='input changed delay:120ms, search', hx_target='#search-results', maxlength=200),
-             Div(id='search-results', role='region', aria_label='Search results'), role='search', cls='search', action=find.to(), method='get', enctype=None),
-        Button('◐', cls='quiet', aria_label='Light or dark', title='Light or dark', hx_post=switch_theme.to(), hx_swap='none'),
-        Button('?', cls='quiet', aria_label='Keyboard shortcuts', title='Keyboard shortcuts', popovertarget='keys', type='button'), key_sheet()),
-        Main(
-            Div(*side, cls='side'),
-            Section(
-                Div(H2('Chat'), model_picker, settings_panel(profile), Button('New chat', hx_post=new_chat.to(profile=profile.id), hx_swap='none', cls='quiet'), cls='bar'),
-                timeline(rows, profile.memory), Button('↓ More below', id='more', type='button', hidden=True), chat_form(profile.id), cls='chat', aria_label='Chat'),
-            hx_ext='ws', ws_connect=f'/ws?profile={profile.id}', data_rev=chatq.rev),
-        word or Div(id='toast', role='status'), Div(id='announce', role='status', cls='hide'), Div('The connection is down. It comes back by itself.', id='offline', role='status', hidden=True))
+    search = Form(
+        Input(id='search', type='search', name='q', placeholder='Search', aria_label='Search todos and messages',
+              autocomplete='off', hx_get=find.to(), hx_trigger='input changed delay:120ms, search', hx_target='#search-results',
+              maxlength=200),
+        Div(id='search-results', role='region', aria_label='Search results'),
+        role='search', cls='search', action=find.to(), method='get', enctype=None)
+    sign = lambda text, what, **kw: Button(text, cls='quiet', aria_label=what, title=what, **kw)
+    light = sign('◐', 'Light or dark', hx_post=switch_theme.to(), hx_swap='none')
+    keys = sign('?', 'Keyboard shortcuts', popovertarget='keys', type='button')
+    new = Button('New chat', hx_post=new_chat.to(profile=profile.id), hx_swap='none', cls='quiet')
+    chat = Section(
+        Div(H2('Chat'), model_picker, settings_panel(profile), new, cls='bar'),
+        timeline(rows, profile.memory), Button('↓ More below', id='more', type='button', hidden=True), chat_form(profile.id),
+        cls='chat', aria_label='Chat')
+    return (Title(TITLE), Header(H1(A(TITLE, href='/'), cls='brand'), *head, search, light, keys, key_sheet()),
+            Main(Div(*side, cls='side'), chat, hx_ext='ws', ws_connect=f'/ws?profile={profile.id}', data_rev=chatq.rev),
+            word or Div(id='toast', role='status'), Div(id='announce', role='status', cls='hide'),
+            Div('The connection is down. It comes back by itself.', id='offline', role='status', hidden=True))
 
-KEYS = (('?', 'This sheet'), ('/', 'Search'), ('Enter', 'Send the message'), ('Shift Enter', 'A new line in it'), ('Tab', 'Go from one item of a list to the next'),
-        ('Enter  F2', 'Edit the item'), ('Escape', 'Give up editing'), ('Space', 'Tick the item off'), ('Alt ↑  Alt ↓', 'Move the item'), ('Delete', 'Delete the item'))
+KEYS = (('?', 'This sheet'), ('/', 'Search'), ('Enter', 'Send the message'), ('Shift Enter', 'A new line in it'),
+        ('Tab', 'Go from one item of a list to the next'), ('Enter  F2', 'Edit the item'), ('Escape', 'Give up editing'),
+        ('Space', 'Tick the item off'), ('Alt ↑  Alt ↓', 'Move the item'), ('Delete', 'Delete the item'))
+
+def check_box(label: str, **kw): return Label(Input(type='checkbox', **kw), label, cls='check')
 
 def key_sheet():
     return Div(H2('Keyboard'), Dl(*(Div(Dt(*(Kbd(k) for k in keys.split())), Dd(what)) for keys, what in KEYS)),
-               Label(Input(type='checkbox', id='single-keys', name=None, checked=True), '? and / work anywhere outside of a text', cls='check'),
+               check_box('? and / work anywhere outside of a text', id='single-keys', name=None, checked=True),
                id='keys', popover='auto', role='dialog', aria_label='Keyboard shortcuts')
 
 def many(n: int, what: str) -> str: return f'{n:,} {what}{"" if n == 1 else "s"}'
 
-def memory_line(oldest: int): return Div(Div(Span('The model no longer remembers what stands above'), cls='content'), id='memory', cls='line', hidden=not oldest)
+def memory_line(oldest: int):
+    text = Span('The model no longer remembers what stands above')
+    return Div(Div(text, cls='content'), id='memory', cls='line', hidden=not oldest)
 
 def timeline(rows: list, memory=0):
-    older = Div('…', hx_get=older_messages.to(before=rows[0].id), hx_trigger='intersect once', hx_swap='outerHTML', cls='older') if len(rows) >= PAGE else None
+    older = Div('…', hx_get=older_messages.to(before=rows[0].id), hx_trigger='intersect once', hx_swap='outerHTML',
+                cls='older') if len(rows) >= PAGE else None
     shown = [chatq.show(r) for r in rows]
     # Always one such line on the page, so that it has somewhere to be moved from; at the top where the place is further up.
     if memory >= 0: shown.insert(next((n for n, r in enumerate(rows) if r.id == memory), 0), memory_line(memory))
@@ -1483,90 +1579,103 @@ def message(m: Message, html: str | None = None):
 def event_html(text: str) -> str:
     "Events in a row fold into one line: the last one, and behind it the others."
     if text == '---': return '<span>New chat</span>'
-    events = [to_html(line).strip().removeprefix('<p>').removesuffix('</p>') for line in text.split('\n')]
-    if len(events) == 1: return events[0]
-    return f'<details><summary>{events[-1]} <small>and {len(events) - 1} more</small></summary><ul>{"".join(f"<li>{e}</li>" for e in events[:-1])}</ul></details>'
+    *more, last = [to_html(line).strip().removeprefix('<p>').removesuffix('</p>') for line in text.split('\n')]
+    if not more: return last
+    items = ''.join(f'<li>{e}</li>' for e in more)
+    return f'<details><summary>{last} <small>and {len(more)} more</small></summary><ul>{items}</ul></details>'
 
 def thinking_head(m: Message): return Summary(f'Thought for {m.thought:.0f} s' if m.thought else 'Thinking', id=f'h-{m.id}')
-
-def thinking(m: Message):
-    return Details(thinking_head(m), Div(m.thinking, id=f'k-{m.id}'), cls='thinking')
+def thinking(m: Message): return Details(thinking_head(m), Div(m.thinking, id=f'k-{m.id}'), cls='thinking')
 
 def bar(m: Message):
     "How far a job is, as long as it runs, and from a total also how fast."
     done, total, rate = getattr(m, 'pace', None) or (0, 0, 0)
-    left = f'{done:,.0f} of {total:,.0f} · {rate:,.{0 if rate > 9 else 1}f}/s · {duration((total - done)/rate)} left' if total and rate > 0 else None
-    return Div(Progress(value=f'{m.progress:.1f}', max=100, aria_label='Progress') if m.progress >= 0 else None, Small(left) if left else None, id=f'p-{m.id}')
+    shown, left = Progress(value=f'{m.progress:.1f}', max=100, aria_label='Progress') if m.progress >= 0 else None, None
+    if total and rate > 0:
+        speed = f'{rate:,.{0 if rate > 9 else 1}f}/s'
+        left = Small(f'{done:,.0f} of {total:,.0f} · {speed} · {duration((total - done)/rate)} left')
+    return Div(shown, left, id=f'p-{m.id}')
 
 def duration(s: float) -> str: return f'{s:.0f} s' if s < 90 else f'{s/60:.0f} min' if s < 5400 else f'{s/3600:.1f} h'
 
 def question(m: Message):
     text, answers = getattr(m, 'question', None) or ('', ())
-    return Div(P(text) if text else None, *(Button(a, hx_post=reply.to(id=m.id, n=n), hx_swap='none', type='button') for n, a in enumerate(answers)), id=f'q-{m.id}', cls='question')
+    buttons = (Button(a, hx_post=reply.to(id=m.id, n=n), hx_swap='none', type='button') for n, a in enumerate(answers))
+    return Div(P(text) if text else None, *buttons, id=f'q-{m.id}', cls='question')
 
 def foot(m: Message):
     "What stands under a message, outside of what is redrawn: its state, its figures and what can be done with it."
-    act = lambda label, route, name=None, **kw: Button(label, hx_post=route.to(id=m.id), aria_label=name, type='button', **{'hx_swap': 'none'} | kw)
-    pull_name = re.search(r'`ollama pull ([^`]+)`', m.error)
-    figures = [m.model, f'{m.tokens/m.seconds:.0f} tokens/s' if m.tokens and m.seconds else '', f'{m.seconds:.1f} s' if m.seconds else '',
+    def act(label, route, name=None, **kw):
+        return Button(label, hx_post=route.to(id=m.id), aria_label=name, type='button', **{'hx_swap': 'none'} | kw)
+    frame = dict(id=f'f-{m.id}', data_status=m.status, data_rev=m.rev)
+    if m.role == 'event': return Footer(act('Undo', take_back) if m.undo else None, **frame)
+    pull_name, asks = PULL.search(m.error), m.role in ('user', 'assistant') or m.job
+    running, over = m.status in ('queued', 'streaming'), m.status in ('stopped', 'error')
+    figures = [m.model, f'{m.tokens/m.seconds:.0f} tokens/s' if m.tokens and m.seconds else '',
+               f'{m.seconds:.1f} s' if m.seconds else '',
                f'context {(m.prompt_tokens + m.tokens)/m.window:.0%}' if m.window and m.prompt_tokens else '']
-    asks, over = m.role in ('user', 'assistant') or m.job, m.status in ('stopped', 'error')
-    if m.role == 'event': return Footer(act('Undo', take_back) if m.undo else None, id=f'f-{m.id}', data_status=m.status, data_rev=m.rev)
     return Footer(
         P(*error_text(m.error), cls='error') if m.error else None,
-        note(m) if m.status in ('queued', 'streaming') else None,
-        Small(' · '.join(filter(None, figures)), cls='figures') if m.model and m.status not in ('streaming', 'queued') else None,
-        act('Cancel', cancel) if m.role == 'job' and m.status in ('streaming', 'queued') else None,
+        note(m) if running else None,
+        Small(' · '.join(filter(None, figures)), cls='figures') if m.model and not running else None,
+        act('Cancel', cancel) if m.role == 'job' and running else None,
         act('Withdraw', withdraw) if m.role == 'user' and m.status == 'queued' else None,
         act('Continue', go_on) if m.role == 'assistant' and over and m.content else None,
         act('Try again', try_again) if asks and over else None,
         act(f'Download {pull_name[1]}', pull) if pull_name else None,
         act('Regenerate', try_again, cls='regenerate') if m.role == 'assistant' and m.status == 'done' else None,
-        Button('Copy', type='button', cls='copy late', data_text=source.to(id=m.id)) if m.role != 'event' and m.status != 'streaming' else None,
-        act('Delete', delete_message, 'Delete message', cls='late', hx_target='#toast', hx_swap='outerHTML') if m.status not in ('streaming', 'queued') else None,
-        id=f'f-{m.id}', data_status=m.status, data_rev=m.rev)
+        Button('Copy', type='button', cls='copy late', data_text=source.to(id=m.id)) if m.status != 'streaming' else None,
+        None if running else act('Delete', delete_message, 'Delete message', cls='late', hx_target='#toast', hx_swap='outerHTML'),
+        **frame)
+
+PULL = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a button offers it
 
 def note(m: Message):
     "What is going on, in a word."
-    first = f'{m.model} in line'.strip().capitalize() if m.status == 'queued' else m.model if m.role == 'job' else '' if m.content else 'Waiting for the model'
+    if m.status == 'queued': first = f'{m.model} in line'.strip().capitalize()
+    elif m.role == 'job': first = m.model
+    else: first = '' if m.content else 'Waiting for the model'
     return Span(getattr(m, 'note', first), id=f's-{m.id}', cls='note')
 
 def error_text(s: str): return [Code(part) if n % 2 else part for n, part in enumerate(s.split('`'))]
 
 def chat_form(profile: int):
-    return Form(Textarea(id='msg', name='msg', rows=1, placeholder='Message', aria_label='Message', maxlength=MAX_TEXT, enterkeyhint='send', autofocus=True,
-                         hx_post=warm.to(profile=profile), hx_trigger='input throttle:60s', hx_params='none', hx_swap='none'),
-                Button('Stop', id='stop-btn', type='button', hx_post=stop.to(profile=profile), hx_swap='none'), Button('Send', id='send-btn'),
-                id='chat-form', ws_send=True, enctype=None)
+    field = Textarea(id='msg', name='msg', rows=1, placeholder='Message', aria_label='Message', maxlength=MAX_TEXT,
+                     enterkeyhint='send', autofocus=True, hx_post=warm.to(profile=profile), hx_trigger='input throttle:60s',
+                     hx_params='none', hx_swap='none')
+    stop_button = Button('Stop', id='stop-btn', type='button', hx_post=stop.to(profile=profile), hx_swap='none')
+    return Form(field, stop_button, Button('Send', id='send-btn'), id='chat-form', ws_send=True, enctype=None)
 
 def model_select(names: list[tuple], chosen: str, fixed: bool, profile: int):
-    known = dict(names)
     opts = [Option(f'{n}  {size/1e9:.1f} GB' if size else n, value=n, selected=n == chosen) for n, size in names]
-    if chosen and chosen not in known: opts.insert(0, Option(chosen, value=chosen, selected=True))
+    if chosen and chosen not in dict(names): opts.insert(0, Option(chosen, value=chosen, selected=True))
     return Select(*(opts or [Option('No model', value='')]), id='model', name='model', aria_label='Model', disabled=fixed or None,
-                  title='Set by OLLAMA_MODEL' if fixed else None, hx_post=choose_model.to(profile=profile), hx_swap='none', hx_trigger='change')
+                  title='Set by OLLAMA_MODEL' if fixed else None,
+                  hx_post=choose_model.to(profile=profile), hx_swap='none', hx_trigger='change')
 
 def settings_panel(p: Profile):
     return Details(Summary('Settings'), Form(
         Label('System prompt', Textarea(p.voice, name='voice', rows=4, placeholder=VOICE, maxlength=MAX_TEXT)),
-        Label('Temperature', Input(name='temperature', value=p.temperature, placeholder="the model's own", inputmode='decimal', maxlength=5)),
-        Label('Context, in tokens', Input(name='context', value=p.context, placeholder="the model server's own", inputmode='numeric', maxlength=7)),
-        Label(Input(type='checkbox', name='commentary', value='1', checked=bool(p.commentary)), 'Comment on what I do in the app', cls='check'),
+        Label('Temperature',
+              Input(name='temperature', value=p.temperature, placeholder="the model's own", inputmode='decimal', maxlength=5)),
+        Label('Context, in tokens',
+              Input(name='context', value=p.context, placeholder="the model server's own", inputmode='numeric', maxlength=7)),
+        check_box('Comment on what I do in the app', name='commentary', value='1', checked=bool(p.commentary)),
         A('Save the chat as Markdown', href=export.to(profile=p.id), download=f'{p.name}.md'),
         hx_post=settings.to(profile=p.id), hx_trigger='change, submit', hx_swap='none', cls='panel'), cls='drop')
 
-def found(hits: list[dict]):
-    if not hits: return P('Nothing found.')
-    return Ul(*(Li(A(Safe(escape(h['text'], quote=False).replace('\x01', '<mark>').replace('\x02', '</mark>')), Small(h['name']),
-                     href=f"/profile/{h['profile']}?at={h['ref'] if h['kind'] == 'message' else 0}#{found_at(h)}")) for h in hits))
+def found(hits: list[dict]): return Ul(*map(hit, hits)) if hits else P('Nothing found.')
 
-def found_at(hit: dict) -> str: return f"{'msg' if hit['kind'] == 'message' else hit['kind']}-{hit['ref']}"
+def hit(h: dict):
+    text = escape(h['text'], quote=False).replace('\x01', '<mark>').replace('\x02', '</mark>')
+    at, name = (h['ref'], 'msg') if h['kind'] == 'message' else (0, h['kind'])
+    return Li(A(Safe(text), Small(h['name']), href=f"/profile/{h['profile']}?at={at}#{name}-{h['ref']}"))
 
 def toast(text: str, undo=None, oob='true'):
     "A word at the edge of the page, with a way back where there is one."
     return Div(text, Button('Undo', hx_post=undo, hx_swap='none') if undo else None, id='toast', role='status', hx_swap_oob=oob)
 
-def problem(status: int, text: str): return Title(TITLE), Main(H1(text), P(A('Back to the app', href='/')), cls='problem')
+def problem(text: str): return Title(TITLE), Main(H1(text), P(A('Back to the app', href='/')), cls='problem')
 
 HEAD, SIDE = [], []  # what stands in the header and beside the chat: functions of the profile, entered by the parts below
 
@@ -1574,15 +1683,17 @@ HEAD, SIDE = [], []  # what stands in the header and beside the chat: functions 
 
 HTMX = Path(importlib.util.find_spec('django_htmx').origin).parent/'static/django_htmx'
 if not (FILE.parent/'static').is_dir(): sys.exit(f'{FILE.parent} has no folder static: copy it along with {FILE.name}.')
-FILES = {'htmx.js': HTMX/'htmx-2.min.js', 'ws.js': HTMX/'ext/hx-ws-2.min.js'} | {f.name: f for f in (FILE.parent/'static').resolve().iterdir() if f.is_file() and not f.is_symlink()}
+FILES = {'htmx.js': HTMX/'htmx-2.min.js', 'ws.js': HTMX/'ext/hx-ws-2.min.js'}
+FILES |= {f.name: f for f in (FILE.parent/'static').resolve().iterdir() if f.is_file() and not f.is_symlink()}
 
 def versioned(name: str) -> str: return f'/static/{name}?v={FILES[name].stat().st_mtime_ns}'
 
 TITLE = NAME
 fh_cfg.indent = False
-hdrs = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Meta(name='color-scheme', content='light dark'),
-        Meta(name='htmx-config', content=json.dumps(dict(allowEval=False, includeIndicatorStyles=False, selfRequestsOnly=True, historyCacheSize=0, defaultSettleDelay=0,
-             responseHandling=[dict(code='422|[23]..', swap=True), dict(code='...', swap=False, error=True)]))),
+hdrs = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'),
+        Meta(name='color-scheme', content='light dark'), Meta(name='htmx-config', content=json.dumps(dict(
+            allowEval=False, includeIndicatorStyles=False, selfRequestsOnly=True, historyCacheSize=0, defaultSettleDelay=0,
+            responseHandling=[dict(code='422|[23]..', swap=True), dict(code='...', swap=False, error=True)]))),
         Link(rel='icon', href=versioned('icon.svg'), type='image/svg+xml'), Link(rel='stylesheet', href=versioned('app.css')),
         *(Script(src=versioned(n), defer=True) for n in ('htmx.js', 'ws.js', 'app.js')))
 
@@ -1597,12 +1708,14 @@ def private_key() -> str:
 async def on_error(req, exc):
     "Every error is a sentence: a small page where a person navigates, plain text for htmx and for scripts."
     status = getattr(exc, 'status_code', 500)
-    if isinstance(exc, apsw.BusyError): status, text = 503, 'The database is locked by another program. Close that one and try again.'
+    if isinstance(exc, apsw.BusyError):
+        status, text = 503, 'The database is locked by another program. Close that one and try again.'
     elif isinstance(exc, RecursionError): status, text = 400, 'What was sent is nested too deeply.'
     elif status == 500: text = 'Something in this app went wrong; nothing was changed. The terminal that runs it has the details.'
     elif status == 404: text = 'There is nothing here (any more). It may have been deleted elsewhere.'
     else: text = exc.detail
-    if 'hx-request' not in req.headers and 'text/html' in req.headers.get('accept', ''): return FtResponse(problem(status, text), status_code=status)
+    navigates = 'hx-request' not in req.headers and 'text/html' in req.headers.get('accept', '')
+    if navigates: return FtResponse(problem(text), status_code=status)
     return PlainTextResponse(text, status)
 
 async def lifespan(app):
@@ -1612,8 +1725,9 @@ async def lifespan(app):
     for t in tasks: t.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
-app = FastHTML(title=TITLE, default_hdrs=False, hdrs=(Safe(html_of(hdrs)),), canonical=False, htmlkw={'lang': 'en', 'data_accent': ACCENT}, lifespan=lifespan,
-               secret_key=private_key(), session_cookie=f'{SLUG}_session', exception_handlers={k: on_error for k in (HTTPException, 404, Exception, apsw.BusyError, RecursionError)})
+app = FastHTML(title=TITLE, default_hdrs=False, hdrs=(Safe(html_of(hdrs)),), canonical=False, lifespan=lifespan,
+               htmlkw={'lang': 'en', 'data_accent': ACCENT}, secret_key=private_key(), session_cookie=f'{SLUG}_session',
+               exception_handlers=dict.fromkeys((HTTPException, 404, Exception, apsw.BusyError, RecursionError), on_error))
 app.router.redirect_slashes = False
 
 def current(id: int | None, sess) -> Profile:
@@ -1626,7 +1740,9 @@ def one(tbl, id: int):
     if row is None or getattr(row, 'deleted', 0) and tbl is not messages: raise HTTPException(404)
     return row
 
-def picker(p: Profile): return model_select(list(backend.models), pick_model(p), backend.kind == 'ollama' and bool(env['OLLAMA_MODEL']), p.id)
+def picker(p: Profile):
+    return model_select(list(backend.models), pick_model(p), backend.kind == 'ollama' and bool(env['OLLAMA_MODEL']), p.id)
+
 async def watch_backend():
     "Looks for the model as long as somebody has the page open, so that the picker is right and the chat recovers by itself."
     before = None
@@ -1644,18 +1760,22 @@ async def watch_backend():
 async def static_file(name: str):
     "The few files that are served as files: those of static/ and the two of htmx; an address with a version never changes."
     if name not in FILES: raise HTTPException(404)
-    return Response(FILES[name].read_bytes(), media_type=mimetypes.guess_type(name)[0], headers={'cache-control': 'max-age=31536000, immutable'})
+    headers = {'cache-control': 'max-age=31536000, immutable'}
+    return Response(FILES[name].read_bytes(), media_type=mimetypes.guess_type(name)[0], headers=headers)
 
 @app.get('/')
-async def index(req, sess, show: str = 'all', undone: float = 0.): return profile_page(current(None, sess), req, sess, show, undone)
+async def index(req, sess, show: str = 'all', undone: float = 0.):
+    return profile_page(current(None, sess), req, sess, show, undone)
 
 @app.get('/profile/{id}')
-async def profile_view(id: int, req, sess, show: str = 'all', at: int = 0): return profile_page(one(profiles, id), req, sess, show, at=at)
+async def profile_view(id: int, req, sess, show: str = 'all', at: int = 0):
+    return profile_page(one(profiles, id), req, sess, show, at=at)
 
 def profile_page(p: Profile, req, sess, show: str, undone=0., at=0):
     sess['profile'] = p.id
     if theme := sess.get('theme'): req.htmlkw['data_theme'] = theme
-    word = toast(f'{gone.name} is deleted.', undo.to(kind='profile', stamp=gone.deleted)) if undone and (gone := first_row(profiles, 'deleted = ?', [undone])) else None
+    gone = first_row(profiles, 'deleted = ?', [undone]) if undone else None
+    word = toast(f'{gone.name} is deleted.', undo.to(kind='profile', stamp=gone.deleted)) if gone else None
     return page(p, [part(p) for part in HEAD], [part(p, show) for part in SIDE], chatq.newest(p.id, since=at), picker(p), word)
 
 @app.post
@@ -1672,9 +1792,9 @@ def quoted(title: str) -> str: return f'“{plain(title)}”'
 LISTS = {}
 
 class Listing:
-    """A table that is edited as a list: add, edit, delete, order, Undo, the same in every tab. Its rows have the fields `priority`
-    (the place, lowest first) and `deleted` (the time by which Undo finds it, else 0); with a `profile` there is a list for each.
-    A subclass says which field is its text, what a row shows, and what else it wants otherwise."""
+    """A table that is edited as a list: add, edit, delete, order, Undo, the same in every tab. Its rows have the fields
+    `priority` (the place, lowest first) and `deleted` (the time by which Undo finds it, else 0); with a `profile` there is
+    a list for each. A subclass says which field is its text, what a row shows, and what else it wants otherwise."""
     text, fields = 'name', ()  # the field that is the row's text, and the further ones of its edit form
 
     def __init__(self, tbl):
@@ -1685,7 +1805,6 @@ class Listing:
         if self.owned: searchable(self.kind, self.text)
 
     def parts(self, row): return Span(self.name(row), cls='title'),
-
     def name(self, row) -> str: return getattr(row, self.text)
 
     def among(self, profile: int | None) -> tuple[str, list]:
@@ -1698,11 +1817,12 @@ class Listing:
 
     def part(self, profile: int | None, after=(-1e300, 0)):
         "The list as it stands in the page, or its next part: what is far below comes as one scrolls there."
-        rows = self.rows(profile, PART + 1, after)
-        if len(rows) > PART: *rows, below = rows
-        else: below = None
-        more = below and Li('…', hx_get=more_rows.to(kind=self.kind, profile=profile or 0, priority=rows[-1].priority, id=rows[-1].id),
-                            hx_trigger='intersect once', hx_swap='outerHTML', id=f'{self.kind}-{below.id}-part', cls='part')
+        rows, more = self.rows(profile, PART + 1, after), None
+        if len(rows) > PART:
+            *rows, below = rows
+            further = more_rows.to(kind=self.kind, profile=profile or 0, priority=rows[-1].priority, id=rows[-1].id)
+            more = Li('…', hx_get=further, hx_trigger='intersect once', hx_swap='outerHTML',
+                      id=f'{self.kind}-{below.id}-part', cls='part')
         return Ul(*(item(self.kind, r) for r in rows), more, id=f'{self.kind}-list')
 
     def around(self) -> dict:
@@ -1717,13 +1837,12 @@ class Listing:
         return {}
 
     def row(self, id: int): return one(self.table, id)
-
     def of(self, row) -> int | None: return getattr(row, 'profile', None)
 
     async def add(self, row):
         "Stores a new row at the end of its list, shows it in the other tabs, and answers it."
         cond, args = self.among(self.of(row))
-        row.priority = db.q(f'select coalesce(max(priority), 0) + 1 n from {self.kind} where {cond}', args)[0]['n']
+        row.priority = db.item(f'select coalesce(max(priority), 0) + 1 from {self.kind} where {cond}', args)
         row = self.table.insert(row)
         self.show(row, 'end')
         return row
@@ -1739,11 +1858,13 @@ class Listing:
         "Puts a row before another one, or at the end: halfway between its new neighbours, so that one row is written."
         cond, args = self.among(self.of(row))
         if before: below = self.row(before).priority
-        else: below = db.q(f'select coalesce(max(priority), 0) + 2 n from {self.kind} where {cond}', args)[0]['n']
-        above = db.q(f'select max(priority) n from {self.kind} where {cond} and priority < ? and id <> ?', [*args, below, row.id])[0]['n']
+        else: below = db.item(f'select coalesce(max(priority), 0) + 2 from {self.kind} where {cond}', args)
+        nearer = f'{cond} and priority < ? and id <> ?'
+        above = db.item(f'select max(priority) from {self.kind} where {nearer}', [*args, below, row.id])
         priority = below - 1 if above is None else (above + below)/2
         if priority in (above, below):  # no number is left between them: number the list anew, once in a great while
-            db.q(f'update {self.kind} set priority = n from (select id i, row_number() over (order by priority, id) n from {self.kind} where {cond}) where id = i', args)
+            places = f'select id i, row_number() over (order by priority, id) n from {self.kind} where {cond}'
+            db.q(f'update {self.kind} set priority = n from ({places}) where id = i', args)
             return await self.move(row, before)
         self.show(self.table.update(id=row.id, priority=priority), f'{self.kind}-{before}' if before else 'end')
         if by_model.get(): await self.happened(f'Moved {quoted(self.name(row))}', row, dict(id=row.id, priority=row.priority))
@@ -1758,64 +1879,68 @@ class Listing:
     def show(self, row, put='here', everyone=False):
         "Shows a row that is new, changed, moved or deleted in the other tabs, and what hangs on it in all."
         li = lambda: Li(id=f'{self.kind}-{row.id}', data_put='gone') if row.deleted else item(self.kind, row, put)
-        chatq.push(f'{self.kind}-{row.id}', lambda _: Ul(li(), hx_swap_oob=f'beforeend:#{self.kind}-list'), self.of(row), everyone)
+        placed = lambda _: Ul(li(), hx_swap_oob=f'beforeend:#{self.kind}-list')
+        chatq.push(f'{self.kind}-{row.id}', placed, self.of(row), everyone)
         for key, ft in self.around().items(): chatq.push(key, ft, self.of(row) if key == self.kind else None, everyone=True)
 
-    def show_all(self, profile: int | None):
-        chatq.push('lists', whole_lists, profile, everyone=True)
+    def show_all(self, profile: int | None): chatq.push('lists', whole_lists, profile, everyone=True)
 
     async def happened(self, what: str, row, before: dict | None = None):
-        "An event line in the chat, with Undo where the model did it; where the profile wants it a remark of the model on it, later."
+        "An event line in the chat, with Undo where the model did it; where the profile wants it a remark of the model, later."
         if not self.owned: return
-        if by_model.get(): return await chatq(f'The model {what[0].lower()}{what[1:]}', profile=row.profile, undo=json.dumps([self.kind, before]) if before else '')
+        if by_model.get():
+            back = json.dumps([self.kind, before]) if before else ''
+            return await chatq(f'The model {what[0].lower()}{what[1:]}', profile=row.profile, undo=back)
         await chatq(what, profile=row.profile)
-        if db.q('select commentary from profile where id = ?', [row.profile])[0]['commentary']: chatq.comment(row.profile)
+        if db.item('select commentary from profile where id = ?', [row.profile]): chatq.comment(row.profile)
 
 def whole_lists(profile: int):
     "The lists anew, for a tab that was away or where many rows have changed; which todos it shows is the tab's own affair."
     return (*(lst.part(profile)(id=None, hx_swap_oob=f'innerHTML:#{kind}-list') for kind, lst in LISTS.items()),
             *(ft(profile) for lst in LISTS.values() for ft in lst.around().values()))
 
-chatq.view = SimpleNamespace(message=message, foot=foot, thinking=thinking, thinking_head=thinking_head, note=note, memory_line=memory_line, bar=bar, question=question,
-                             timeline=timeline, lists=whole_lists)
+chatq.view = SimpleNamespace(message=message, foot=foot, thinking=thinking, thinking_head=thinking_head, note=note, bar=bar,
+                             question=question, memory_line=memory_line, timeline=timeline, lists=whole_lists)
 
 def listed(kind: str) -> Listing:
     if kind not in LISTS: raise HTTPException(404)
     return LISTS[kind]
 
 def add_form(kind: str, button: str, hint: str, profile: int | None = None, to: str = ''):
-    return Form(Input(name=LISTS[kind].text, placeholder=hint, aria_label=hint, maxlength=MAX_TITLE, autocomplete='off', enterkeyhint='done'),
-                Hidden(profile, name='profile') if profile else None, Button(button), cls='add',
+    field = Input(name=LISTS[kind].text, placeholder=hint, aria_label=hint, maxlength=MAX_TITLE, autocomplete='off',
+                  enterkeyhint='done')
+    return Form(field, Hidden(profile, name='profile') if profile else None, Button(button), cls='add',
                 hx_post=to or add.to(kind=kind), hx_target=f'#{kind}-list', hx_swap='beforeend', data_reset='1')
 
 def item(kind: str, row, put: str | None = None):
     """A row of a list: its own parts, and what every list's rows have: edit, delete, and a grip to move it. `put` tells
     other tabs where it stands now: 'here' as before, the id of the row below it, or 'end'."""
-    key = kind, put, *(getattr(row, f) for f in LISTS[kind].types)  # the same row is rendered once, since a list may be long
-    if key not in rendered:
-        if len(rendered) > 5000: rendered.clear()
-        rendered[key] = Safe(html_of(item_ft(kind, row, put)))
-    return rendered[key]
+    return rendered(kind, put, *(getattr(row, f) for f in LISTS[kind].types))
 
-rendered = {}
-
-def item_ft(kind: str, row, put: str | None):
-    name, at = LISTS[kind].name(row), dict(hx_target=f'#{kind}-{row.id}', hx_swap='outerHTML')
-    return Li(Button('⠿', cls='quiet grip', aria_label=f'Move {name}', title='Drag, or Alt+↑ and Alt+↓', tabindex='-1', type='button'),
-              *LISTS[kind].parts(row),
-              Button('✎', cls='quiet', aria_label=f'Rename {name}', title='Edit', hx_get=edit.to(kind=kind, id=row.id), **at),
-              Button('×', cls='quiet', aria_label=f'Delete {name}', title='Delete', hx_post=delete.to(kind=kind, id=row.id), **at),
-              id=f'{kind}-{row.id}', cls='done' if getattr(row, 'done', False) else None, tabindex='0', data_put=put)
+@lru_cache(5000)  # the same row is rendered once, since a list may be long
+def rendered(kind: str, put: str | None, *values):
+    lst = LISTS[kind]
+    row = lst.table.cls(**dict(zip(lst.types, values, strict=True)))
+    name, at = lst.name(row), dict(hx_target=f'#{kind}-{row.id}', hx_swap='outerHTML')
+    grip, edit_it, delete_it = (
+        Button('⠿', cls='quiet grip', aria_label=f'Move {name}', title='Drag, or Alt+↑ and Alt+↓', tabindex='-1', type='button'),
+        Button('✎', cls='quiet', aria_label=f'Rename {name}', title='Edit', hx_get=edit.to(kind=kind, id=row.id), **at),
+        Button('×', cls='quiet', aria_label=f'Delete {name}', title='Delete', hx_post=delete.to(kind=kind, id=row.id), **at))
+    return Safe(html_of(Li(grip, *lst.parts(row), edit_it, delete_it, id=f'{kind}-{row.id}',
+                           cls='done' if getattr(row, 'done', False) else None, tabindex='0', data_put=put)))
 
 def edit_item(kind: str, row):
     "A row as a form: leaving it saves, Escape gives up; a list with more than its text is saved by its button."
     lst = LISTS[kind]
-    field = lambda f, **kw: Input(value=getattr(row, f), maxlength=MAX_TITLE, autocomplete='off', **dict(name=f, aria_label=f.capitalize(), placeholder=f.capitalize()) | kw)
-    check = lambda f: Label(Input(type='checkbox', name=f, value='1', checked=bool(getattr(row, f))), f.capitalize(), cls='check')
+    def field(f, **kw):
+        words = dict(name=f, aria_label=f.capitalize(), placeholder=f.capitalize())
+        return Input(value=getattr(row, f), maxlength=MAX_TITLE, autocomplete='off', **words | kw)
+    check = lambda f: check_box(f.capitalize(), name=f, value='1', checked=bool(getattr(row, f)))
     return Li(Form(field(lst.text, name='name', aria_label=f'New name of {lst.name(row)}', placeholder=None, autofocus=True),
                    *(check(f) if lst.types[f] is bool else field(f) for f in lst.fields), Button('Save') if lst.fields else None,
-                   hx_post=rename.to(kind=kind, id=row.id), hx_target=f'#{kind}-{row.id}', hx_swap='outerHTML', hx_sync='this:drop',
-                   hx_trigger='submit' if lst.fields else 'submit, focusout', data_cancel=item_view.to(kind=kind, id=row.id)),
+                   hx_post=rename.to(kind=kind, id=row.id), hx_target=f'#{kind}-{row.id}', hx_swap='outerHTML',
+                   hx_sync='this:drop', hx_trigger='submit' if lst.fields else 'submit, focusout',
+                   data_cancel=item_view.to(kind=kind, id=row.id)),
               id=f'{kind}-{row.id}', cls='editing')
 
 @app.post
@@ -1830,10 +1955,8 @@ async def add(kind: str, data: dict, sess, profile: int = None):
 
 @app.get
 async def item_view(kind: str, id: int): return item(kind, listed(kind).row(id))
-
 @app.get
 async def more_rows(kind: str, profile: int, priority: float, id: int): return listed(kind).part(profile, (priority, id)).children
-
 @app.get
 async def edit(kind: str, id: int): return edit_item(kind, listed(kind).row(id))
 
@@ -1843,16 +1966,21 @@ async def rename(kind: str, id: int, data: dict, name: str = ''):
     name = clean(name, MAX_TITLE, 'The name').replace('\n', ' ')
     if not name and not lst.fields: return await delete(kind, id)
     if not name: raise HTTPException(400, 'It needs a name: type one, or press Escape.')
+    def value(f):
+        if lst.types[f] is bool: return data.get(f) == '1'
+        return clean(str(data.get(f, getattr(row, f))), MAX_TITLE, f.capitalize())
     whole = any(f in data for f in lst.fields)  # an unticked box is not sent
-    fields = {f: data.get(f) == '1' if lst.types[f] is bool else clean(str(data.get(f, getattr(row, f))), MAX_TITLE, f.capitalize()) for f in lst.fields if whole}
-    return item(kind, await lst.change(row, name != lst.name(row) and f'Renamed {quoted(lst.name(row))} to {quoted(name)}', **{lst.text: name}, **fields))
+    fields = {f: value(f) for f in lst.fields} if whole else {}
+    what = name != lst.name(row) and f'Renamed {quoted(lst.name(row))} to {quoted(name)}'
+    return item(kind, await lst.change(row, what, **{lst.text: name}, **fields))
 
 @app.post
 async def delete(kind: str, id: int, sure: int = 0):
     lst, row = listed(kind), listed(kind).row(id)
     if (no := lst.keep(row, sure)) is not None: return no
     row = await lst.change(row, f'Deleted {quoted(lst.name(row))}', deleted=time.time())
-    if any(kind == 'profile' and t.profile == id and t.key == acting_tab.get() for t in chatq.tabs): return Redirect(index.to(undone=row.deleted))
+    shown_here = any(t.profile == id and t.key == acting_tab.get() for t in chatq.tabs)
+    if kind == 'profile' and shown_here: return Redirect(index.to(undone=row.deleted))
     return toast(f'“{lst.name(row)}” is deleted.', undo.to(kind=kind, stamp=row.deleted))
 
 @app.post
@@ -1897,11 +2025,13 @@ class Profiles(Listing):
         "The last profile cannot go, and one that is not empty only after saying what goes with it."
         if len(self.rows()) == 1: raise HTTPException(400, 'The last profile cannot be deleted: add another one first.')
         owned = [kind for kind, lst in LISTS.items() if lst.owned] + ['message']
-        goes = {t: n for t in owned if (n := db.q(f'select count(*) n from {t} where profile = ? and not deleted', [p.id])[0]['n'])}
+        count = lambda t: db.item(f'select count(*) from {t} where profile = ? and not deleted', [p.id])
+        goes = {t: n for t in owned if (n := count(t))}
         if not goes or sure: return
-        return Li(Span(f'{p.name} goes with {" and ".join(many(n, t) for t, n in goes.items())}.', cls='title'),
-                  Button(f'Delete {p.name}', hx_post=delete.to(kind='profile', id=p.id, sure=1), hx_target=f'#profile-{p.id}', hx_swap='outerHTML'),
-                  Button('Keep', hx_get=item_view.to(kind='profile', id=p.id), hx_target=f'#profile-{p.id}', hx_swap='outerHTML'), id=f'profile-{p.id}', cls='asking')
+        what, at = ' and '.join(many(n, t) for t, n in goes.items()), dict(hx_target=f'#profile-{p.id}', hx_swap='outerHTML')
+        return Li(Span(f'{p.name} goes with {what}.', cls='title'),
+                  Button(f'Delete {p.name}', hx_post=delete.to(kind='profile', id=p.id, sure=1), **at),
+                  Button('Keep', hx_get=item_view.to(kind='profile', id=p.id), **at), id=f'profile-{p.id}', cls='asking')
 
 Profiles(profiles)
 
@@ -1912,8 +2042,12 @@ def profile_menu(chosen: int):
     return Ul(*(Li(link(p), Small(n, Span(' open', cls='hide')) if (n := open_rows[p.id]) else None)
                 for p in LISTS['profile'].rows() if p.active or p.id == chosen), id='profile-menu')
 
-HEAD.append(lambda p: Details(Summary(Span(p.name, id='profile-name')), Div(
-    profile_menu(p.id), Details(Summary('Edit profiles'), LISTS['profile'].part(None), add_form('profile', 'Add profile', 'Name of the new profile', to='/profile')), cls='panel'), cls='drop'))
+def profile_drop(p: Profile):
+    adding = add_form('profile', 'Add profile', 'Name of the new profile', to='/profile')
+    editing = Details(Summary('Edit profiles'), LISTS['profile'].part(None), adding)
+    return Details(Summary(Span(p.name, id='profile-name')), Div(profile_menu(p.id), editing, cls='panel'), cls='drop')
+
+HEAD.append(profile_drop)
 
 @app.post('/profile')
 async def add_profile(data: dict, sess): return await add('profile', data, sess)
@@ -1928,38 +2062,49 @@ class Todos(Listing):
     text = 'title'
 
     def parts(self, t):
-        return (Input(type='checkbox', id=f'check-{t.id}', name=None, checked=bool(t.done), autocomplete='off', aria_label=t.title, hx_post=toggle.to(id=t.id),
-                      hx_target=f'#todo-{t.id}', hx_swap='outerHTML'), Span(t.title, cls='title'))
+        box = Input(type='checkbox', id=f'check-{t.id}', name=None, checked=bool(t.done), autocomplete='off', aria_label=t.title,
+                    hx_post=toggle.to(id=t.id), hx_target=f'#todo-{t.id}', hx_swap='outerHTML')
+        return box, Span(t.title, cls='title')
 
     def around(self):
-        return {'todo': lambda profile: todo_bar(profile, *self.counts(profile))(hx_swap_oob='true')} | (LISTS['profile'].around() if 'profile' in LISTS else {})
+        bar = lambda profile: todo_bar(profile, *self.counts(profile))(hx_swap_oob='true')
+        return {'todo': bar} | (LISTS['profile'].around() if 'profile' in LISTS else {})
 
     def counts(self, profile) -> tuple[int, int]:
         "How many todos of a profile are open, and done."
-        n = {r['done']: r['n'] for r in db.q('select done, count(*) n from todo where profile = ? and not deleted group by done', [profile])}
+        rows = db.q('select done, count(*) n from todo where profile = ? and not deleted group by done', [profile])
+        n = {r['done']: r['n'] for r in rows}
         return n.get(0, 0), n.get(1, 0)
 
-    def open(self): return {r['profile']: r['n'] for r in db.q('select profile, count(*) n from todo where not deleted and not done group by profile')}
+    def open(self):
+        rows = db.q('select profile, count(*) n from todo where not deleted and not done group by profile')
+        return {r['profile']: r['n'] for r in rows}
 
 todos = table(Todo)
 todo_list = Todos(todos)
 
 def todo_section(p: Profile, show: str):
-    links, show = (('all', 'All'), ('active', 'Active'), ('completed', 'Completed')), show if show in ('active', 'completed') else 'all'
+    if show not in ('active', 'completed'): show = 'all'
+    link = lambda key: A(key.capitalize(), href=f'/profile/{p.id}' + (f'?show={key}' if key != 'all' else ''),
+                         aria_current='page' if key == show else None)
+    copy = Button('Copy list', type='button', cls='copy quiet', data_text=todo_markdown.to(profile=p.id))
     return Section(  # the filter is CSS: what comes to match it is in its place already
-        Div(H2('Todo'), Button('Copy list', type='button', cls='copy quiet', data_text=todo_markdown.to(profile=p.id)), cls='bar'),
-        add_form('todo', 'Add', 'What needs to be done?', p.id, to='/todo'), todo_bar(p.id, *todo_list.counts(p.id)), todo_list.part(p.id),
-        Nav(*(A(name, href=f'/profile/{p.id}' + (f'?show={key}' if key != 'all' else ''), aria_current='page' if key == show else None) for key, name in links),
-            cls='filter', aria_label='Filter'), cls='todos', aria_label='Todo', data_show=show)
+        Div(H2('Todo'), copy, cls='bar'), add_form('todo', 'Add', 'What needs to be done?', p.id, to='/todo'),
+        todo_bar(p.id, *todo_list.counts(p.id)), todo_list.part(p.id),
+        Nav(*map(link, ('all', 'active', 'completed')), cls='filter', aria_label='Filter'),
+        cls='todos', aria_label='Todo', data_show=show)
 
 SIDE.append(todo_section)
 
 def todo_bar(profile: int, left: int, done: int):
     "Mark all, the counter and Clear completed: what changes with every todo; empty where there is none."
     if not left + done: return Div(id='todo-bar')
-    return Div(Label(Input(type='checkbox', id='toggle-all', name=None, checked=not left, autocomplete='off', hx_post=toggle_all.to(profile=profile), hx_swap='none'), Span('Mark all as complete', cls='hide')),
+    every = Input(type='checkbox', id='toggle-all', name=None, checked=not left, autocomplete='off',
+                  hx_post=toggle_all.to(profile=profile), hx_swap='none')
+    clear = Button('Clear completed', cls='quiet', hx_post=clear_completed.to(profile=profile), hx_target='#toast', hx_swap='outerHTML')
+    return Div(Label(every, Span('Mark all as complete', cls='hide')),
                Span(Strong(f'{left:,}'), ' item left' if left == 1 else ' items left', id='todo-count'),
-               Button('Clear completed', cls='quiet', hx_post=clear_completed.to(profile=profile), hx_target='#toast', hx_swap='outerHTML') if done else None, id='todo-bar')
+               clear if done else None, id='todo-bar')
 
 @app.post('/todo')
 async def new_todo(sess, title: str = '', profile: int = None):
@@ -1967,18 +2112,21 @@ async def new_todo(sess, title: str = '', profile: int = None):
     p, rows = current(profile, sess), []
     for line in clean(title, MAX_BODY, 'The todo').split('\n'):
         m = re.match(r'\s*(?:[-*+]|\d+[.)])\s+(?:\[([ xX])\]\s*)?(?=\S)', line) if '\n' in title else None
-        if text := clean(line[m.end():] if m else line, MAX_TITLE, 'The todo'): rows.append(Todo(title=text, profile=p.id, done=bool(m and m[1] in ('x', 'X'))))
+        if text := clean(line[m.end():] if m else line, MAX_TITLE, 'The todo'):
+            rows.append(Todo(title=text, profile=p.id, done=bool(m and m[1] in ('x', 'X'))))
     if not rows: raise HTTPException(400, 'Type what needs to be done, then press Enter.')
     if len(rows) > 500: raise HTTPException(400, f'These are {len(rows)} lines: at most 500 todos can be added at once.')
     with db.conn:  # one transaction, and so one write
         rows = [await todo_list.add(row) for row in rows]
-        await todo_list.happened(f'Added {quoted(rows[0].title)}' + (f' and {many(len(rows) - 1, "more todo")}' if len(rows) > 1 else ''), rows[0])
+        more = f' and {many(len(rows) - 1, "more todo")}' if len(rows) > 1 else ''
+        await todo_list.happened(f'Added {quoted(rows[0].title)}{more}', rows[0])
     return ''.join(item('todo', row) for row in rows)
 
 @app.post('/toggle/{id}')
 async def toggle(id: int): return item('todo', await finish(todo_list.row(id)))
 
-async def finish(t: Todo): return await todo_list.change(t, f'{"Reopened" if t.done else "Finished"} {quoted(t.title)}', done=not t.done)
+async def finish(t: Todo):
+    return await todo_list.change(t, f'{"Reopened" if t.done else "Finished"} {quoted(t.title)}', done=not t.done)
 
 async def change_many(profile: int, sql: str, args: list, what: str):
     "One statement over a profile's todos, shown in all tabs."
@@ -1989,16 +2137,19 @@ async def change_many(profile: int, sql: str, args: list, what: str):
 @app.post
 async def toggle_all(profile: int):
     left = todo_list.counts(one(profiles, profile).id)[0]
-    await change_many(profile, 'done = ? where profile = ? and not deleted', [bool(left), profile], 'Finished all todos' if left else 'Reopened all todos')
+    what = 'Finished all todos' if left else 'Reopened all todos'
+    await change_many(profile, 'done = ? where profile = ? and not deleted', [bool(left), profile], what)
 
 @app.post
 async def clear_completed(profile: int):
     done, stamp = todo_list.counts(one(profiles, profile).id)[1], time.time()
-    await change_many(profile, 'deleted = ? where profile = ? and done and not deleted', [stamp, profile], f'Cleared {many(done, "finished todo")}')
-    return toast(f'Cleared {many(done, "finished todo")}.', undo.to(kind='todo', stamp=stamp), oob=None)  # its button may be gone by now
+    what = f'Cleared {many(done, "finished todo")}'
+    await change_many(profile, 'deleted = ? where profile = ? and done and not deleted', [stamp, profile], what)
+    return toast(f'{what}.', undo.to(kind='todo', stamp=stamp), oob=None)  # its button may be gone by now
 
 @app.get
-async def todo_markdown(profile: int): return PlainTextResponse(''.join(f'- [{"x" if t.done else " "}] {t.title}\n' for t in todo_list.rows(one(profiles, profile).id)))
+async def todo_markdown(profile: int): return PlainTextResponse(as_markdown(todo_list.rows(one(profiles, profile).id)))
+def as_markdown(rows: list) -> str: return ''.join(f'- [{"x" if t.done else " "}] {t.title}\n' for t in rows)
 
 # What the model may do where it has the tools capability: it calls what the routes call, and each act gets an Undo in the chat.
 
@@ -2013,7 +2164,8 @@ def own(chat: Chatter, id: int) -> Todo:
 @tool
 async def list_todos(chat):
     "Lists the person's todos, in order, with their ids."
-    return '\n'.join(f'{t.id}: [{"x" if t.done else " "}] {t.title}' for t in todo_list.rows(chat.profile, 500)) or 'The list is empty.'
+    rows = todo_list.rows(chat.profile, 500)
+    return '\n'.join(f'{t.id}: [{"x" if t.done else " "}] {t.title}' for t in rows) or 'The list is empty.'
 
 @tool
 async def add_todo(chat, title: str):
@@ -2044,7 +2196,8 @@ async def move_todo(chat, id: int, before_id: int = 0):
 async def delete_todo(chat, id: int):
     "Deletes a todo, after asking the person."
     t = own(chat, id)
-    if await chat.ask(f'Delete the todo “{t.title}”?', f'Delete {t.title}', 'Keep it') == 'Keep it': return 'The person wants to keep it.'
+    said = await chat.ask(f'Delete the todo “{t.title}”?', f'Delete {t.title}', 'Keep it')
+    if said == 'Keep it': return 'The person wants to keep it.'
     await todo_list.change(own(chat, id), f'Deleted {quoted(t.title)}', deleted=time.time())
 
 # ---- 13. Routes: the page, the chat and the rest, each reads as one sentence -------------------------
@@ -2053,7 +2206,8 @@ async def delete_todo(chat, id: int):
 async def find(q: str = ''):
     words = ' '.join('"' + w.replace('"', '""') + '"*' for w in q.replace('\0', '').split())
     if not words: return Response('')
-    return found(db.q("select find.kind, find.ref, find.profile, snippet(find, 0, '\x01', '\x02', '…', 12) text, p.name from find join profile p on p.id = find.profile "
+    return found(db.q("select find.kind, find.ref, find.profile, snippet(find, 0, '\x01', '\x02', '…', 12) text, p.name "
+                      'from find join profile p on p.id = find.profile '
                       'where not p.deleted and find match ? order by rank limit 20', [words]))
 
 @app.get
@@ -2066,10 +2220,8 @@ async def older_messages(before: int):
 
 @app.get
 async def source(id: int): return PlainTextResponse(one(messages, id).content)
-
 @app.post
 async def new_chat(profile: int): await chatq('---', profile=one(profiles, profile).id)
-
 @app.post
 async def stop(profile: int): chatq.stop(one(profiles, profile).id)
 
@@ -2086,7 +2238,6 @@ def closed(id: int) -> Message:
 
 @app.post
 async def try_again(id: int): chatq.run_again(m) if (m := closed(id)).job else chatq.retry(m)
-
 @app.post
 async def go_on(id: int): chatq.retry(closed(id), keep=True)
 
@@ -2107,7 +2258,8 @@ async def restore_message(id: int):
 @app.post
 async def reply(id: int, n: int):
     chat = chatq.live.get(id)
-    if not (chat and chat.asked and not chat.asked.done() and 0 <= n < len(chat.row.question[1])): raise HTTPException(400, 'This question is not open any more.')
+    is_open = chat and chat.asked and not chat.asked.done() and 0 <= n < len(chat.row.question[1])
+    if not is_open: raise HTTPException(400, 'This question is not open any more.')
     chat.asked.set_result(n)
 
 @app.post
@@ -2120,7 +2272,7 @@ async def cancel(id: int): chatq.cancel(id)
 @app.post
 async def pull(id: int):
     m = closed(id)
-    if not (name := re.search(r'`ollama pull ([^`]+)`', m.error)): raise HTTPException(400, 'There is nothing to download here any more.')
+    if not (name := PULL.search(m.error)): raise HTTPException(400, 'There is nothing to download here any more.')
     chat = chatq.open('job', m.profile)
     chat.send(f'Downloading {quoted(name[1])}')
     chat.progress(0)
@@ -2133,15 +2285,19 @@ async def warm(profile: int): chatq.warming = asyncio.create_task(preload(one(pr
 @app.post
 async def settings(profile: int, voice: str = '', temperature: str = '', context: str = '', commentary: str = ''):
     p, temperature, context = one(profiles, profile), temperature.strip().replace(',', '.'), context.strip()
-    if temperature and not (re.fullmatch(r'\d*\.?\d+', temperature) and float(temperature) <= 2): raise HTTPException(400, 'The temperature is a number from 0 to 2, or empty.')
-    if context and not (context.isascii() and context.isdigit() and 512 <= int(context) <= 2**20): raise HTTPException(400, 'The context is a number of tokens from 512 to 1048576, or empty.')
-    profiles.update(id=p.id, voice=clean(voice, MAX_TEXT, 'The system prompt'), temperature=temperature, context=context, commentary=commentary == '1')
+    if temperature and not (re.fullmatch(r'\d*\.?\d+', temperature) and float(temperature) <= 2):
+        raise HTTPException(400, 'The temperature is a number from 0 to 2, or empty.')
+    if context and not (context.isascii() and context.isdigit() and 512 <= int(context) <= 2**20):
+        raise HTTPException(400, 'The context is a number of tokens from 512 to 1048576, or empty.')
+    profiles.update(id=p.id, voice=clean(voice, MAX_TEXT, 'The system prompt'), temperature=temperature, context=context,
+                    commentary=commentary == '1')
     return toast('Saved.')
 
 @app.get
 async def export(profile: int):
     names = {'user': '## You', 'assistant': '## Model', 'job': '## App', 'event': ''}
-    text = '\n\n'.join(f'{names[m.role]}\n\n{m.content}'.strip() for m in messages("profile = ? and not deleted and content <> ''", [one(profiles, profile).id], order_by='id'))
+    rows = messages("profile = ? and not deleted and content <> ''", [one(profiles, profile).id], order_by='id')
+    text = '\n\n'.join(f'{names[m.role]}\n\n{m.content}'.strip() for m in rows)
     return Response(text + '\n', media_type='text/markdown', headers={'content-disposition': 'attachment'})
 
 @app.post('/chatq')
@@ -2154,10 +2310,12 @@ async def from_script(text: str = None, progress: str = '', done: str = '', id: 
     except ValueError: percent = -1.
     if not 0 <= percent <= 100: raise HTTPException(400, f'progress is “{progress[:40]}”: it has to be a number from 0 to 100.')
     if id:
-        if not (id.isascii() and id.isdigit() and len(id) < 16): raise HTTPException(400, f'id is “{id[:40]}”: it has to be the number that this address answered.')
+        if not (id.isascii() and id.isdigit() and len(id) < 16):
+            raise HTTPException(400, f'id is “{id[:40]}”: it has to be the number that this address answered.')
         row = one(messages, int(id))
         if row.deleted: raise HTTPException(404)
-        if row.role != 'job' or row.job or row.id in chatq.tasks: raise HTTPException(400, f'Message {id} is none that came from a script.')
+        if row.role != 'job' or row.job or row.id in chatq.tasks:
+            raise HTTPException(400, f'Message {id} is none that came from a script.')
     elif not text: raise HTTPException(400, 'Say something: the field text is empty.')
     else: row = chatq.new('job', named(profile).id)
     if not id and not progress: return PlainTextResponse(str(await chatq(text, 'job', row.profile)))
@@ -2177,13 +2335,15 @@ def named(profile: str) -> Profile:
     "A profile by id or by name; without either the first."
     rows = list(profiles('not deleted', order_by='priority, id'))
     if not profile: return rows[0]
-    if p := next((p for p in rows if str(p.id) == profile), None) or next((p for p in rows if p.name == profile.strip()), None): return p
+    fits = [p for p in rows if str(p.id) == profile] + [p for p in rows if p.name == profile.strip()]
+    if fits: return fits[0]
     raise HTTPException(400, f'There is no profile “{profile[:40]}”.')
 
 async def on_connect(ws):
     number = lambda k: int(v) if (v := ws.query_params.get(k, '')).isascii() and v.isdigit() and len(v) < 16 else None
     known = first_row(profiles, 'id = ? and not deleted', [number('profile') or 0])
-    if not (p := known if ws.query_params.get('profile') else current(None, ws.session)): return  # `ws` says so when it is spoken to
+    p = known if ws.query_params.get('profile') else current(None, ws.session)
+    if not p: return  # `ws` says so when it is spoken to
     ws.scope['tab'] = chatq.connect(ws, p.id, ws.query_params.get('tab', ''), number('seen'), number('first'), number('last'))
 
 async def on_disconnect(ws):
@@ -2198,7 +2358,8 @@ async def ws(ws, msg: str = '', bad: str = ''):
         if bad: raise HTTPException(400, 'The app did not understand what the page sent: reload it.')
         if not (text := clean(msg, MAX_TEXT, 'The message')): raise HTTPException(400, 'Type a message first.')
         tab = ws.scope.get('tab')
-        if not tab or not first_row(profiles, 'id = ? and not deleted', [tab.profile]): raise HTTPException(404, 'This profile is not there any more: choose another one.')
+        if not tab or not first_row(profiles, 'id = ? and not deleted', [tab.profile]):
+            raise HTTPException(404, 'This profile is not there any more: choose another one.')
         chatq.ask(tab.profile, text)
     except HTTPException as e: return toast(e.detail)
     except apsw.BusyError: return toast('The database is locked by another program. Close that one and send again.')
@@ -2208,7 +2369,6 @@ async def ws(ws, msg: str = '', bad: str = ''):
 JOBS, SLOTS, SECRETS = {}, asyncio.Semaphore(JOBS_AT_ONCE), DATA/f'{FILE.stem}.secrets.json'
 
 class Lines(str): "A job's parameter that is a text of several lines."
-
 class Secret(str): "A job's parameter that is asked for once, kept in a file that only this user can read, and shown nowhere."
 
 def job(f):
@@ -2217,7 +2377,8 @@ def job(f):
     in the event loop; what it returns, or yields, is sent to the chat."""
     async def tool(chat, **values):
         title, shown = label(f), ', '.join(f'{k}: {v}' for k, v in values.items() if v != '')
-        if await chat.ask(f'Start {title}{shown and f" with {shown[:300]}"}?', f'Start {title}', 'No') == 'No': return 'The person said no.'
+        question = f'Start {title}{shown and f" with {shown[:300]}"}?'
+        if await chat.ask(question, f'Start {title}', 'No') == 'No': return 'The person said no.'
         values, wrong = job_values(f, values)
         if wrong: raise ValueError(f'{", ".join(wrong)} has to be typed into the form of {title} once')
         start_job(f, values, chat.profile)
@@ -2229,7 +2390,6 @@ def job(f):
     return f
 
 def label(f) -> str: return f.__name__.replace('_', ' ').capitalize()
-
 def kept_secrets() -> dict[str, str]: return json.loads(SECRETS.read_text()) if SECRETS.exists() else {}
 
 def without_secrets(text: str) -> str:
@@ -2239,7 +2399,8 @@ def without_secrets(text: str) -> str:
 def job_values(f, given: dict) -> tuple[dict, dict]:
     "The checked values for a job, and by name what is wrong with them. Its secrets are kept from here on, and not among them."
     kept, names = kept_secrets(), {p.name for p in params(f) if p.annotation is Secret}
-    values, wrong = values_of(f, {k: v for k, v in given.items() if v != '' or k not in kept} | {k: kept[k] for k in names & {*kept} if not given.get(k)})
+    typed = {k: v for k, v in given.items() if v != '' or k not in kept}
+    values, wrong = values_of(f, typed | {k: kept[k] for k in names & {*kept} if not given.get(k)})
     found = {k: v for k in names & {*values} if (v := values.pop(k))}
     if found.items() - kept.items() and not wrong: write_private(SECRETS, json.dumps(kept | found))
     return values, wrong
@@ -2247,7 +2408,8 @@ def job_values(f, given: dict) -> tuple[dict, dict]:
 def start_job(f, values: dict, profile: int, row: Message | None = None):
     "Puts a job in line, in a message of its own, or anew in that of an earlier run."
     if row: row.content, row.error, row.progress = '', '', -1.
-    chat = chatq.open('job', profile, row, 'queued' if SLOTS.locked() else 'streaming', model=label(f), job=json.dumps(dict(name=f.__name__, values=values), default=str))
+    said = json.dumps(dict(name=f.__name__, values=values), default=str)
+    chat = chatq.open('job', profile, row, 'queued' if SLOTS.locked() else 'streaming', model=label(f), job=said)
     chatq.start(chat, run_job(chat, f, values))
 
 def run_again(row: Message):
@@ -2264,7 +2426,8 @@ async def run_job(chat: Chatter, f, values: dict):
         chat.state('streaming')
         try:
             kept = kept_secrets()
-            result = await (await_all if in_loop else in_thread)(f, chat, values | {p.name: kept[p.name] for p in params(f) if p.annotation is Secret and p.name in kept})
+            secret = {p.name: kept[p.name] for p in params(f) if p.annotation is Secret and p.name in kept}
+            result = await (await_all if in_loop else in_thread)(f, chat, values | secret)
             if result is not None:
                 chat.send('\n\n')
                 chat.send(result)
@@ -2303,23 +2466,35 @@ chatq.run_again = run_again
 
 def job_form(f, profile: int, typed: dict | None = None, wrong=MappingProxyType({}), kept=()):
     "The form of a job, made from its signature; with what was typed, and beside each field what is wrong with it."
+    value = lambda p: p.default if typed is None else typed.get(p.name, '')
+    fields = (job_field(f, p, value(p), wrong.get(p.name), p.name in kept) for p in params(f))
     return Form(Div(H3(label(f)), Button('Run', aria_label=f'Run {label(f)}'), cls='bar'), P(getdoc(f)) if getdoc(f) else None,
-                *(job_field(f, p, p.default if typed is None else typed.get(p.name, ''), wrong.get(p.name), p.name in kept) for p in params(f)),
-                id=f'job-{f.__name__}', hx_post=run.to(name=f.__name__, profile=profile), hx_swap='outerHTML', novalidate=True)
+                *fields, id=f'job-{f.__name__}', hx_post=run.to(name=f.__name__, profile=profile), hx_swap='outerHTML',
+                novalidate=True)
 
 def job_field(f, p: Parameter, value, wrong: str | None, kept: bool):
     kind, name = type_of(p), p.name.replace('_', ' ').capitalize()
     id, value = f'{f.__name__}-{p.name}', '' if value in (None, Parameter.empty) else value
-    common = dict(name=p.name, id=id, autocomplete='off', maxlength=MAX_TEXT) | (dict(aria_invalid='true', aria_describedby=f'{id}-wrong') if wrong else {})
+    common = dict(name=p.name, id=id, autocomplete='off', maxlength=MAX_TEXT)
+    if wrong: common |= dict(aria_invalid='true', aria_describedby=f'{id}-wrong')
     if kind is Secret and kept and not wrong:
-        return Div(Span(f'{name}: kept on this machine'), Button('Forget', aria_label=f'Forget {name}', hx_post=forget.to(job=f.__name__, name=p.name), hx_target='closest form', hx_swap='outerHTML', type='button', cls='quiet'), cls='kept')
+        button = Button('Forget', aria_label=f'Forget {name}', hx_post=forget.to(job=f.__name__, name=p.name),
+                        hx_target='closest form', hx_swap='outerHTML', type='button', cls='quiet')
+        return Div(Span(f'{name}: kept on this machine'), button, cls='kept')
     if kind is bool: field = Input(type='checkbox', value='1', checked=value in (True, '1', 'on'), **common)
-    elif get_origin(kind) is Literal: field = Select(*(Option(str(c), selected=str(c) == str(value)) for c in get_args(kind)), **common)
+    elif get_origin(kind) is Literal:
+        field = Select(*(Option(str(c), selected=str(c) == str(value)) for c in get_args(kind)), **common)
     elif kind is Lines: field = Textarea(value, rows=2, **common)
-    else: field = Input(type='password' if kind is Secret else 'date' if kind is date else 'text', value='' if kind is Secret else str(value), inputmode={int: 'numeric', float: 'decimal'}.get(kind), **common)
-    return Label(field if kind is bool else name, name if kind is bool else field, Small(wrong, id=f'{id}-wrong', cls='error') if wrong else None, cls='check' if kind is bool else None)
+    elif kind is Secret: field = Input(type='password', value='', **common)
+    else:
+        inputmode = {int: 'numeric', float: 'decimal'}.get(kind)
+        field = Input(type='date' if kind is date else 'text', value=str(value), inputmode=inputmode, **common)
+    remark = Small(wrong, id=f'{id}-wrong', cls='error') if wrong else None
+    return Label(field, name, remark, cls='check') if kind is bool else Label(name, field, remark)
 
-def jobs_of(p: Profile, _): return Section(H2('Jobs'), Div(*(job_form(f, p.id, kept=kept_secrets()) for f in JOBS.values()), id='job-list'), cls='jobs', aria_label='Jobs') if JOBS else None
+def jobs_of(p: Profile, _):
+    forms = (job_form(f, p.id, kept=kept_secrets()) for f in JOBS.values())
+    return Section(H2('Jobs'), Div(*forms, id='job-list'), cls='jobs', aria_label='Jobs') if JOBS else None
 
 SIDE.append(jobs_of)
 
@@ -2348,9 +2523,10 @@ async def summarise_my_todos(chat):
     await look()
     profile = profiles[chat.profile]
     if not (model := pick_model(profile)): raise ModelError(backend.problem or 'The model server has no model yet.')
-    text = ''.join(f'- [{"x" if t.done else " "}] {t.title}\n' for t in rows)
-    await pour(stream([{'role': 'system', 'content': profile.voice or VOICE}, {'role': 'user', 'content':
-                       f'Summarise this todo list in a few sentences: what is open, what is done, what to begin with.\n\n{text}'}], model, {}), chat)
+    task = 'Summarise this todo list in a few sentences: what is open, what is done, what to begin with.'
+    prompt = [{'role': 'system', 'content': profile.voice or VOICE},
+              {'role': 'user', 'content': f'{task}\n\n{as_markdown(rows)}'}]
+    await pour(stream(prompt, model, {}), chat)
 
 # ---- 16. Audit pages: a job that fetches --------------------------------------------------------------------
 
@@ -2366,7 +2542,8 @@ class PageReader(HTMLParser):
         has = {k: v or '' for k, v in attrs}
         if tag == 'meta' and has.get('name', '').lower() == 'description': self.description = has.get('content', '')
         if tag == 'link' and 'canonical' in has.get('rel', '').lower().split(): self.canonical = has.get('href', '')
-        if tag in ('title', 'h1', 'script', 'style', 'noscript') and not (self.within or getattr(self, tag, '')): self.within = tag
+        if tag in ('title', 'h1', 'script', 'style', 'noscript') and not (self.within or getattr(self, tag, '')):
+            self.within = tag
 
     def handle_endtag(self, tag):
         if tag == self.within: self.within = ''
@@ -2400,13 +2577,16 @@ async def fetch(url: str, allowed, most=2_000_000) -> tuple[str, int, int, str]:
 
 @job
 async def audit_pages(chat, urls: Lines):
-    "Fetches the pages, one address a line: status, redirects, title, description, h1, canonical and word count, as a table and as CSV."
+    """Fetches the pages, one address a line: status, redirects, title, description, h1, canonical and word count,
+    as a table and as CSV."""
     todo = [u if '://' in u else f'https://{u}' for u in dict.fromkeys(urls.split())]
     if len(todo) > 1000: raise ModelError(f'These are {len(todo):,} addresses: at most 1,000 fit into one audit.')
     hosts, robots, rows, five = {}, {}, [], asyncio.Semaphore(5)
 
     async def ask_for(host):
-        return not await on_own_network(host) or await chat.ask(f'{host} is on your own network, not in the web. Fetch from it?', f'Fetch from {host}', 'Leave it out') != 'Leave it out'
+        if not await on_own_network(host): return True
+        question = f'{host} is on your own network, not in the web. Fetch from it?'
+        return await chat.ask(question, f'Fetch from {host}', 'Leave it out') != 'Leave it out'
 
     async def rules_of(site):
         parser = RobotFileParser()
@@ -2425,7 +2605,8 @@ async def audit_pages(chat, urls: Lines):
     async def audit(url):
         row = dict(url=url, status='', redirects='', title='', description='', h1='', canonical='', words='')
         try:
-            site, web = '{0.scheme}://{0.netloc}'.format(urlsplit(url)), urlsplit(url).scheme in ('http', 'https') and urlsplit(url).hostname
+            at = urlsplit(url)
+            site, web = f'{at.scheme}://{at.netloc}', at.scheme in ('http', 'https') and at.hostname
             if web: await allowed(url)  # the person's time is not the site's
             async with five, asyncio.timeout(60):
                 if web:
@@ -2434,7 +2615,8 @@ async def audit_pages(chat, urls: Lines):
                     if not rules.can_fetch(AGENT, url): raise ValueError('robots.txt says no')
                 _, row['status'], row['redirects'], html = await fetch(url, allowed)
                 page = await asyncio.to_thread(PageReader, html)
-                row |= {k: ' '.join(str(getattr(page, k)).split())[:300] for k in ('title', 'description', 'h1', 'canonical', 'words')}
+                for k in ('title', 'description', 'h1', 'canonical', 'words'):
+                    row[k] = ' '.join(str(getattr(page, k)).split())[:300]
         except TimeoutError: row['status'] = 'no answer in time'
         except Exception as e: row['status'] = str(e)[:200] or type(e).__name__
         rows.append(row)
@@ -2446,33 +2628,39 @@ async def audit_pages(chat, urls: Lines):
     file = StringIO()
     out = csv.DictWriter(file, rows[0])
     out.writeheader()
-    out.writerows({k: f"'{v}" if str(v)[:1] in ('=', '+', '-', '@') else v for k, v in row.items()} for row in rows)  # no formula for a spreadsheet
+    no_formula = lambda v: f"'{v}" if str(v)[:1] in ('=', '+', '-', '@') else v  # for a spreadsheet
+    out.writerows({k: no_formula(v) for k, v in row.items()} for row in rows)
     return A('Save as CSV', href=f'data:text/csv;charset=utf-8,{quote(file.getvalue())}', download='audit.csv')
 
 # ---- 17. Main --------------------------------------------------------------------------------------
 
 def listen() -> socket.socket:
     "The socket to serve on: PORT, or the first free one of PORTS. Ends the program with one sentence where there is none."
+    no_address = f'HOST is “{HOST}”, which is no address of this machine.'
     for port in [int(env['PORT'])] if env['PORT'] else PORTS:
         try: family, _, _, _, address = socket.getaddrinfo(HOST, port, type=socket.SOCK_STREAM)[0]
-        except (socket.gaierror, UnicodeError): sys.exit(f'HOST is “{HOST}”, which is no address of this machine.')
-        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY only where the protocol is named
+        except (socket.gaierror, UnicodeError): sys.exit(no_address)
+        # asyncio sets TCP_NODELAY only where the protocol is named
+        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: sock.bind(address); sock.listen(128); return sock
         except OSError as e:
             sock.close()
-            if e.errno not in (errno.EADDRINUSE, errno.EACCES): sys.exit(f'HOST is “{HOST}”, which is no address of this machine.')
-    sys.exit(f"Port {env['PORT'] or f'{PORTS[0]} to {PORTS[-1]}'} is taken: end the program that uses it, or set PORT to another one.")
+            if e.errno not in (errno.EADDRINUSE, errno.EACCES): sys.exit(no_address)
+    ports = env['PORT'] or f'{PORTS[0]} to {PORTS[-1]}'
+    sys.exit(f'Port {ports} is taken: end the program that uses it, or set PORT to another one.')
 
 def say_hello():
     "The one line that a start prints: where the app is, where its data is, and which model answers."
     name = 'localhost' if HOST in ('127.0.0.1', '::1') else f'[{HOST}]' if ':' in HOST else HOST
-    model = f'{pick_model(first_row(profiles, order="priority, id")) or "none yet"} ({backend.kind})' if backend.kind else 'none yet (the chat says how to get one)'
+    model = 'none yet (the chat says how to get one)'
+    if backend.kind: model = f'{pick_model(first_row(profiles, order="priority, id")) or "none yet"} ({backend.kind})'
     token = f'?token={quote(TOKEN, safe="")}' if TOKEN else ''
     print(f'{NAME}: http://{name}:{server_socket.getsockname()[1]}/{token}  data: {DB_FILE}  model: {model}', flush=True)
 
 if __name__ == '__main__':
     server_socket = listen()
     # Compression would cost more than it saves on one machine; asyncio and h11 are here anyway, and as fast for one person.
-    config = uvicorn.Config(Guard(app), loop='asyncio', http='h11', log_level='warning', ws_per_message_deflate=False, ws_max_size=MAX_BODY, server_header=False, timeout_graceful_shutdown=2)
+    config = uvicorn.Config(Guard(app), loop='asyncio', http='h11', log_level='warning', server_header=False,
+                            ws_per_message_deflate=False, ws_max_size=MAX_BODY, timeout_graceful_shutdown=2)
     with contextlib.suppress(KeyboardInterrupt): uvicorn.Server(config).run(sockets=[server_socket])

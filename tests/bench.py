@@ -525,7 +525,8 @@ def bare_add(folder):
         t = todos.insert(Todo(title="Buy milk", done=False))
         at = {"hx_target": f"#todo-{t.id}", "hx_swap": "outerHTML"}
         to_xml(Li(Button("⠿", cls="quiet grip", aria_label=f"Move {t.title}", title="Drag", tabindex="-1", type="button"),
-                  Input(type="checkbox", id=f"check-{t.id}", name=None, autocomplete="off", aria_label=t.title, hx_post="/toggle", **at),
+                  Input(type="checkbox", id=f"check-{t.id}", name=None, autocomplete="off", aria_label=t.title, hx_post="/toggle",
+                        **at),
                   Span(t.title, cls="title"),
                   Button("✎", cls="quiet", aria_label=f"Rename {t.title}", title="Edit", hx_get="/edit", **at),
                   Button("×", cls="quiet", aria_label=f"Delete {t.title}", title="Delete", hx_post="/delete", **at),
@@ -605,7 +606,8 @@ def clients(b):
             thread.join()
         stored = {r["id"]: [r["title"], r["done"]] for r in server.sql("select * from todo where not deleted")}
     row("20 clients for 30 s: errors", len(wrong), most=0)
-    row("20 clients for 30 s: todos that are not as they should be", sum(stored.get(k) != v for k, v in model.items()) + abs(len(stored) - len(model)), most=0)
+    wrong = sum(stored.get(k) != v for k, v in model.items())
+    row("20 clients for 30 s: todos that are not as they should be", wrong + abs(len(stored) - len(model)), most=0)
     row(f"20 clients for 30 s: median of {len(took):,} requests", median(took), "ms")
 
 
@@ -631,7 +633,8 @@ def progress(b):
         server.file.write_text(server.file.read_text().replace("\n# ---- 17.", f"{COUNTING}\n# ---- 17."))
         server.start()
         frames, done = 0, threading.Event()
-        with connect(f"{server.url.replace('http', 'ws')}/ws?profile=1", origin=server.url, max_size=None) as sock, web(server) as client:
+        address = f"{server.url.replace('http', 'ws')}/ws?profile=1"
+        with connect(address, origin=server.url, max_size=None) as sock, web(server) as client:
             def listen():
                 nonlocal frames
                 for frame in sock:

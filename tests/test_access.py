@@ -36,7 +36,8 @@ def f(x):
 """ + "averylongword" * 12
 # Whatever can be pressed and is to be seen, but for what stands in running text, and its size.
 TARGETS = """() => [...document.querySelectorAll('button, a, input, select, textarea, summary')].filter(el =>
-    el.checkVisibility({ visibilityProperty: true }) && el.type !== 'hidden' && !el.closest('.hide, .content p, .content li')).map(el => {
+    el.checkVisibility({ visibilityProperty: true }) && el.type !== 'hidden' &&
+    !el.closest('.hide, .content p, .content li')).map(el => {
   const box = (el.type === 'checkbox' ? el.closest('label') || el : el).getBoundingClientRect()
   return [el.outerHTML.slice(0, 120), box.width, box.height] }).filter(([_, w, h]) => w < 24 || h < 24)"""
 WIDER = """() => document.documentElement.scrollWidth <= innerWidth ? [] : [...document.querySelectorAll('body *')].filter(el =>
@@ -56,7 +57,8 @@ class Look:
     def at(self, state):
         # A page that moves is looked at as it will be: the toast and the rest have no transitions.
         for v in self.axe.run(self.page).response["violations"]:
-            self.wrong += [f"{state}: {v['id']} ({v['impact']}): {n['html'][:160]}\n    {n['failureSummary'][:300]}" for n in v["nodes"][:3]]
+            self.wrong += [f"{state}: {v['id']} ({v['impact']}): {n['html'][:160]}\n    {n['failureSummary'][:300]}"
+                           for n in v["nodes"][:3]]
         self.wrong += [f"{state}: {w:.0f}x{h:.0f} px: {html}" for html, w, h in self.page.evaluate(TARGETS)]
         self.wrong += [f"{state}: wider than the window: {html}" for html in self.page.evaluate(WIDER)]
 
@@ -220,12 +222,14 @@ def test_tab_reaches_everything_and_shows_where_it_is(chat):
     assert not [s for s in stops if not s["ring"]], "without a visible focus"
     assert not [s for s in stops if not s["seen"]], "out of sight"
     names = [s["name"] for s in stops]
-    order = ["search", "Light or dark", "Keyboard shortcuts", "Copy list", "What needs to be done?", "Rename Milk", "Delete Milk", "Rename Bread", "All",
-             "Active", "Completed", "Run Summarise my todos", "audit_pages-urls", "model", "Settings", "New chat", "msg-list", "Delete message", "msg", "send-btn"]
+    order = ["search", "Light or dark", "Keyboard shortcuts", "Copy list", "What needs to be done?", "Rename Milk", "Delete Milk",
+             "Rename Bread", "All", "Active", "Completed", "Run Summarise my todos", "audit_pages-urls", "model", "Settings",
+             "New chat", "msg-list", "Delete message", "msg", "send-btn"]
     assert not set(order) - set(names), names
     places = [names.index(n) for n in order]
     assert places == sorted(places), names
-    reachable = page.evaluate("""() => [...document.querySelectorAll('button, a[href], input, select, textarea, summary')].filter(el =>
+    reachable = page.evaluate("""() =>
+      [...document.querySelectorAll('button, a[href], input, select, textarea, summary')].filter(el =>
         el.checkVisibility({ visibilityProperty: true }) && el.type !== 'hidden' && el.tabIndex >= 0 && !el.disabled).length""")
     assert len(stops) >= reachable - 1, names        # the first one is where it began
 

@@ -81,7 +81,8 @@ def first_page(server):
 
 @pytest.mark.parametrize("what", [
     "html[lang]", "title", "meta[name=viewport]", "#profile-menu a", "#profile-list li", "#todo-list", "input[name=title]",
-    "input#search[type=search][name=q]", "#search-results", "#msg-list[role=log]", "#msg[name=msg]", "#send-btn", "#stop-btn", "select#model"])
+    "input#search[type=search][name=q]", "#search-results", "#msg-list[role=log]", "#msg[name=msg]", "#send-btn", "#stop-btn",
+    "select#model"])
 def test_the_page_has_its_parts(first_page, what):
     assert len(first_page.select(what)) == 1
 
@@ -128,7 +129,8 @@ def test_a_change_answers_a_partial(client, action, headers):
               "delete profile": lambda: press(client, html, f"Delete {name}")}[action]()
     assert answer.is_success
     assert not re.search("<!doctype|<html|<head|<title|<body", answer.text, re.IGNORECASE)
-    expected = {"add": "todo-", "toggle": "todo-", "rename": "todo-", "add profile": "profile-", "rename profile": "profile-"}.get(action)
+    expected = {"add": "todo-", "toggle": "todo-", "rename": "todo-", "add profile": "profile-",
+                "rename profile": "profile-"}.get(action)
     assert not expected or soup(answer.text).find("li", id=re.compile(f"^{expected}\\d+$"))
 
 
@@ -219,7 +221,8 @@ def test_many_at_once(client, server, profile):
     """A person's tabs and scripts don't wait for each other: nothing is lost, nothing fails."""
     wanted = {f"Todo {n}" for n in range(40)}
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda t: httpx.post(f"{server.url}/todo", data={"title": t, "profile": profile}, **LOCAL), wanted))
+        answers = list(pool.map(lambda t: httpx.post(f"{server.url}/todo", data={"title": t, "profile": profile}, **LOCAL),
+                                wanted))
     assert {a.status_code for a in answers} == {200}
     assert set(titles(page(client, profile))) == wanted
     told = " ".join(row["content"] for row in server.sql(EVENTS, profile))
@@ -249,7 +252,8 @@ def test_a_cookie_remembers_the_profile(client, server, profile):
 
 def test_the_cookie_is_for_the_server_alone(client):
     client.get("/")
-    for cookie in client.get("/profile/1").headers.get_list("set-cookie") + [h.headers.get("set-cookie", "") for h in [client.get("/")]]:
+    cookies = client.get("/profile/1").headers.get_list("set-cookie")
+    for cookie in [*cookies, client.get("/").headers.get("set-cookie", "")]:
         assert "httponly" in cookie.lower()
         assert re.search("samesite=(lax|strict)", cookie.lower())
 
@@ -427,7 +431,8 @@ def test_everything_is_there_after_kill_9(app, fake):
         assert soup(after.text).select_one(what) == soup(before.text).select_one(what)
 
     def said(html):
-        return [(m["data-role"], m["data-status"], m.select_one(".content").get_text()) for m in soup(html).select("#msg-list > [id^=msg-][data-role]")]
+        return [(m["data-role"], m["data-status"], m.select_one(".content").get_text())
+                for m in soup(html).select("#msg-list > [id^=msg-][data-role]")]
     assert said(after.text) == said(before.text)
     assert [role for role, *_ in said(after.text)] == ["event", "user", "assistant"]
     assert "Stored for good" in said(after.text)[-1][2]
@@ -489,8 +494,10 @@ def test_search_finds(client, search, filled, text, found):
     assert f"/profile/{filled}" in hit["href"]
 
 
-@pytest.mark.parametrize("text", ["nowhere to be found", "buttermilk axolotl", '"', "'", "*", "(", "AND", "NOT", "buttermilk OR", "NEAR(", "text:",
-                                  "-", "^", "{", "%", "\\", "\0", "a\0b", "�", "x" * 5000, " ".join(map(str, range(400))), "🦜", "--", ";drop table todo"])
+@pytest.mark.parametrize("text", ["nowhere to be found", "buttermilk axolotl", '"', "'", "*", "(", "AND", "NOT", "buttermilk OR",
+                                  "NEAR(", "text:", "-", "^", "{", "%", "\\", "\0", "a\0b", "�", "x" * 5000,
+                                  " ".join(map(str, range(400))), "🦜",
+                                  "--", ";drop table todo"])
 def test_search_takes_anything(search, filled, text):
     assert "Crème" not in search(text)
 

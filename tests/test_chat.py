@@ -12,7 +12,8 @@ from fake_ollama import FakeOllama, Pull, Script
 from playwright.sync_api import expect
 
 pytest_plugins = "chatting"
-OFFLINE = r"WebSocket|ERR_|htmx:(afterRequest|sendError)|\[object Event\]"     # what the console says of a connection that is down
+# What the console says of a connection that is down.
+OFFLINE = r"WebSocket|ERR_|htmx:(afterRequest|sendError)|\[object Event\]"
 
 WORDS = " ".join(f"w{n}" for n in range(40))
 
@@ -705,13 +706,15 @@ ERRORS = {
     "not running": (None, r"not running.*`?ollama serve"),
     "out of memory": (Script(status=500, error="model requires more system memory (5.6 GiB) than is available (3.1 GiB)"),
                       r"memory.*smaller model"),
-    "free text": (Script(status=500, error="llama runner process has terminated: exit status 2"), r"runner process has terminated"),
+    "free text": (Script(status=500, error="llama runner process has terminated: exit status 2"),
+                  r"runner process has terminated"),
     "JSON in JSON": (Script(status=500, error='{"error": {"message": "unexpected EOF in vocabulary"}}'),
                      r"^[^{}]*unexpected EOF in vocabulary[^{}]*$"),
     "error in mid-stream": (Script(text="one two three", error="an illegal memory access? no: boom", error_after=2), "boom"),
     "cut in mid-stream": (Script(text="one two three", cut_after=2), r"broke off"),
     "no done": (Script(text="one two", no_done=True), r"broke off before its end"),
-    "no protocol": (Script(garbage=b"HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n<h1>nginx</h1>\r\n"), r"does not speak|not Ollama"),
+    "no protocol": (Script(garbage=b"HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n<h1>nginx</h1>\r\n"),
+                    r"does not speak|not Ollama"),
 }
 
 
@@ -1013,7 +1016,8 @@ def test_the_real_model_answers_token_by_token_and_survives_kill_9(app, window):
     page = window.open(server.url)
     page.evaluate("""() => { window.grown = new Set(); new MutationObserver(() => {
       const c = [...document.querySelectorAll('[data-role=assistant] .content')].at(-1)
-      if (c?.textContent) grown.add(c.textContent.length) }).observe(document.body, {subtree: true, childList: true, characterData: true}) }""")
+      if (c?.textContent) grown.add(c.textContent.length)
+    }).observe(document.body, {subtree: true, childList: true, characterData: true}) }""")
     ask(page, "What is the capital of France?")
     answer = page.locator("[data-role=assistant]")
     expect(answer.locator(".content")).to_have_text(re.compile(r"\w[\s\S]{20}"), timeout=60_000)   # whatever it knows of France

@@ -73,8 +73,10 @@ def refused(answer):
 # ---- Host: a page of another site that has pointed its name at this machine (DNS rebinding)
 
 GOOD_HOSTS = ["localhost:{port}", "127.0.0.1:{port}", "[::1]:{port}", "localhost"]
-BAD_HOSTS = ["evil.example:{port}", "evil.example", "localhost.evil.example:{port}", "127.0.0.1.evil.example:{port}", "127.0.0.1.nip.io",
-             "evil.example@localhost:{port}", "evil.example#localhost", "localhost evil.example", "0.0.0.0:{port}", "127.0.0.2:{port}",
+BAD_HOSTS = ["evil.example:{port}", "evil.example", "localhost.evil.example:{port}", "127.0.0.1.evil.example:{port}",
+             "127.0.0.1.nip.io", "evil.example@localhost:{port}", "evil.example#localhost", "localhost evil.example",
+             "0.0.0.0:{port}",
+             "127.0.0.2:{port}",
              "192.168.0.1:{port}", "[::2]:{port}", "[::1", "[]", "]", ":{port}", "null", "\xff"]
 
 
@@ -103,7 +105,8 @@ def test_no_host_is_refused(server, unchanged):
 # ---- Origin and Sec-Fetch-Site: a page of another site, or of another app on this machine
 
 BAD_ORIGINS = ["http://evil.example", "https://evil.example", "http://127.0.0.1", "http://127.0.0.1:1", "http://localhost:{port}",
-               "http://127.0.0.1:{port}.evil.example", "http://evil.example#127.0.0.1:{port}", "http://127.0.0.1:{port}@evil.example",
+               "http://127.0.0.1:{port}.evil.example", "http://evil.example#127.0.0.1:{port}",
+               "http://127.0.0.1:{port}@evil.example",
                "null", "", "file://", "127.0.0.1:{port}", "http://[", "http://[::1", "\xff"]
 
 
@@ -195,7 +198,8 @@ def hardened(answer):
     assert csp["form-action"] == {"'self'"}
     assert not any("unsafe" in value or "*" in value or "http" in value for values in csp.values() for value in values)
     assert all(csp.get(name, {"'self'"}) <= {"'self'", "'none'"} for name in
-               ("script-src", "style-src", "style-src-attr", "style-src-elem", "script-src-attr", "connect-src", "font-src", "object-src"))
+               ("script-src", "style-src", "style-src-attr", "style-src-elem", "script-src-attr", "connect-src", "font-src",
+                "object-src"))
     assert answer.headers["x-content-type-options"] == "nosniff"
     return True
 
@@ -245,15 +249,20 @@ def test_no_other_site_is_invited(server, origin):
 
 # ---- files
 
-SECRETS = ["/server.py", "/server", "/requirements.txt", "/README.md", "/.git/config", "/.sesskey", "/data", "/data/", "/data/server.db",
-           "/data/server.db-wal", "/data/server.key", "/tests/conftest.py", "/favicon.ico/../server.py", "/static", "/static/", "/static//",
+SECRETS = ["/server.py", "/server", "/requirements.txt", "/README.md", "/.git/config", "/.sesskey", "/data", "/data/",
+           "/data/server.db", "/data/server.db-wal", "/data/server.key", "/tests/conftest.py", "/favicon.ico/../server.py",
+           "/static",
+           "/static/", "/static//",
            "/htmx", "/htmx/", "/htmx/hx-ws-2.min.js", "/etc/passwd"]
-UP = ["../", "%2e%2e/", "..%2f", "%2e%2e%2f", ".%2e/", "%2e./", "..%5c", "%2e%2e%5c", "..%252f", "....//", "..;/", "%c0%ae%c0%ae/", "%ef%bc%8e%ef%bc%8e/"]
+UP = ["../", "%2e%2e/", "..%2f", "%2e%2e%2f", ".%2e/", "%2e./", "..%5c", "%2e%2e%5c", "..%252f", "....//", "..;/",
+      "%c0%ae%c0%ae/", "%ef%bc%8e%ef%bc%8e/"]
 WANTED = ["server.py", "data/server.db", "data/server.key"]
 CLIMBS = [f"{base}{up}{file}" for base in ("/", "/static/", "/htmx/", "/profile/") for up in UP for file in WANTED]
 CLIMBS += [f"/static/{up * 8}etc/passwd" for up in UP]
-ODD = ["/static/%00", "/static/app.js%00", "/static/%00/app.js", "/static/%2fetc/passwd", "/static//etc/passwd", "/static/" + "x" * 5000, "/static/" + "a/" * 3000,
-       "/static/%ff", "/static/%0a", "/htmx/%00", "/htmx/..%2f..%2fhtmx.js", "/htmx/" + "x" * 5000, "/%00", "/%ff", "//", "//evil.example/", "/profile/%00",
+ODD = ["/static/%00", "/static/app.js%00", "/static/%00/app.js", "/static/%2fetc/passwd", "/static//etc/passwd",
+       "/static/" + "x" * 5000, "/static/" + "a/" * 3000, "/static/%ff", "/static/%0a", "/htmx/%00", "/htmx/..%2f..%2fhtmx.js",
+       "/htmx/" + "x" * 5000,
+       "/%00", "/%ff", "//", "//evil.example/", "/profile/%00",
        "/static/.", "/static/..", "/static/./app.js/..", "/static/CON"]
 
 
@@ -284,7 +293,8 @@ def test_a_link_out_of_static_is_not_followed(server, app, fake):
     assert send(mine, "GET", "/static/leak.py").status == 404
 
 
-@pytest.mark.parametrize(("path", "kind"), [("/static/app.css", "text/css"), ("/static/app.js", "javascript"), ("/static/icon.svg", "image/svg")])
+@pytest.mark.parametrize(("path", "kind"),
+                         [("/static/app.css", "text/css"), ("/static/app.js", "javascript"), ("/static/icon.svg", "image/svg")])
 def test_its_own_files_are_served(server, path, kind):
     answer = send(server, "GET", path)
     assert answer.status == 200
@@ -297,7 +307,8 @@ def test_every_file_of_the_page_is_there(server):
     files = [tag.get("src") or tag.get("href") for tag in html.select("script, link")]
     assert len(files) >= 4                    # ours, htmx and its socket extension
     assert {send(server, "GET", file).status for file in files} == {200}
-    assert {send(server, "GET", tag["src"]).headers["content-type"].split(";")[0] for tag in html.select("script")} <= {"text/javascript", "application/javascript"}
+    types = {send(server, "GET", tag["src"]).headers["content-type"].split(";")[0] for tag in html.select("script")}
+    assert types <= {"text/javascript", "application/javascript"}
 
 
 # ---- the key
@@ -362,13 +373,16 @@ def test_a_token_is_made_and_printed(app, fake):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:{port}", "192.168.0.7:{port}", "evil.example"])
-@pytest.mark.parametrize("path", ["/", "/profile/1", "/static/app.js", "/?token=", "/?token=wrong", "/?token=%ff%00", "/?token=p%2Bss"])
+@pytest.mark.parametrize("path", ["/", "/profile/1", "/static/app.js", "/?token=", "/?token=wrong", "/?token=%ff%00",
+                                  "/?token=p%2Bss"])
 def test_without_the_token_nothing_is_read(guarded, host, path):
     assert refused(send(guarded, "GET", path, host=host.format(port=guarded.port))) in (401, 403)
 
 
-@pytest.mark.parametrize("header", [{}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer "}, {"authorization": "Bearer"}, {"authorization": "\xff"},
-                                    {"authorization": "Basic cCtzcw=="}, {"cookie": "chatq_token=wrong"}, {"cookie": "chatq_token="}, {"cookie": "\xff=;=;"}])
+@pytest.mark.parametrize("header", [{}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer "},
+                                    {"authorization": "Bearer"}, {"authorization": "\xff"},
+                                    {"authorization": "Basic cCtzcw=="}, {"cookie": "chatq_token=wrong"},
+                                    {"cookie": "chatq_token="}, {"cookie": "\xff=;=;"}])
 def test_without_the_token_nothing_is_changed(guarded, header):
     before = everything(guarded)
     assert refused(send(guarded, "POST", "/todo", "title=x", **FORM, **header)) in (401, 403)
@@ -445,7 +459,8 @@ def test_a_token_may_be_wanted_here_too(app, fake):
 # ---- too much
 
 MULTIPART = "multipart/form-data; boundary=x"
-STARTS = {FORM["content_type"]: b"title=", MULTIPART: b'--x\r\nContent-Disposition: form-data; name="title"\r\n\r\n', "application/json": b'{"title": "', "text/plain": b""}
+STARTS = {FORM["content_type"]: b"title=", MULTIPART: b'--x\r\nContent-Disposition: form-data; name="title"\r\n\r\n',
+          "application/json": b'{"title": "', "text/plain": b""}
 
 
 @pytest.mark.parametrize("path", ["/todo", "/toggle/1", "/profile", "/nowhere"])
@@ -523,7 +538,8 @@ BAD_BODIES = {
     "an odd type": (b"title=x", "\xff"),
     "no type": (b"title=x", ""),
 } | {f"JSON {body[:20]!r}": (body, "application/json") for body in (
-    b'{"title": ', b"null", b"[1]", b"5", b'"x"', b'{"title": 5}', b'{"title": {"a": 1}}', b'{"title": null}', b'{"title": "\\ud800"}', b'{"title": "\xff"}', b"[" * 100_000)}
+    b'{"title": ', b"null", b"[1]", b"5", b'"x"', b'{"title": 5}', b'{"title": {"a": 1}}', b'{"title": null}',
+    b'{"title": "\\ud800"}', b'{"title": "\xff"}', b"[" * 100_000)}
 
 
 @pytest.mark.parametrize("name", BAD_BODIES)
@@ -545,7 +561,8 @@ def test_a_form_is_utf_8(server):
     """`curl -d title=Grüße` sends the bytes as they are; a browser writes them as %C3%BC."""
     for body in "title=Grüße", "title=Gr%C3%BC%C3%9Fe", part("title", "Grüße".encode().decode("latin-1")):
         kind = MULTIPART if isinstance(body, bytes) else FORM["content_type"]
-        assert "Grüße" in send(server, "POST", "/todo", body if isinstance(body, bytes) else body.encode(), content_type=kind).text
+        assert "Grüße" in send(server, "POST", "/todo", body if isinstance(body, bytes) else body.encode(),
+                               content_type=kind).text
 
 
 def test_two_titles_are_one_or_none(server):
@@ -555,13 +572,15 @@ def test_two_titles_are_one_or_none(server):
     assert server.sql("select title from todo order by id desc")[0]["title"] in ("Milk", "first", "second")
 
 
-@pytest.mark.parametrize("bad", ["99999", "0", "-1", "x", "1.5", "1e3", "%00", "%ff", "1%00", "9223372036854775808", "9" * 30, "9" * 5000, "", "1;2", "null"])
+@pytest.mark.parametrize("bad", ["99999", "0", "-1", "x", "1.5", "1e3", "%00", "%ff", "1%00", "9223372036854775808", "9" * 30,
+                                 "9" * 5000, "", "1;2", "null"])
 def test_a_bad_id_is_refused_wherever_it_is_sent(server, unchanged, bad):
     """Every address in the page that has a number in it, with this in the number's place."""
     html = soup(send(server, "GET", "/").text)
     kinds = ("POST", "hx-post"), ("GET", "hx-get"), ("GET", "href"), ("GET", "data-text")
     paths = ((method, element[name]) for method, name in kinds for element in html.select(f"[{name}]"))
-    found = {(method, re.sub(r"(?<=[/=])\d+", bad, path)) for method, path in paths if re.search(r"[/=]\d", path) and "?v=" not in path}
+    found = {(method, re.sub(r"(?<=[/=])\d+", bad, path)) for method, path in paths
+             if re.search(r"[/=]\d", path) and "?v=" not in path}
     assert len(found) > 8
     wrong = [(method, path[:60], answer.status) for method, path in sorted(found)
              if not 400 <= (answer := send(server, method, path)).status < 500 or "Traceback" in answer.text]
@@ -572,20 +591,23 @@ def test_a_bad_id_is_refused_wherever_it_is_sent(server, unchanged, bad):
 def test_an_unknown_list_is_refused(server, unchanged, kind):
     """Where an address names a list, no other table can be put in its place."""
     html = soup(send(server, "GET", "/").text)
-    found = {("POST" if "hx-post" in t.attrs else "GET", t.get("hx-post") or t.get("hx-get")) for t in html.select("#todo-list [hx-post], #todo-list [hx-get]")}
+    found = {("POST" if "hx-post" in t.attrs else "GET", t.get("hx-post") or t.get("hx-get"))
+             for t in html.select("#todo-list [hx-post], #todo-list [hx-get]")}
     named = {(method, path.replace("todo", kind)) for method, path in found if "todo" in path}
     for method, path in named:
         assert 400 <= send(server, method, path).status < 500, path
 
 
-@pytest.mark.parametrize("query", ["?q=%ff", "?q=%00", "?q=a&q=b", "?q[]=1", "?%ff=%ff", "?" + "&".join(f"a{n}=1" for n in range(5000)), "?q=" + "x" * 60_000])
+@pytest.mark.parametrize("query", ["?q=%ff", "?q=%00", "?q=a&q=b", "?q[]=1", "?%ff=%ff",
+                                   "?" + "&".join(f"a{n}=1" for n in range(5000)), "?q=" + "x" * 60_000])
 def test_an_odd_query_is_no_accident(server, unchanged, query):
     search = soup(send(server, "GET", "/").text).select_one("#search")["hx-get"]
     for path in "/", "/profile/1", search:
         assert send(server, "GET", path + query).status < 500
 
 
-@pytest.mark.parametrize("cookie", ["chatq_session=nonsense", "chatq_session=", "\xff=\xff", "=", ";;;", "chatq_session=eyJwcm9maWxlIjogIngifQ==.x.y", "a" * 8000])
+@pytest.mark.parametrize("cookie", ["chatq_session=nonsense", "chatq_session=", "\xff=\xff", "=", ";;;",
+                                    "chatq_session=eyJwcm9maWxlIjogIngifQ==.x.y", "a" * 8000])
 def test_an_odd_cookie_is_no_cookie(server, unchanged, cookie):
     assert send(server, "GET", "/", cookie=cookie).status in (200, 431)
 
@@ -684,7 +706,8 @@ def test_a_socket_of_an_unknown_profile_stores_nothing(server, profile):
     assert everything(server) == before
 
 
-@pytest.mark.parametrize("query", ["?profile=1&seen=x&last=y&tab=%00", "?profile=1&seen=-1&last=" + "9" * 30, "?profile=1&seen=" + "9" * 5000, "?seen=%ff", "?" + "a" * 8000])
+@pytest.mark.parametrize("query", ["?profile=1&seen=x&last=y&tab=%00", "?profile=1&seen=-1&last=" + "9" * 30,
+                                   "?profile=1&seen=" + "9" * 5000, "?seen=%ff", "?" + "a" * 8000])
 def test_a_socket_with_an_odd_query_works(server, query):
     with Chat(server, query) as chat:
         assert chat.ask("Hello")["status"] == "done"

@@ -66,7 +66,8 @@ def test_a_click_on_the_grip_moves_nothing(todos):
 def test_an_item_is_moved_by_keys_and_its_new_place_is_announced(todos):
     tab = todos.open(*"abc")
     tab.item("a").focus()
-    for key, order, place in ("Down", "bac", 2), ("Down", "bca", 3), ("Down", "bca", 3), ("Up", "bac", 2), ("Up", "abc", 1), ("Up", "abc", 1):
+    downs, ups = [("bac", 2), ("bca", 3), ("bca", 3)], [("bac", 2), ("abc", 1), ("abc", 1)]
+    for key, (order, place) in [("Down", step) for step in downs] + [("Up", step) for step in ups]:
         tab.page.keyboard.press(f"Alt+Arrow{key}")
         tab.shows(*order)
         expect(tab.announced).to_have_text(re.compile(rf"\b{place} of 3\b"))
@@ -185,7 +186,8 @@ def test_undo_goes_around_what_changed_meanwhile(todos):
     assert sorted(todos.stored()) == [*"abcde"]
 
 
-@pytest.mark.parametrize(("show", "lines", "title"), [("active", ("a", "[x] b", "c"), "a"), ("completed", ("[x] a", "b", "[x] c"), "a")])
+@pytest.mark.parametrize(("show", "lines", "title"),
+                         [("active", ("a", "[x] b", "c"), "a"), ("completed", ("[x] a", "b", "[x] c"), "a")])
 def test_undo_under_a_filter(todos, show, lines, title):
     tab = todos.open(*lines, show=show)
     tab.delete(title)
@@ -398,7 +400,8 @@ def paste(tab, text):
     ("milk\nbread\r\n\n  tea  \n", ["milk", "bread", "tea"]),
     ("- [ ] milk\n- [x] bread\n* [X] tea\n", ["milk", "[x] bread", "[x] tea"]),
     ("- milk\n* bread\n+ tea\n1. rice\n2) salt\n  - [x] deep", ["milk", "bread", "tea", "rice", "salt", "[x] deep"]),
-    ("-5 degrees\n2 eggs\n[y] no list\n#7", ["-5 degrees", "2 eggs", "[y] no list", "#7"])], ids=["lines", "boxes", "lists", "no lists"])
+    ("-5 degrees\n2 eggs\n[y] no list\n#7", ["-5 degrees", "2 eggs", "[y] no list", "#7"])],
+    ids=["lines", "boxes", "lists", "no lists"])
 def test_several_pasted_lines_become_several_todos(todos, text, lines):
     tab, other = todos.open("first"), todos.open()
     paste(tab, text)
@@ -452,7 +455,8 @@ def test_the_limit_of_a_text_is_shown_before_it_is_reached(todos, field):
 
 def test_a_text_above_the_limit_is_refused_in_a_sentence(todos):
     todos.given("milk")
-    for path, data in ("todo", {"title": "x" * 501, "profile": todos.profile}), ("rename", {"kind": "todo", "id": todos.ident("milk"), "name": "x" * 501}):
+    adding = {"title": "x" * 501, "profile": todos.profile}
+    for path, data in ("todo", adding), ("rename", {"kind": "todo", "id": todos.ident("milk"), "name": "x" * 501}):
         reply = todos.web.post(path, data=data)
         assert reply.status_code == 400
         assert re.fullmatch(r"[^<{]*501[^<{]*500[^<{]*\.", reply.text)

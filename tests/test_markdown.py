@@ -67,7 +67,8 @@ WATCH = """() => { window.touched = []; window.seen = new WeakSet()
   } }).observe(document.querySelector('#msg-list'), {subtree: true, childList: true}) }"""
 # Whatever element or attribute, at any moment, is not of ours.
 GUARD = """() => { window.foreign = []
-  const names = /^(p|br|hr|h[1-6]|strong|em|del|code|pre|blockquote|ul|ol|li|a|i|div|span|figure|figcaption|button|table|thead|tbody|tr|th|td|details|summary|small)$/
+  const names = new RegExp('^(p|br|hr|h[1-6]|strong|em|del|code|pre|blockquote|ul|ol|li|a|i|div|span|figure|figcaption|button|' +
+    'table|thead|tbody|tr|th|td|details|summary|small)$')
   const look = root => { for (const e of [root, ...root.querySelectorAll('*')]) {
     if (!e.closest('.content, .thinking, .error, .figures')) continue
     if (!names.test(e.localName)) foreign.push(e.outerHTML)
@@ -215,7 +216,8 @@ STRUCTURE = [
     ("````\n```\n````", "figure code", ["```"]),
     ("Text\n```py\nx\n```\nmore", "p", ["Text", "more"]),
     ("| a | b |\n|---|---|\n| 1 | 2 |\nText", "td", ["1", "2"]),
-    ("| a | b |\n|---|---|\n| 1 |\n| 2 | 3 | 4 |\n| 5 | 6 |", "tbody tr", re.compile("1"), re.compile("2.*3"), re.compile("5.*6")),
+    ("| a | b |\n|---|---|\n| 1 |\n| 2 | 3 | 4 |\n| 5 | 6 |", "tbody tr", re.compile("1"), re.compile("2.*3"),
+     re.compile("5.*6")),
     ("a | b\n--|--\n1 | 2", "td", ["1", "2"]),
     ("2 * 3 * 4 and snake_case_name and 5 < 6", "p", ["2 * 3 * 4 and snake_case_name and 5 < 6"]),
     ("**Bold:** text", "p strong", ["Bold:"]),

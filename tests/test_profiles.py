@@ -32,7 +32,8 @@ class People:
         return self
 
     def row(self, name, page=None):
-        return (page or self.page).locator("#profile-list > li", has=(page or self.page).locator(f"a[href]:text-matches('^{name}')"))
+        return (page or self.page).locator("#profile-list > li",
+                                           has=(page or self.page).locator(f"a[href]:text-matches('^{name}')"))
 
     def press(self, label, page=None):
         (page or self.page).get_by_role("button", name=label, exact=True).click()
@@ -97,7 +98,8 @@ def test_name_address_and_code_are_edited(people):
     expect(other.locator("#profile-name")).to_have_text("Anna <i>")
     people.press("Rename Anna <i>")
     form = people.page.locator("#profile-list .editing")
-    assert [form.locator(f"[name={f}]").input_value() for f in ("name", "address", "code")] == ["Anna <i>", "1 Main St", "A-7 & co"]
+    values = [form.locator(f"[name={f}]").input_value() for f in ("name", "address", "code")]
+    assert values == ["Anna <i>", "1 Main St", "A-7 & co"]
     form.locator("[name=name]").fill("Nobody")
     form.locator("[name=name]").press("Escape")                       # gives up, and keeps what was there
     expect(form).to_have_count(0)

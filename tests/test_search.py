@@ -48,7 +48,8 @@ def in_view(page, selector):
     """The place is targeted, and it is to be seen in what scrolls around it, and in the window."""
     expect(page.locator(f"{selector}:target")).to_have_count(1)
     expect(page.locator(selector)).to_be_in_viewport()
-    page.wait_for_function("""q => { const el = document.querySelector(q), r = el.getBoundingClientRect(), x = r.left + r.width / 2
+    page.wait_for_function("""q => {
+      const el = document.querySelector(q), r = el.getBoundingClientRect(), x = r.left + r.width / 2
       const list = el.closest('#todo-list, #msg-list').getBoundingClientRect()
       return r.top + 5 < list.bottom && r.bottom - 5 > list.top &&
         el.contains(document.elementFromPoint(x, Math.max(r.top, list.top) + 5)) }""", arg=selector)
@@ -180,7 +181,8 @@ def test_a_change_is_found_by_its_new_text(chat, hits, word):
     expect(hits).to_have_count(0)
 
 
-@pytest.mark.parametrize("typed", ['"{}"', "{}*", "*{}", "-{}", "{}-seeds", "'{}'", "title:{}", "({}", "{} OR", "NEAR({} seeds)", '{}"', "^{}"])
+@pytest.mark.parametrize("typed", ['"{}"', "{}*", "*{}", "-{}", "{}-seeds", "'{}'", "title:{}", "({}", "{} OR", "NEAR({} seeds)",
+                                   '{}"', "^{}"])
 def test_signs_are_text(chat, hits, word, typed):
     """None of them is an operator of the search, and none breaks it; they need not stand in what is found."""
     typed = typed.format(word)

@@ -141,7 +141,8 @@ def test_a_file_is_an_app(app, fake):
     second = app(env={"OLLAMA_HOST": fake.url}, name="mytool.py", folder=first.dir)
     with httpx.Client(**LOCAL) as client:                       # one browser, whose cookies ignore ports
         assert [soup(client.get(a.url).text).title.get_text() for a in (first, second)] == ["chatq", "mytool"]
-        ids = [re.search(r'id="profile-(\d+)"', client.post(f"{first.url}/profile", data={"name": name}).text)[1] for name in ("Ada", "Bob")]
+        answers = [client.post(f"{first.url}/profile", data={"name": name}).text for name in ("Ada", "Bob")]
+        ids = [re.search(r'id="profile-(\d+)"', answer)[1] for answer in answers]
         client.get(f"{first.url}/profile/{ids[1]}")
         client.get(f"{second.url}/profile/1")
         client.post(f"{second.url}/todo", data={"title": "Second's own"})
@@ -244,7 +245,8 @@ def replaced(path, by):
     def spoil(server, data):
         place = server.dir / path
         (shutil.rmtree if place.is_dir() and not place.is_symlink() else os.remove)(place)
-        {"file": place.touch, "folder": place.mkdir, "link to nowhere": lambda: place.symlink_to("nowhere"), "missing": lambda: None}[by]()
+        {"file": place.touch, "folder": place.mkdir, "link to nowhere": lambda: place.symlink_to("nowhere"),
+         "missing": lambda: None}[by]()
     return spoil
 
 
@@ -476,12 +478,15 @@ def test_a_field_comes_and_goes(app, fake):
     server.start()
     for table, rows in kept.items():
         now = [dict(row) for row in server.sql(f"select * from {table}")]
-        assert [{key: row[key] for key in rows[0] if key != "content"} for row in now][:1] == [{k: v for k, v in row.items() if k != "content"} for row in rows][:1]
+        first = [{key: row[key] for key in rows[0] if key != "content"} for row in now][:1]
+        assert first == [{k: v for k, v in row.items() if k != "content"} for row in rows][:1]
     assert [row["title"] for row in server.sql("select title from todo")] == ["Milk", "Eggs"]
-    copies = [f for f in server.db.parent.iterdir() if f.name not in (server.db.name, "server.key", "server.db-wal", "server.db-shm")]
+    own = server.db.name, "server.key", "server.db-wal", "server.db-shm"
+    copies = [f for f in server.db.parent.iterdir() if f.name not in own]
     colours = []
     for copy in copies:
-        with contextlib.closing(sqlite3.connect(f"file:{copy}?mode=ro", uri=True)) as db, contextlib.suppress(sqlite3.OperationalError):
+        connection = sqlite3.connect(f"file:{copy}?mode=ro", uri=True)
+        with contextlib.closing(connection) as db, contextlib.suppress(sqlite3.OperationalError):
             colours += [dict(db.execute("select title, colour from todo").fetchall())]
     assert {"Milk": "blue", "Eggs": "red"} in colours
     add(server, "Bread")
@@ -514,11 +519,13 @@ def ipv6():
 
 
 WAYS = [
-    (None, "127.0.0.1", 11434, "/api/tags"), ("http://127.0.0.1", "127.0.0.1", 80, "/api/tags"), ("https://127.0.0.1", "127.0.0.1", 443, "TLS"),
+    (None, "127.0.0.1", 11434, "/api/tags"), ("http://127.0.0.1", "127.0.0.1", 80, "/api/tags"),
+    ("https://127.0.0.1", "127.0.0.1", 443, "TLS"),
     ("127.0.0.1:{port}", "127.0.0.1", 0, "/api/tags"), ("http://127.0.0.1:{port}/", "127.0.0.1", 0, "/api/tags"),
     ('" 127.0.0.1:{port} "', "127.0.0.1", 0, "/api/tags"), ("0.0.0.0:{port}", "127.0.0.1", 0, "/api/tags"),
     (":{port}", "127.0.0.1", 0, "/api/tags"), ("localhost:{port}", "127.0.0.1", 0, "/api/tags"),
-    ("http://127.0.0.1:{port}/a/b/", "127.0.0.1", 0, "/a/b/api/tags"), ("127.0.0.1:{port}/ollama", "127.0.0.1", 0, "/ollama/api/tags"),
+    ("http://127.0.0.1:{port}/a/b/", "127.0.0.1", 0, "/a/b/api/tags"),
+    ("127.0.0.1:{port}/ollama", "127.0.0.1", 0, "/ollama/api/tags"),
     ("http://[::1]:{port}", "::1", 0, "/api/tags"), ("[::]:{port}", "::1", 0, "/api/tags"), ("::1", "::1", 11434, "/api/tags")]
 
 
@@ -597,9 +604,12 @@ def choose(server, name):
 
 
 @pytest.mark.parametrize(("names", "best"), [
-    (["gemma3:1b", "llama3.1:8b", "llama3.2:1b", "qwen3:4b"], "llama3.2:1b"), (["llama3.9:1b", "llama3.10:1b", "llama3:8b"], "llama3.10:1b"),
-    (["llama2:7b", "llama3:8b", "codellama:70b", "tinyllama:1b"], "llama3:8b"), (["llama4:16x17b", "llama3.3:70b"], "llama4:16x17b"),
-    (["qwen3:4b", "gemma3:1b"], "qwen3:4b"), (["llama:latest"], "llama:latest"), (["tinyllama:1b", "phi4:latest"], "tinyllama:1b")])
+    (["gemma3:1b", "llama3.1:8b", "llama3.2:1b", "qwen3:4b"], "llama3.2:1b"),
+    (["llama3.9:1b", "llama3.10:1b", "llama3:8b"], "llama3.10:1b"),
+    (["llama2:7b", "llama3:8b", "codellama:70b", "tinyllama:1b"], "llama3:8b"),
+    (["llama4:16x17b", "llama3.3:70b"], "llama4:16x17b"),
+    (["qwen3:4b", "gemma3:1b"], "qwen3:4b"), (["llama:latest"], "llama:latest"),
+    (["tinyllama:1b", "phi4:latest"], "tinyllama:1b")])
 def test_without_a_choice_it_is_the_best_llama_else_the_first(wired, names, best):
     server, fake = wired("OLLAMA_HOST")
     fake.models = [model(name) for name in names]
@@ -685,7 +695,8 @@ def test_without_a_model_the_chat_says_what_to_do_and_recovers(app):
         assert chat.ask("And now?")["status"] == "error"
 
 
-@pytest.mark.parametrize("says", [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])
+@pytest.mark.parametrize("says", [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+                                  b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])
 @pytest.mark.parametrize("name", ["OLLAMA_HOST", "OPENAI_BASE_URL"])
 def test_somebody_else_answers(wired, name, says):
     server, fake = wired(name)

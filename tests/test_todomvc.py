@@ -202,7 +202,8 @@ def leave_by_click(tab):
     tab.page.get_by_role("heading", name="Chat", exact=True).click()
 
 
-SAVE = {"Enter": lambda tab: tab.editor.press("Enter"), "Tab": lambda tab: tab.editor.press("Tab"), "a click elsewhere": leave_by_click}
+SAVE = {"Enter": lambda tab: tab.editor.press("Enter"), "Tab": lambda tab: tab.editor.press("Tab"),
+        "a click elsewhere": leave_by_click}
 
 
 @pytest.mark.parametrize("how", SAVE)

@@ -37,7 +37,8 @@ def send(server, method, path, body=None, host=None, **headers):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may refuse before it has read all
             web.endheaders(body.encode() if isinstance(body, str) else body, encode_chunked=chunked)
         got = web.getresponse()
-        return SimpleNamespace(status=got.status, headers=got.headers, body=(raw := got.read()), text=raw.decode(errors="replace"))
+        return SimpleNamespace(status=got.status, headers=got.headers, body=(raw := got.read()),
+                               text=raw.decode(errors="replace"))
 
 
 FORM = {"content_type": "application/x-www-form-urlencoded"}
