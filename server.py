@@ -189,6 +189,8 @@ def command(args: list[str]):
         held, new = lock(DB_FILE), DB_FILE.with_suffix('.new')
         copy_db(file, new)
         old = spare('restore')
+        with contextlib.suppress(apsw.Error):  # folds its log in
+            if DB_FILE.exists(): apsw.Connection(str(DB_FILE)).close()
         for end in '', '-wal', '-shm':  # what is there may be broken: it is moved away as it is
             if (there := Path(f'{DB_FILE}{end}')).exists(): there.rename(f'{old}{end}')
         new.rename(DB_FILE)
@@ -226,8 +228,9 @@ GONE_PROFILES = [r['id'] for r in db.q('select id from profile where deleted and
 
 def tidy(name: str, when='deleted'):
     "Deletes for good what has been deleted for long, and what has gone with its profile."
-    or_gone = 'or profile in (select value from json_each(?))' if 'profile' in db[name].columns_dict else 'and ?'
-    db.q(f'delete from {name} where deleted and {when} < ? {or_gone}', [LONG_GONE, json.dumps(GONE_PROFILES)])
+    db.q(f'delete from {name} where deleted and {when} < ?', [LONG_GONE])
+    if 'profile' in db[name].columns_dict:
+        db.q(f'delete from {name} where profile in (select value from json_each(?))', [json.dumps(GONE_PROFILES)])
 
 db.q('create virtual table if not exists find using fts5(text, kind unindexed, ref unindexed, profile unindexed, '
      "tokenize = 'unicode61 remove_diacritics 2')")
@@ -302,7 +305,7 @@ class Guard:
         followed_link = reading and h.get('sec-fetch-mode') == 'navigate'
         if site not in ('same-origin', 'none') and not followed_link: return foreign
         size = h.get('content-length', '')
-        if size.isdigit() and int(size) > MAX_BODY: return 413, 'That is more than 1 MB: send less at once.'
+        if size.isascii() and size.isdigit() and int(size) > MAX_BODY: return 413, 'That is more than 1 MB: send less at once.'
         if TOKEN and not self.has_token(scope, h):
             return 401, 'This app wants its token: open the link that it printed when it started.'
 
@@ -1108,7 +1111,8 @@ def http(url: str, read: float | None = STALL) -> httpx.AsyncClient:
     """A client for one exchange. The environment's proxies are left out for addresses of this machine and its network
     (httpx would send 127.0.0.1 through HTTP_PROXY). Reading may wait: a model loads for minutes without a byte."""
     host = urlsplit(url).hostname or ''
-    near = host in LOCAL or '.' not in host or host.startswith(('127.', '10.', '192.168.', '172.')) or ':' in host
+    try: near = not ip_address(host).is_global
+    except ValueError: near = '.' not in host
     local_key = built_in_key if built_in and url.startswith(built_in.listening_address) else ''
     key = env['OPENAI_API_KEY'] if url == OPENAI else local_key
     return httpx.AsyncClient(trust_env=not near, verify=url.startswith('https'), timeout=httpx.Timeout(read, connect=3, write=60),
@@ -1509,7 +1513,7 @@ async def pull_model(chat: Chatter, model: str, then):
             else: raise ModelError('The download broke off.')
     except asyncio.CancelledError: return chat.finish('stopped', error=f'Stopped. {again}')
     except (ModelError, httpx.TransportError) as e:
-        return chat.finish('error', error=f'{e or "The connection broke off."} {again}')
+        return chat.finish('error', error=f'{str(e) or "The connection broke off."} {again}')
     chat.send(f'\n\n{model} is here.')
     chat.finish(progress=100.)
     await look()
@@ -1724,6 +1728,7 @@ async def lifespan(app):
     tasks += chatq.tasks.values()
     for t in tasks: t.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    db.conn.close()  # folds SQLite's log into the file
 
 app = FastHTML(title=TITLE, default_hdrs=False, hdrs=(Safe(html_of(hdrs)),), canonical=False, lifespan=lifespan,
                htmlkw={'lang': 'en', 'data_accent': ACCENT}, secret_key=private_key(), session_cookie=f'{SLUG}_session',
@@ -2101,7 +2106,8 @@ def todo_bar(profile: int, left: int, done: int):
     if not left + done: return Div(id='todo-bar')
     every = Input(type='checkbox', id='toggle-all', name=None, checked=not left, autocomplete='off',
                   hx_post=toggle_all.to(profile=profile), hx_swap='none')
-    clear = Button('Clear completed', cls='quiet', hx_post=clear_completed.to(profile=profile), hx_target='#toast', hx_swap='outerHTML')
+    clear = Button('Clear completed', cls='quiet', hx_post=clear_completed.to(profile=profile), hx_target='#toast',
+                   hx_swap='outerHTML')
     return Div(Label(every, Span('Mark all as complete', cls='hide')),
                Span(Strong(f'{left:,}'), ' item left' if left == 1 else ' items left', id='todo-count'),
                clear if done else None, id='todo-bar')
@@ -2439,7 +2445,18 @@ async def run_job(chat: Chatter, f, values: dict):
             return chat.finish('error', error=trace.strip().split('\n')[-1][:500].replace('`', "'"))
     chat.finish(seconds=time.perf_counter() - began)
 
+printing = contextvars.ContextVar('printing', default=None)  # the Chatter of the job that runs here
+
+class Print:
+    "Standard output: what a job prints goes to its message, as in a notebook, everything else to the terminal."
+    def __init__(self, terminal): self.terminal = terminal
+    def __getattr__(self, name): return getattr(self.terminal, name)
+    def write(self, text): return chat.send(text) or len(text) if (chat := printing.get()) else self.terminal.write(text)
+
+sys.stdout = Print(sys.stdout)
+
 async def await_all(f, chat: Chatter, values: dict):
+    printing.set(chat)
     result = f(chat, **values)
     if not isasyncgen(result): return await result
     async for part in result: chat.send(part)
@@ -2450,6 +2467,7 @@ async def in_thread(f, chat: Chatter, values: dict):
 
     def work():
         result = error = None
+        printing.set(chat)
         try:
             result = f(chat, **values)
             if isgenerator(result):
@@ -2652,7 +2670,7 @@ def listen() -> socket.socket:
 
 def say_hello():
     "The one line that a start prints: where the app is, where its data is, and which model answers."
-    name = 'localhost' if HOST in ('127.0.0.1', '::1') else f'[{HOST}]' if ':' in HOST else HOST
+    name = 'localhost' if HOST in ('127.0.0.1', '::1', '0.0.0.0', '::') else f'[{HOST}]' if ':' in HOST else HOST
     model = 'none yet (the chat says how to get one)'
     if backend.kind: model = f'{pick_model(first_row(profiles, order="priority, id")) or "none yet"} ({backend.kind})'
     token = f'?token={quote(TOKEN, safe="")}' if TOKEN else ''

@@ -105,7 +105,8 @@ def test_a_new_field(fork, window):
     todos.get_by_label("New name of Milk").fill("Oat milk")
     todos.get_by_label("Due").press("Enter")
     expect(other.locator("#todo-1 .title")).to_have_text("Oat milk")
-    assert [tuple(row) for row in server.sql("select title, due, done from todo order by id")] == [("Oat milk", "tomorrow", 1), ("Bread", "", 0)]
+    stored = [tuple(row) for row in server.sql("select title, due, done from todo order by id")]
+    assert stored == [("Oat milk", "tomorrow", 1), ("Bread", "", 0)]
 
 
 # ---- A table
@@ -244,7 +245,8 @@ def test_parts_taken_out(app, fake, window, used, gone):
     server = app({"OLLAMA_HOST": fake.url}, start=False, name="mytool.py")
     shutil.copytree(used, server.db.parent)
     cut = block("cut()").splitlines()[0]
-    subprocess.run(["bash", "-euc", "\n".join([cut, *(f"cut {n}" for n in sorted(parts, reverse=True))])], cwd=server.dir, check=True)
+    script = "\n".join([cut, *(f"cut {n}" for n in sorted(parts, reverse=True))])
+    subprocess.run(["bash", "-euc", script], cwd=server.dir, check=True)
     left = {int(n) for n in re.findall(r"(?m)^# ---- (\d+)\. ", server.file.read_text())}
     assert left == {int(n) for n, _ in BANNERS} - parts
     page = window.open(server.start().url)
@@ -335,7 +337,8 @@ def test_copies_side_by_side(app, fake, open_page):
     assert [tab.locator("#profile-name").text_content() for tab in tabs] == ["Ada", "Default", "Ada"]
     assert [tab.locator("html").get_attribute("data-theme") for tab in tabs] == ["dark", "light", None]
     expect(tabs[1].locator("#todo-list .title")).to_have_text(["Of mytool"])
-    assert [[row["title"] for row in server.sql("select title from todo")] for server in apps] == [["Of chatq"], ["Of mytool"], ["Of Größe 2"]]
+    titles = [[row["title"] for row in server.sql("select title from todo")] for server in apps]
+    assert titles == [["Of chatq"], ["Of mytool"], ["Of Größe 2"]]
     ask(tabs[1], "Hi")
     wait_done(tabs[1])
     assert [len(server.sql("select * from message where role = 'assistant'")) for server in apps] == [0, 1, 0]

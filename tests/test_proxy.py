@@ -127,7 +127,8 @@ def test_the_app_answers_to_the_proxys_name(proxy, web):
 
 
 @pytest.mark.parametrize("token", ["", "?token=wrong"])
-@pytest.mark.parametrize(("method", "path"), [("GET", "/"), ("GET", "/profile/1"), ("GET", "/static/app.js"), ("POST", "/todo"), ("POST", "/chatq")])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/"), ("GET", "/profile/1"), ("GET", "/static/app.js"),
+                                               ("POST", "/todo"), ("POST", "/chatq")])
 def test_without_the_token_there_is_nothing(proxy, web, method, path, token):
     before = [len(proxy.server.sql(f"select * from {table}")) for table in ("todo", "message")]
     answer = web.request(method, path + token, data={"title": "Mine", "text": "Mine"} if method == "POST" else None)
@@ -150,7 +151,8 @@ def test_another_site_is_refused(proxy, web, trust, origin):
     assert web.post("/todo", data={"title": "Theirs"}, headers={"Origin": origin}).status_code == 403
     assert not proxy.server.sql("select * from todo where title = 'Theirs'")
     address, cookie = f"wss://localhost:{proxy.port}/ws?profile=1", {"Cookie": f"chatq_token={TOKEN}"}
-    with pytest.raises(InvalidStatus, match="403"), connect(address, ssl=trust, origin=origin, additional_headers=cookie, proxy=None):
+    with (pytest.raises(InvalidStatus, match="403"),
+          connect(address, ssl=trust, origin=origin, additional_headers=cookie, proxy=None)):
         pass
     with connect(address, ssl=trust, origin=proxy.url, additional_headers=cookie, proxy=None) as socket:
         socket.ping().wait(10)

@@ -181,7 +181,8 @@ def test_a_notebook_reads_the_tables(shell):
 def test_words_from_the_event_loop(app):
     """`await chatq(...)`, and `chatq.open('job')` with send and finish, in a route."""
     line, opens, send, finish = (re.search(rf"`({code})`", TEXT)[1] for code in
-                                 (r"await chatq\('.*?'\)", r"chat = chatq\.open\('job'\)", r"chat\.send\(\.\.\.\)", r"chat\.finish\(\)"))
+                                 (r"await chatq\('.*?'\)", r"chat = chatq\.open\('job'\)",
+                                  r"chat\.send\(\.\.\.\)", r"chat\.finish\(\)"))
     steps = line, opens, send.replace("...", "'one '"), send.replace("...", "'two'"), finish
     server = app(start=False)
     server.file.write_text(pasted("@app.post\nasync def crawl():\n" + "".join(f"    {step}\n" for step in steps)))
@@ -252,7 +253,8 @@ def test_the_parts_are_the_banners_in_order():
 def test_the_files_are_there():
     links = re.findall(r'\]\(([^)]+)\)|(?:src|srcset)="([^"]+)"', TEXT)
     local = {a or b for a, b in links if "://" not in a + b}
-    told = {name for name in names(re.sub(r"(?ms)^```.*?^```$", "", TEXT)) if re.fullmatch(r"(tests|static)/\S+|[\w.-]+\.(py|txt|nix)", name)}
+    prose = re.sub(r"(?ms)^```.*?^```$", "", TEXT)
+    told = {name for name in names(prose) if re.fullmatch(r"(tests|static)/\S+|[\w.-]+\.(py|txt|nix)", name)}
     assert {"tests/notebook.ipynb", "tests/pictures/dark.png"} <= local and {"server.py", "static/app.js"} <= told
     for name in local | told:
         assert (ROOT / name).exists(), name
@@ -317,7 +319,8 @@ def test_the_names_on_the_wire(wired, row):
             assert page.select("li#todo-1.done")
         if row[0] == "scripts":
             fields = names(re.search(r"\((.*?)\)", row[1])[1])
-            said = {"text": "More", "progress": "50", "done": "1", "profile": "Default", "id": client.post("/chatq", data={"text": "Less", "progress": "1"}).text}
+            ident = client.post("/chatq", data={"text": "Less", "progress": "1"}).text
+            said = {"text": "More", "progress": "50", "done": "1", "profile": "Default", "id": ident}
             assert sorted(fields) == sorted(said)
             client.post("/chatq", data=said).raise_for_status()
             assert [(r["content"], r["status"]) for r in messages(server) if r["id"] == int(said["id"])] == [("More", "done")]
