@@ -235,15 +235,16 @@ def tidy(name: str, when='deleted'):
 db.q('create virtual table if not exists find using fts5(text, kind unindexed, ref unindexed, profile unindexed, '
      "tokenize = 'unicode61 remove_diacritics 2')")
 
-def searchable(kind: str, text: str, when='not new.deleted', also=('deleted',)):
-    """Full-text search over a column, kept by triggers: no code below has to think of it. They are made anew at every start,
-    since a fork may edit this; rows that were there before them are entered once."""
+def searchable(kind: str, columns: list[str], when='not new.deleted', also=('deleted',)):
+    """Full-text search over some columns of a table, kept by triggers: no code below has to think of it. They are made anew
+    at every start, since a fork may edit this; rows that were there before them are entered once."""
     known = db.q('select 1 from sqlite_schema where name = ?', [f'find_{kind}_insert'])
     at = f'.id*1024 + {zlib.crc32(kind.encode()) % 1024}'
+    text = " || ' ' || ".join(f'new.{c}' for c in columns)
     put = lambda source='': ('insert into find(rowid, text, kind, ref, profile) '
-                             f"select new{at}, new.{text}, '{kind}', new.id, new.profile {source} where {when};")
+                             f"select new{at}, {text}, '{kind}', new.id, new.profile {source} where {when};")
     drop = f'delete from find where rowid = old{at};'
-    differs = ' or '.join(f'new.{c} is not old.{c}' for c in (text, 'profile', *also))
+    differs = ' or '.join(f'new.{c} is not old.{c}' for c in (*columns, 'profile', *also))
     for event, do, if_ in ('insert', put(), '1'), ('delete', drop, '1'), ('update', drop + put(), differs):
         db.q(f'drop trigger if exists find_{kind}_{event}')
         db.q(f'create trigger find_{kind}_{event} after {event} on {kind} when {if_} begin {do} end')
@@ -253,7 +254,8 @@ def searchable(kind: str, text: str, when='not new.deleted', also=('deleted',)):
 
 tidy('message', 'updated')
 tidy('profile')
-searchable('message', 'content', "not new.deleted and new.status <> 'streaming' and new.content <> '---'", ('deleted', 'status'))
+searchable('message', ['content'], "not new.deleted and new.status <> 'streaming' and new.content <> '---'",
+           also=('deleted', 'status'))
 
 def clean(text: str, most: int, what: str) -> str:
     "`text` fit to be stored: stripped, no control characters. Raises HTTPException 400 where it is too long or no text."
@@ -1105,7 +1107,7 @@ class Backend:
     def names(self): return [n for n, _ in self.models]
 
 backend, built_in, built_in_key, chars_per_token, capable = Backend(), None, secrets.token_hex(), {}, {}
-loading = asyncio.Lock()
+loading, talking = asyncio.Lock(), asyncio.Lock()  # one load of the built-in model; one answer at a time, a job's too
 
 def http(url: str, read: float | None = STALL) -> httpx.AsyncClient:
     """A client for one exchange. The environment's proxies are left out for addresses of this machine and its network
@@ -1200,7 +1202,7 @@ async def stream(messages: list[dict], model: str, options: dict, tools: list[di
     url = backend.url or await start_built_in()
     talk = ollama_chat if backend.kind == 'ollama' else openai_chat
     try:
-        async with http(url) as c, contextlib.aclosing(talk(c, url, messages, model, options, tools)) as deltas:
+        async with talking, http(url) as c, contextlib.aclosing(talk(c, url, messages, model, options, tools)) as deltas:
             async for d in deltas: yield d
     except httpx.ConnectError: raise ModelError((await look()).problem or 'The model server has just come up. Try again.')
     except httpx.ReadTimeout:
@@ -1381,7 +1383,7 @@ async def with_retries(chat: Chatter, profile: Profile, model: str, said: list, 
 
 async def pour(deltas, chat: Chatter) -> dict:
     "Writes a stream of Deltas into a message; returns the figures of the last one, and the tools that it calls."
-    began, calls = 0., []
+    began, calls, answering = 0., [], False
     async with contextlib.aclosing(deltas):
         async for d in deltas:
             if d.thinking:
@@ -1390,6 +1392,7 @@ async def pour(deltas, chat: Chatter) -> dict:
             if d.text:
                 if began: chat.thought(time.perf_counter() - began)
                 began = 0.
+                if not answering: answering = not chat.note('Answering')
                 chat.send(d.text)
             calls += d.calls
             if d.figures: return d.figures | {'calls': calls}
@@ -1426,7 +1429,8 @@ def values_of(f, given: dict) -> tuple[dict, dict]:
     "The values of a job's or a tool's parameters, and by name what is wrong with them."
     values, wrong = {}, {}
     for p in params(f):
-        try: values[p.name] = value_of(p, clean('' if (v := given.get(p.name)) is None else str(v), MAX_TEXT, 'This'))
+        text, most = given.get(p.name), getattr(type_of(p), 'most', MAX_TEXT)
+        try: values[p.name] = value_of(p, clean('' if text is None else str(text), most, 'This'))
         except (ValueError, HTTPException) as e: wrong[p.name] = getattr(e, 'detail', str(e))
     return values, wrong
 
@@ -1673,7 +1677,8 @@ def found(hits: list[dict]): return Ul(*map(hit, hits)) if hits else P('Nothing 
 def hit(h: dict):
     text = escape(h['text'], quote=False).replace('\x01', '<mark>').replace('\x02', '</mark>')
     at, name = (h['ref'], 'msg') if h['kind'] == 'message' else (0, h['kind'])
-    return Li(A(Safe(text), Small(h['name']), href=f"/profile/{h['profile']}?at={at}#{name}-{h['ref']}"))
+    where = Small(f"{h['kind'].capitalize()} · {h['name']}")
+    return Li(A(Safe(text), where, href=f"/profile/{h['profile']}?at={at}#{name}-{h['ref']}"))
 
 def toast(text: str, undo=None, oob='true'):
     "A word at the edge of the page, with a way back where there is one."
@@ -1807,9 +1812,13 @@ class Listing:
         LISTS[self.kind] = self
         tidy(self.kind)
         db.q(f"create index if not exists {self.kind}_order on {self.kind}({'profile, ' if self.owned else ''}deleted, priority)")
-        if self.owned: searchable(self.kind, self.text)
+        if self.owned: searchable(self.kind, [self.text, *(f for f in self.fields if self.types[f] is str)])
 
-    def parts(self, row): return Span(self.name(row), cls='title'),
+    def parts(self, row): return Span(self.name(row), self.more(row), cls='title'),
+    def more(self, row):
+        "The further fields of a row as small print: a text by its value, a box by its name."
+        said = [f if self.types[f] is bool else str(getattr(row, f)) for f in self.fields if getattr(row, f)]
+        return Small(' · '.join(said)) if said else None
     def name(self, row) -> str: return getattr(row, self.text)
 
     def among(self, profile: int | None) -> tuple[str, list]:
@@ -1973,7 +1982,9 @@ async def rename(kind: str, id: int, data: dict, name: str = ''):
     if not name: raise HTTPException(400, 'It needs a name: type one, or press Escape.')
     def value(f):
         if lst.types[f] is bool: return data.get(f) == '1'
-        return clean(str(data.get(f, getattr(row, f))), MAX_TITLE, f.capitalize())
+        text, default = clean(str(data.get(f, getattr(row, f))), MAX_TITLE, f.capitalize()), getattr(lst.table.cls, f, '')
+        try: return value_of(Parameter(f, Parameter.KEYWORD_ONLY, annotation=lst.types[f], default=default), text)
+        except ValueError as e: raise HTTPException(400, f'{f.capitalize()}: {e}')
     whole = any(f in data for f in lst.fields)  # an unticked box is not sent
     fields = {f: value(f) for f in lst.fields} if whole else {}
     what = name != lst.name(row) and f'Renamed {quoted(lst.name(row))} to {quoted(name)}'
@@ -2069,7 +2080,7 @@ class Todos(Listing):
     def parts(self, t):
         box = Input(type='checkbox', id=f'check-{t.id}', name=None, checked=bool(t.done), autocomplete='off', aria_label=t.title,
                     hx_post=toggle.to(id=t.id), hx_target=f'#todo-{t.id}', hx_swap='outerHTML')
-        return box, Span(t.title, cls='title')
+        return box, Span(t.title, self.more(t), cls='title')
 
     def around(self):
         bar = lambda profile: todo_bar(profile, *self.counts(profile))(hx_swap_oob='true')
@@ -2374,7 +2385,9 @@ async def ws(ws, msg: str = '', bad: str = ''):
 
 JOBS, SLOTS, SECRETS = {}, asyncio.Semaphore(JOBS_AT_ONCE), DATA/f'{FILE.stem}.secrets.json'
 
-class Lines(str): "A job's parameter that is a text of several lines."
+class Lines(str):
+    "A job's parameter that is a text of several lines, as long as a request may be."
+    most = MAX_BODY
 class Secret(str): "A job's parameter that is asked for once, kept in a file that only this user can read, and shown nowhere."
 
 def job(f):
@@ -2502,7 +2515,7 @@ def job_field(f, p: Parameter, value, wrong: str | None, kept: bool):
     if kind is bool: field = Input(type='checkbox', value='1', checked=value in (True, '1', 'on'), **common)
     elif get_origin(kind) is Literal:
         field = Select(*(Option(str(c), selected=str(c) == str(value)) for c in get_args(kind)), **common)
-    elif kind is Lines: field = Textarea(value, rows=2, **common)
+    elif kind is Lines: field = Textarea(value, rows=2, **common | dict(maxlength=None))  # a browser would cut what is pasted
     elif kind is Secret: field = Input(type='password', value='', **common)
     else:
         inputmode = {int: 'numeric', float: 'decimal'}.get(kind)
@@ -2544,6 +2557,7 @@ async def summarise_my_todos(chat):
     task = 'Summarise this todo list in a few sentences: what is open, what is done, what to begin with.'
     prompt = [{'role': 'system', 'content': profile.voice or VOICE},
               {'role': 'user', 'content': f'{task}\n\n{as_markdown(rows)}'}]
+    if talking.locked(): chat.note('In line for the model')
     await pour(stream(prompt, model, {}), chat)
 
 # ---- 16. Audit pages: a job that fetches --------------------------------------------------------------------
@@ -2636,6 +2650,7 @@ async def audit_pages(chat, urls: Lines):
                 for k in ('title', 'description', 'h1', 'canonical', 'words'):
                     row[k] = ' '.join(str(getattr(page, k)).split())[:300]
         except TimeoutError: row['status'] = 'no answer in time'
+        except httpx.ConnectError: row['status'] = 'no connection'
         except Exception as e: row['status'] = str(e)[:200] or type(e).__name__
         rows.append(row)
         chat.send(f'| {" | ".join(plain(str(v)) or "–" for v in row.values())} |\n')

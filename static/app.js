@@ -3,7 +3,7 @@ const $ = (q, in_ = document) => in_.querySelector(q), on = (event, f) => docume
 const tab = Math.random().toString(36).slice(2)  // so that the server does not send us what we did ourselves
 const log = () => $('#msg-list'), byId = id => document.getElementById(id)
 const dark = () => (document.documentElement.dataset.theme ?? (matchMedia('(prefers-color-scheme: dark)').matches && 'dark')) === 'dark'
-let online = false, waiting = null, restored = null, unsent = false, follow = !location.hash, hide
+let online = false, waiting = null, restored = null, unsent = false, follow = !location.hash.startsWith('#msg'), hide
 
 // ---- The socket: on every connection it says what this page has seen, and gets what it missed.
 htmx.createWebSocket = url => {
@@ -15,12 +15,10 @@ htmx.createWebSocket = url => {
 htmx.config.wsReconnectDelay = tries => Math.min(250 * 2 ** tries, 3000)
 on('htmx:configRequest', e => {
   e.detail.headers['X-Tab'] = tab
+  if (e.detail.path.startsWith('/run/')) follow = true
   if (e.detail.path === '/switch_theme') e.detail.parameters.theme = document.documentElement.dataset.theme = dark() ? 'light' : 'dark'
 })
-on('htmx:wsOpen', () => {
-  $('#offline').hidden = online = true
-  if (unsent) $('#chat-form').requestSubmit()
-})
+on('htmx:wsOpen', () => { $('#offline').hidden = online = true; if (unsent) $('#chat-form').requestSubmit() })
 on('htmx:wsClose', e => {
   online = false
   setTimeout(() => { $('#offline').hidden = online }, 400)
@@ -101,9 +99,8 @@ on('keydown', e => {
   const form = e.target.closest?.('[data-cancel]')
   if (e.key === 'Escape') form ? htmx.ajax('GET', form.dataset.cancel, { target: form.parentElement, swap: 'outerHTML' }) : shut()
   if (e.ctrlKey || e.metaKey || e.altKey || e.target.matches?.('input:not([type=checkbox]), textarea, select') || localStorage.keys === 'off') return
-  if (e.key !== '?' && e.key !== '/') return
-  e.preventDefault()
-  e.key === '?' ? $('#keys')?.togglePopover() : $('#search')?.focus()
+  const does = { '?': () => $('#keys')?.togglePopover(), '/': () => $('#search')?.focus() }[e.key]
+  if (does) does(e.preventDefault())
 })
 on('htmx:afterRequest', e => {
   const field = e.detail.successful && e.target.dataset?.reset && $('input', e.target)
@@ -143,12 +140,12 @@ on('htmx:beforeSwap', ({ detail: { target: li } }) => {
 function seen(li, way) { do li = li?.[way + 'ElementSibling']; while (li && !li.offsetParent); return li }
 function drop(li, before, stay = before === null && !li.nextElementSibling) {
   if (stay || before === li) return
-  const list = li.parentElement, kind = li.id.split('-')[0]
-  before ? before.before(li) : list.append(li)
+  const list = li.parentElement, [kind, id] = li.id.split('-')
+  list.insertBefore(li, before)
   li.focus()
   const all = [...list.children].filter(x => x.offsetParent)
   tell(`Moved to place ${all.indexOf(li) + 1} of ${all.length}.`)
-  htmx.ajax('POST', `/move?kind=${kind}&id=${li.id.split('-')[1]}&before=${li.nextElementSibling?.id.split('-')[1] ?? 0}`, { source: li, swap: 'none' })
+  htmx.ajax('POST', `/move?kind=${kind}&id=${id}&before=${li.nextElementSibling?.id.split('-')[1] ?? 0}`, { source: li, swap: 'none' })
 }
 on('pointerdown', e => {
   const li = e.target.closest?.('.grip')?.parentElement, end = li?.nextElementSibling
@@ -171,7 +168,8 @@ on('pointerdown', e => {
   }, { once: true })
 })
 on('paste', e => {
-  const text = e.clipboardData.getData('text').trim(), form = e.target.closest?.('[hx-post="/todo"]')
+  const text = e.clipboardData.getData('text').trim(), form = e.target.closest?.('[hx-post="/todo"]'), most = e.target.maxLength
+  if (most > 0 && text.length > most) say(`Only the first ${most} of ${text.length} characters fit here.`)
   if (!form || !text.includes('\n')) return
   e.preventDefault()
   htmx.ajax('POST', '/todo', { values: { title: text, profile: form.profile.value }, target: '#todo-list', swap: 'beforeend' })
@@ -179,7 +177,7 @@ on('paste', e => {
 
 // ---- Words at the edge
 function tell(text) { $('#announce').textContent = text }
-function say(text) { const t = $('#toast'); t.textContent = text; shown() }
+function say(text) { $('#toast').textContent = text; shown() }
 function shown() { clearTimeout(hide); hide = setTimeout(() => $('#toast').replaceChildren(), 7000) }
 on('htmx:oobAfterSwap', e => e.detail.target.id === 'toast' && shown())
 on('htmx:responseError', e => {

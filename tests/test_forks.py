@@ -97,14 +97,14 @@ def test_a_new_field(fork, window):
     on_row(page, "todo", 1, "Rename")
     todos.get_by_label("Due").fill("tomorrow")
     todos.get_by_role("button", name="Save").click()
-    expect(page.locator("#todo-1 .title")).to_have_text("Milk")
+    expect(page.locator("#todo-1 .title")).to_have_text("Milktomorrow")
     part(other, "Todo").get_by_role("checkbox", name="Milk").check()
     expect(todos.get_by_role("checkbox", name="Milk")).to_be_checked()
     on_row(page, "todo", 1, "Rename")
     expect(todos.get_by_label("Due")).to_have_value("tomorrow")
     todos.get_by_label("New name of Milk").fill("Oat milk")
     todos.get_by_label("Due").press("Enter")
-    expect(other.locator("#todo-1 .title")).to_have_text("Oat milk")
+    expect(other.locator("#todo-1 .title")).to_have_text("Oat milktomorrow")
     stored = [tuple(row) for row in server.sql("select title, due, done from todo order by id")]
     assert stored == [("Oat milk", "tomorrow", 1), ("Bread", "", 0)]
 
@@ -134,7 +134,7 @@ def test_a_new_table_with_its_list(fork, window):
     links.get_by_label("Url").fill("https://example.com/news")
     links.get_by_label("Read").check()
     links.get_by_role("button", name="Save").click()
-    shows("Docs", "Newshttps://example.com/news", "Wiki")
+    shows("Docs", "Newshttps://example.com/news · read", "Wiki")
     for each in pages:
         expect(each.locator("#link-2 a")).to_have_attribute("href", "https://example.com/news")
     assert tuple(server.sql("select name, url, read from link where id = 2")[0]) == ("News", "https://example.com/news", 1)

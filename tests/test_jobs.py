@@ -10,7 +10,7 @@ from conftest import Server, until
 from fake_ollama import FakeOllama
 from playwright.sync_api import expect
 from wire import soup
-from working import Work, insert
+from working import Work, app_with, insert
 
 pytest_plugins = "chatting", "working"
 
@@ -153,6 +153,7 @@ def shy(chat, extra: Secret = '', crash: bool = False):
     if crash: raise ValueError('plain words')
     return f'It is {extra or "empty"}.'
 '''
+home = app_with(JOBS)
 SECRET = "s3cr3t-Gr\u00fc\u00dfe-42"
 
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import Server, until
 from playwright.sync_api import expect
 from wire import everything, send
-from working import Work
+from working import Work, app_with
 
 pytest_plugins = "chatting", "working"
 
@@ -20,6 +20,7 @@ async def waits(chat):
     chat.send('It waits.')
     await chat.ask('Shall it end?', 'End')
 '''
+home = app_with(JOBS)
 
 
 def curl(server, *args):

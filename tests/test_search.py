@@ -61,7 +61,7 @@ def test_hits_come_as_one_types(chat, hits, word):
     expect(hits).to_have_count(1)
     expect(hits).to_contain_text(f"Buy {word} seeds")
     assert hits.locator("mark").all_inner_texts() == [word]
-    expect(hits.locator("small")).to_have_text("Somebody")
+    expect(hits.locator("small")).to_have_text("Todo · Somebody")
     look_for(chat.page, f"{word} seeds")
     assert hits.locator("mark").all_inner_texts() in ([word, "seeds"], [f"{word} seeds"])
     look_for(chat.page, f"{word} nothing")
@@ -107,7 +107,7 @@ def test_a_hit_of_another_profile_leads_there(chat, hits, word):
     other.post("rename", kind="profile", id=other.profile, name=f"Of {word}")
     ident, = add(other, f"Seeds of {word}")
     look_for(chat.page, f"seeds {word}")
-    expect(hits.first.locator("small")).to_have_text(f"Of {word}")
+    expect(hits.first.locator("small")).to_have_text(f"Todo · Of {word}")
     chat.page.locator(f"#search-results a[href$='#todo-{ident}']").press("Enter")
     expect(chat.page.locator("#profile-name")).to_have_text(f"Of {word}")
     in_view(chat.page, f"#todo-{ident}")

@@ -6,7 +6,7 @@ import pytest
 from conftest import Server, until
 from fake_ollama import FakeOllama, Script, model
 from playwright.sync_api import expect
-from working import Work
+from working import Work, app_with
 
 pytest_plugins = "chatting", "working"
 
@@ -19,6 +19,7 @@ def backup(chat, folder: str, depth: int = 2, full: bool = True, limit: int | No
 @job
 def guarded(chat, key: Secret): return 'It ran.'
 '''
+home = app_with(JOBS)
 HTML = "<img src=x onerror=alert(1)> **bold** | `x`"
 
 

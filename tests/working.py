@@ -121,14 +121,16 @@ class Work:
         assert slowest[0] < most, f"an answer took {slowest[0]:.1f} s"
 
 
-@pytest.fixture(scope="module")
-def home(request):
-    """The app with the JOBS of this module, shared by its tests; its model is wherever `home.ollama` comes to listen."""
-    port = free_port()
-    server = insert(Server({"OLLAMA_HOST": f"127.0.0.1:{port}"}), request.module.JOBS)
-    server.ollama = port
-    yield server.start()
-    server.remove()
+def app_with(jobs):
+    """A fixture: the app with these jobs, shared by a module's tests; its model is wherever `home.ollama` comes to listen."""
+    @pytest.fixture(scope="module")
+    def home():
+        port = free_port()
+        server = insert(Server({"OLLAMA_HOST": f"127.0.0.1:{port}"}), jobs)
+        server.ollama = port
+        yield server.start()
+        server.remove()
+    return home
 
 
 @pytest.fixture
