@@ -136,7 +136,7 @@ class Server:
         return self
 
     def _answers(self):
-        with contextlib.suppress(httpx.TransportError), httpx.Client(trust_env=False, timeout=5) as web:
+        with contextlib.suppress(httpx.TransportError), httpx.Client(trust_env=False, verify=False, timeout=5) as web:  # certificates take longer to read
             return web.get(self.url)
 
     def _listen(self, stdout):
@@ -205,6 +205,11 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem not in ("test_chat", "test_start", "test_access", "test_lists", "test_markdown"))
+
+
 def pytest_runtest_setup(item):
     Server.known.clear()
 
@@ -238,7 +243,7 @@ def server(app, fake):
 @pytest.fixture
 def client(server):
     """A script's view of the server: no Origin, no cookies yet, redirects shown."""
-    with httpx.Client(base_url=server.url, trust_env=False, timeout=10) as client:
+    with httpx.Client(base_url=server.url, trust_env=False, verify=False, timeout=10) as client:
         yield client
 
 
