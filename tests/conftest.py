@@ -136,7 +136,8 @@ class Server:
         return self
 
     def _answers(self):
-        with contextlib.suppress(httpx.TransportError), httpx.Client(trust_env=False, verify=False, timeout=5) as web:  # certificates take longer to read
+        client = httpx.Client(trust_env=False, verify=False, timeout=5)     # reading certificates takes longer than this
+        with contextlib.suppress(httpx.TransportError), client as web:
             return web.get(self.url)
 
     def _listen(self, stdout):
