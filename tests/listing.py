@@ -68,7 +68,9 @@ class Tab:
         """The list is this, in this order; "[x] bread" is done."""
         expect(self.items.locator(".title")).to_have_text([title for title, _ in told(lines)])
         ticked = self.items.filter(has=self.page.get_by_role("checkbox", checked=True))
-        expect(ticked.locator(".title")).to_have_text([title for title, done in told(lines) if done])
+        done = [title for title, done in told(lines) if done]
+        expect(ticked.locator(".title")).to_have_text(done)
+        expect(self.items.and_(self.page.locator(".done")).locator(".title")).to_have_text(done)  # the server knows of it
 
     def counts(self, text):
         expect(self.part.get_by_text(text, exact=True)).to_be_visible()
