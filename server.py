@@ -710,10 +710,10 @@ class Chatter:
         self.do(self.append, text)
 
     def append(self, text):
-        self.size += len(text)
-        if self.row.role == 'job' and self.size > MAX_OUTPUT:  # a model's answer has no limit
-            if self.size - len(text) > MAX_OUTPUT: return
-            text = f'\n\nThis is more than {MAX_OUTPUT:,} characters: the rest is left out.'
+        if self.row.role == 'job':  # a model's answer has no limit
+            if self.size > MAX_OUTPUT: return
+            self.size += len(text)
+            if self.size > MAX_OUTPUT: text = f'\n\nThis is more than {MAX_OUTPUT:,} characters: the rest is left out.'
         self.texts.append(text)
         self.fresh.append(text)
         self.touch()
@@ -969,9 +969,8 @@ class Chatq:
     async def __call__(self, text: str, role='event', profile: int | None = None, undo='') -> int:
         "Puts a finished message into the chat; an event joins the one above it, unless it can be undone. Returns its id."
         row = self.new(role, profile, content=text, undo=undo)
-        last = first_row(messages, 'profile = ? and not deleted', [row.profile], 'id desc')
-        joins = lambda m: m.role == 'event' and m.content != '---' and not m.undo
-        if last and joins(row) and joins(last) and len(last.content) < 2000:
+        joins = lambda m: m and m.role == 'event' and m.content != '---' and not m.undo and len(m.content) < 2000
+        if joins(row) and joins(last := first_row(messages, 'profile = ? and not deleted', [row.profile], 'id desc')):
             last.content += f'\n{text}'
             row = last
         return self.changed(row).id
@@ -1394,7 +1393,7 @@ async def pour(deltas, chat: Chatter) -> dict:
                 began = 0.
                 if not answering: answering = not chat.note('Answering')
                 chat.send(d.text)
-            calls += d.calls
+            if d.calls: calls += d.calls
             if d.figures: return d.figures | {'calls': calls}
 
 def params(f) -> list[Parameter]:
@@ -2350,8 +2349,8 @@ async def from_script(text: str = None, progress: str = '', done: str = '', id: 
 
 def named(profile: str) -> Profile:
     "A profile by id or by name; without either the first."
+    if not profile: return first_row(profiles, 'not deleted', order='priority, id')
     rows = list(profiles('not deleted', order_by='priority, id'))
-    if not profile: return rows[0]
     fits = [p for p in rows if str(p.id) == profile] + [p for p in rows if p.name == profile.strip()]
     if fits: return fits[0]
     raise HTTPException(400, f'There is no profile “{profile[:40]}”.')
