@@ -1,5 +1,6 @@
 """The todo list beyond TodoMVC: its order, Undo, all tabs alike, lists as text, bad input."""
 import re
+from statistics import median
 from time import time
 
 import httpx
@@ -267,7 +268,7 @@ def test_a_change_in_one_tab_shows_in_all_others_at_once(todos):
         (lambda: acted(tab.button("Clear completed").click), [])])]
     for t in tab, *others:
         t.shows()
-    assert sorted(took)[1] < 200, took      # the second best: the machine may be busy with other tests
+    assert median(took) < 200, took
 
 
 def test_a_change_by_a_script_shows_in_all_tabs_at_once(todos):
@@ -287,7 +288,7 @@ def test_a_change_by_a_script_shows_in_all_tabs_at_once(todos):
         (lambda: sent("toggle_all", profile=todos.profile), ["[x] c", "[x] A"]),
         (lambda: sent("clear_completed", profile=todos.profile), [])])]
     tabs[0].shows()
-    assert sorted(took)[1] < 200, took      # the second best: the machine may be busy with other tests
+    assert median(took) < 200, took
 
 
 def test_counters_and_controls_follow_in_every_tab(todos):
