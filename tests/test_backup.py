@@ -253,3 +253,10 @@ def test_other_arguments_print_the_usage(stopped, args):
     assert "Traceback" not in said and done.returncode in (0, 1)
     assert all(f"python server.py {way}" in said for way in ("--backup FILE", "--restore FILE"))
     assert beside(stopped) == before and not list(stopped.cwd.iterdir())
+
+
+def test_a_stopped_app_leaves_its_data_in_one_file(app, fake):
+    server = app(env={"OLLAMA_HOST": fake.url})
+    httpx.post(f"{server.url}/todo", data={"title": "Milk"}, trust_env=False, verify=False)
+    server.stop()
+    assert [f.name for f in server.db.parent.glob("server.db*")] == ["server.db"]

@@ -149,6 +149,9 @@ def secretive(chat, password: Secret, port: int = 1, crash: bool = False):
     return f'It has {len(password)} characters.'
 
 @job
+def measure(chat, text: Lines): return f'{len(text):,} characters'
+
+@job
 def shy(chat, extra: Secret = '', crash: bool = False):
     if crash: raise ValueError('plain words')
     return f'It is {extra or "empty"}.'
@@ -396,6 +399,14 @@ def test_a_crash_is_told(work, job):
     work.server.wait_out(f"in {job}\n")
     work.server.wait_out(last.replace("'here'", "`here`"))
     assert work.ended(work.run("nothing"))["status"] == "done"
+
+
+def test_a_text_of_lines_may_be_long_and_is_not_cut(work):
+    """A browser would cut what is pasted at a maxlength without a word; what is too long is told instead."""
+    assert soup(work.html()).find(id="measure-text").get("maxlength") is None
+    assert work.ended(work.run("measure", text="x" * 100_000))["content"].strip() == "100,000 characters"
+    reply = work.submit("measure", text="x" * 2**20)
+    assert reply.status_code == 413 and "1 MB" in reply.text
 
 
 def test_what_a_job_prints_stands_in_the_chat(work):
