@@ -280,6 +280,18 @@ def first_row(tbl, where='1', args=(), order='id'):
     rows = db.q(f'select * from {tbl.name} where {where} order by {order} limit 1', list(args))
     return tbl.cls(**rows[0]) if rows else None
 
+@lru_cache
+def upsert(tbl) -> tuple[str, list[str]]:
+    fields = [*get_annotations(tbl.cls)]
+    return (f"insert into {tbl.name} ({', '.join(fields)}) values ({', '.join('?'*len(fields))}) on conflict(id) "
+            f"do update set {', '.join(f'{f} = excluded.{f}' for f in fields if f != 'id')} returning id"), fields
+
+def store(tbl, row):
+    "Stores a whole row, new or changed, and returns it with its id."
+    sql, fields = upsert(tbl)
+    row.id = db.item(sql, [None if (v := getattr(row, f)) is UNSET else v for f in fields])
+    return row
+
 # ---- 3. Guard: who may talk to this app ----------------------------------------------------------
 
 # Nothing inline, nothing from outside: "nothing leaves this machine" is enforced by the browser.
@@ -849,7 +861,7 @@ class Chatter:
         self.queue.live.pop(self.id, None)
         fields |= dict(content=''.join(self.texts), status=status, updated=time.time(), rev=self.queue.next_rev())
         for k, v in fields.items(): setattr(self.row, k, v)
-        messages.update(self.row)
+        store(messages, self.row)
         self.latest.pop('tail', None)
         self.ops.append(f'<i id="t-{self.id}" hx-swap-oob="delete"></i>')
         self.show('foot')
@@ -918,9 +930,6 @@ class Tab:
         timeline = self.queue.view.timeline(rows, profiles[self.profile].memory)
         return html_of(self.queue.view.lists(self.profile)) + html_of(timeline(hx_swap_oob='true'))
 
-MESSAGE = [f for f in get_annotations(Message) if f != 'id']
-UPDATE_MESSAGE = f"update message set {', '.join(f'{f} = ?' for f in MESSAGE)} where id = ?"
-
 class Chatq:
     """The queue through which everything reaches the person. `await chatq("text")` puts a finished line into the
     chat, `open` gives a Chatter, `ask` puts a prompt in line for the model, `push` shows a change of a list elsewhere."""
@@ -948,8 +957,7 @@ class Chatq:
     def changed(self, row: Message) -> Message:
         "Stores a new or changed message and shows it in every tab of its profile."
         row.rev, row.updated = self.next_rev(), time.time()
-        if row.id: db.q(UPDATE_MESSAGE, [*(getattr(row, f) for f in MESSAGE), row.id])  # fastlite asks for the columns each time
-        else: row = messages.insert(row)
+        store(messages, row)
         for tab in self.tabs_of(row.profile): tab.missed(row.id)
         return row
 
@@ -969,7 +977,7 @@ class Chatq:
     async def __call__(self, text: str, role='event', profile: int | None = None, undo='') -> int:
         "Puts a finished message into the chat; an event joins the one above it, unless it can be undone. Returns its id."
         row = self.new(role, profile, content=text, undo=undo)
-        joins = lambda m: m and m.role == 'event' and m.content != '---' and not m.undo and len(m.content) < 2000
+        joins = lambda m: m and m.role == 'event' and m.content != '---' and not m.undo and len(m.content) < 1000
         if joins(row) and joins(last := first_row(messages, 'profile = ? and not deleted', [row.profile], 'id desc')):
             last.content += f'\n{text}'
             row = last
@@ -1001,8 +1009,8 @@ class Chatq:
         busy = self.turn or first_row(messages, "role = 'assistant' and status = 'queued'")
         with db.conn:
             status = 'queued' if busy else 'done'
-            prompt = messages.insert(self.new('user', profile, content=text, status=status, rev=self.next_rev()))
-            messages.insert(self.new('assistant', profile, status='queued', id=prompt.id + 1, rev=self.rev))
+            prompt = store(messages, self.new('user', profile, content=text, status=status, rev=self.next_rev()))
+            store(messages, self.new('assistant', profile, status='queued', id=prompt.id + 1, rev=self.rev))
         for tab in self.tabs_of(profile): tab.missed(prompt.id, prompt.id + 1)
         self.due.set()
 
@@ -1698,6 +1706,9 @@ def versioned(name: str) -> str: return f'/static/{name}?v={FILES[name].stat().s
 
 TITLE = NAME
 fh_cfg.indent = False
+# A page has thousands of attributes with few names and plain values: looked at one by one they take a fifth of its time.
+fh_cfg.attrmap, of_any = lru_cache(fh_cfg.attrmap), fh_cfg.valmap
+fh_cfg.valmap = lambda value: value if isinstance(value, str) else of_any(value)
 hdrs = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'),
         Meta(name='color-scheme', content='light dark'), Meta(name='htmx-config', content=json.dumps(dict(
             allowEval=False, includeIndicatorStyles=False, selfRequestsOnly=True, historyCacheSize=0, defaultSettleDelay=0,
@@ -1822,7 +1833,7 @@ class Listing:
 
     def among(self, profile: int | None) -> tuple[str, list]:
         "The condition for the rows of one list."
-        return ('not deleted and profile = ?', [profile]) if self.owned else ('not deleted', [])
+        return ('deleted = 0 and profile = ?', [profile]) if self.owned else ('deleted = 0', [])  # as the index has it
 
     def rows(self, profile: int | None = None, most: int | None = None, after=(-1e300, 0)) -> list:
         cond, args = self.among(profile)
@@ -1856,8 +1867,7 @@ class Listing:
         "Stores a new row at the end of its list, shows it in the other tabs, and answers it."
         cond, args = self.among(self.of(row))
         row.priority = db.item(f'select coalesce(max(priority), 0) + 1 from {self.kind} where {cond}', args)
-        row = self.table.insert(row)
-        self.show(row, 'end')
+        self.show(store(self.table, row), 'end')
         return row
 
     async def change(self, row, what: str = '', **fields):
@@ -1934,13 +1944,15 @@ def item(kind: str, row, put: str | None = None):
 def rendered(kind: str, put: str | None, *values):
     lst = LISTS[kind]
     row = lst.table.cls(**dict(zip(lst.types, values, strict=True)))
-    name, at = lst.name(row), dict(hx_target=f'#{kind}-{row.id}', hx_swap='outerHTML')
-    grip, edit_it, delete_it = (
+    name = lst.name(row)
+    return Safe(html_of(Li(
         Button('⠿', cls='quiet grip', aria_label=f'Move {name}', title='Drag, or Alt+↑ and Alt+↓', tabindex='-1', type='button'),
-        Button('✎', cls='quiet', aria_label=f'Rename {name}', title='Edit', hx_get=edit.to(kind=kind, id=row.id), **at),
-        Button('×', cls='quiet', aria_label=f'Delete {name}', title='Delete', hx_post=delete.to(kind=kind, id=row.id), **at))
-    return Safe(html_of(Li(grip, *lst.parts(row), edit_it, delete_it, id=f'{kind}-{row.id}',
-                           cls='done' if getattr(row, 'done', False) else None, tabindex='0', data_put=put)))
+        *lst.parts(row),
+        Button('✎', cls='quiet', aria_label=f'Rename {name}', title='Edit', hx_get=edit.to(kind=kind, id=row.id)),
+        Button('×', cls='quiet', aria_label=f'Delete {name}', title='Delete', hx_post=delete.to(kind=kind, id=row.id)),
+        cls='done' if getattr(row, 'done', False) else None, tabindex='0', data_put=put, **itself(kind, row))))
+
+def itself(kind: str, row) -> dict: return dict(id=f'{kind}-{row.id}', hx_target='this', hx_swap='outerHTML')
 
 def edit_item(kind: str, row):
     "A row as a form: leaving it saves, Escape gives up; a list with more than its text is saved by its button."
@@ -1951,10 +1963,9 @@ def edit_item(kind: str, row):
     check = lambda f: check_box(f.capitalize(), name=f, value='1', checked=bool(getattr(row, f)))
     return Li(Form(field(lst.text, name='name', aria_label=f'New name of {lst.name(row)}', placeholder=None, autofocus=True),
                    *(check(f) if lst.types[f] is bool else field(f) for f in lst.fields), Button('Save') if lst.fields else None,
-                   hx_post=rename.to(kind=kind, id=row.id), hx_target=f'#{kind}-{row.id}', hx_swap='outerHTML',
-                   hx_sync='this:drop', hx_trigger='submit' if lst.fields else 'submit, focusout',
-                   data_cancel=item_view.to(kind=kind, id=row.id)),
-              id=f'{kind}-{row.id}', cls='editing')
+                   hx_post=rename.to(kind=kind, id=row.id), hx_sync='this:drop',
+                   hx_trigger='submit' if lst.fields else 'submit, focusout', data_cancel=item_view.to(kind=kind, id=row.id)),
+              cls='editing', **itself(kind, row))
 
 @app.post
 async def add(kind: str, data: dict, sess, profile: int = None):
@@ -2043,10 +2054,10 @@ class Profiles(Listing):
         count = lambda t: db.item(f'select count(*) from {t} where profile = ? and not deleted', [p.id])
         goes = {t: n for t in owned if (n := count(t))}
         if not goes or sure: return
-        what, at = ' and '.join(many(n, t) for t, n in goes.items()), dict(hx_target=f'#profile-{p.id}', hx_swap='outerHTML')
+        what = ' and '.join(many(n, t) for t, n in goes.items())
         return Li(Span(f'{p.name} goes with {what}.', cls='title'),
-                  Button(f'Delete {p.name}', hx_post=delete.to(kind='profile', id=p.id, sure=1), **at),
-                  Button('Keep', hx_get=item_view.to(kind='profile', id=p.id), **at), id=f'profile-{p.id}', cls='asking')
+                  Button(f'Delete {p.name}', hx_post=delete.to(kind='profile', id=p.id, sure=1)),
+                  Button('Keep', hx_get=item_view.to(kind='profile', id=p.id)), cls='asking', **itself('profile', p))
 
 Profiles(profiles)
 
@@ -2078,7 +2089,7 @@ class Todos(Listing):
 
     def parts(self, t):
         box = Input(type='checkbox', id=f'check-{t.id}', name=None, checked=bool(t.done), autocomplete='off', aria_label=t.title,
-                    hx_post=toggle.to(id=t.id), hx_target=f'#todo-{t.id}', hx_swap='outerHTML')
+                    hx_post=toggle.to(id=t.id))
         return box, Span(t.title, self.more(t), cls='title')
 
     def around(self):
@@ -2692,7 +2703,7 @@ def say_hello():
 
 if __name__ == '__main__':
     server_socket = listen()
-    # Compression would cost more than it saves on one machine; asyncio and h11 are here anyway, and as fast for one person.
-    config = uvicorn.Config(Guard(app), loop='asyncio', http='h11', log_level='warning', server_header=False,
-                            ws_per_message_deflate=False, ws_max_size=MAX_BODY, timeout_graceful_shutdown=2)
+    # Compression would cost more than it saves on one machine; asyncio is as fast as uvloop for one person.
+    config = uvicorn.Config(Guard(app), loop='asyncio', http='httptools', log_level='warning', access_log=False,
+                            server_header=False, ws_per_message_deflate=False, ws_max_size=MAX_BODY, timeout_graceful_shutdown=2)
     with contextlib.suppress(KeyboardInterrupt): uvicorn.Server(config).run(sockets=[server_socket])
