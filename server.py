@@ -809,6 +809,7 @@ class Chatter:
             self.ops.append(f'<div hx-swap-oob="beforeend:#k-{self.id}">{escape(new, quote=False)}</div>')
         for part, component in self.stale.items():
             self.version += 1
+            self.latest.pop(part, None)  # in the order of their drawing: a note has no place any more in a foot drawn after it
             self.latest[part] = self.version, html_of(component(self.row)(hx_swap_oob='true'))
         self.stale = {}
         if not self.fresh and not end: return

@@ -5,6 +5,7 @@ import re
 import shutil
 import stat
 import subprocess
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,6 +17,8 @@ from test_start import free
 
 pytest_plugins = "chatting"
 COLOUR = "() => getComputedStyle(document.documentElement).getPropertyValue('--accent')"
+SHOWN = """accent => { document.documentElement.dataset.accent = accent
+    return getComputedStyle(document.getElementById('send-btn')).backgroundColor }"""
 OUT = rows("take out | delete")
 
 
@@ -59,6 +62,17 @@ def test_settings(fork, fake, window):
     assert fake.chats[-1]["messages"][0]["content"].startswith(voice)
     assert page.locator("html").get_attribute("data-accent") == accent
     assert page.evaluate(COLOUR) not in ("", plain.evaluate(COLOUR))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_accent_shows_in_both_themes(fork, window, theme):
+    page = window.open(fork(SOURCE).url)
+    page.emulate_media(color_scheme=theme)
+    css = Path(__file__).parents[1].joinpath("static/app.css").read_text()
+    accents = ["teal", *re.findall(r"data-accent=(\w+)", css)]
+    shown = [page.evaluate(SHOWN, accent) for accent in accents]
+    page.emulate_media(color_scheme="light")
+    assert len(accents) == len({*shown}) > 2, shown
 
 
 @pytest.mark.parametrize("name", ["Prüfstand", "工具箱", "It's <b>; 50 % & \\\"more\\\""], ids=["umlaut", "Chinese", "signs"])
@@ -107,6 +121,28 @@ def test_a_new_field(fork, window):
     expect(other.locator("#todo-1 .title")).to_have_text("Oat milktomorrow")
     stored = [tuple(row) for row in server.sql("select title, due, done from todo order by id")]
     assert stored == [("Oat milk", "tomorrow", 1), ("Bread", "", 0)]
+    page.locator("#search").press_sequentially("tomor")
+    expect(page.locator("#search-results a")).to_have_count(1)
+    expect(page.locator("#search-results a")).to_contain_text("Oat milk tomorrow")
+
+
+def test_a_field_of_another_type_is_checked(fork, window):
+    """What does not fit is said, and neither stored nor lost; what fits is."""
+    server = fork(with_lines_in_classes(block("due: str").replace("due: str = ''", "price: float = 0.").replace("due", "price")))
+    post(server, "todo", title="Milk")
+    page = window.open(server.url)
+    window.allow_errors = "400"
+    todos = part(page, "Todo")
+    on_row(page, "todo", 1, "Rename")
+    price = todos.get_by_label("Price")
+    price.fill("much")
+    todos.get_by_role("button", name="Save").click()
+    expect(page.locator("#toast")).to_have_text("Price: Type a number.")
+    expect(price).to_have_value("much")
+    price.fill("1.5")
+    todos.get_by_role("button", name="Save").click()
+    expect(page.locator("#todo-1 .title")).to_have_text("Milk1.5")
+    assert server.sql("select price from todo")[0][0] == 1.5
 
 
 # ---- A table

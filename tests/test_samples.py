@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 import pytest
-from conftest import Server, free_port, until
+from conftest import Server, ask, free_port, until
 from fake_ollama import FakeOllama, Script
 from playwright.sync_api import expect
 from working import insert
@@ -34,6 +34,7 @@ async def outlasts_a_page(chat): await asyncio.sleep(PATIENCE + .2)
 class Site(ThreadingHTTPServer):
     """A web site: what each path answers, who asked for what, and how many at once."""
     daemon_threads = True
+    request_queue_size = 64          # more than ask at once: one left waiting would come a second later
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -298,6 +299,22 @@ def test_the_summary_streams(chat):
     expect(job.locator(".content")).to_have_text("One thing is open.")
     expect(job).to_have_attribute("data-status", "done")
     assert "tools" not in chat.fake.chats[0]
+
+
+def test_a_summary_waits_for_the_answer_that_is_being_written(chat):
+    """One model, one answer at a time: a second one would be answered in turns, or not at all."""
+    chat.post("todo", title="Call the printer", profile=chat.profile)
+    chat.fake.script(Script(text="One two", gate=True), Script(text="All is well."))
+    ask(chat.page, "Hi")
+    chat.fake.wait_chat()
+    chat.page.get_by_role("button", name="Run Summarise my todos").click()
+    job = chat.page.locator("[data-role=job]")
+    expect(job.locator(".note")).to_have_text("In line for the model")
+    assert len(chat.fake.chats) == 1
+    chat.fake.release()
+    expect(job.locator(".content")).to_have_text("All is well.")
+    expect(job).to_have_attribute("data-status", "done")
+    expect(chat.page.locator("[data-role=assistant]")).to_have_attribute("data-status", "done")
 
 
 def test_a_cancelled_summary_hangs_up(summary):
