@@ -447,34 +447,19 @@ def lexer(lang: str):
 @lru_cache(None)
 def colour(kind) -> str: return next((c for t, c in COLOURS if kind in t), '')
 
-@lru_cache(256)
-def rules_of(lex, state: str) -> tuple:
-    """A lexer's rules for a state, and one expression of them all that finds which one applies: Pygments itself tries
-    them one after another, forty calls for a name. None where they cannot be joined."""
-    rules = lex._tokens[state]
-    # Flags in front are for this rule alone.
-    parts = [re.sub(r'(?s)^\(\?([a-z]+)\)(.*)', r'(?\1:\2)', match.__self__.pattern) for match, *_ in rules]
-    if not any(re.search(r'\\[1-9]|\(\?(P=|\(|[aiLmsux]+\))', part) for part in parts):  # groups get other numbers
-        end = '\n)' if lex.flags & re.X else ')'  # a rule may end in a comment
-        joined = '|'.join(f'(?P<r{n}>{part}{end}' for n, part in enumerate(parts))
-        with contextlib.suppress(re.error): return rules, re.compile(joined, lex.flags).match
-    return rules, None
-
 def tokens(lex, text: str, stack: list):
     "What RegexLexer.get_tokens_unprocessed yields, with the stack of states in the caller's hand, to go on from."
     at = 0
     while at < len(text):
-        rules, which = rules_of(lex, stack[-1])
-        if which: rule = rules[int(m.lastgroup[1:])] if (m := which(text, at)) else None
-        else: rule = next((r for r in rules if (m := r[0](text, at))), None)
-        if not rule:
+        for match, action, new in lex._tokens[stack[-1]]:
+            if m := match(text, at): break
+        else:
             if text[at] == '\n': stack[:] = ['root']
             yield at, Token, text[at]
             at += 1
             continue
-        match, action, new = rule
         if type(action) is type(Token): yield at, action, m[0]
-        elif action: yield from action(lex, match(text, at))
+        elif action: yield from action(lex, m)
         at = m.end()
         if isinstance(new, int): del stack[max(new, 1 - len(stack)):]
         elif new:
