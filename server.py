@@ -45,7 +45,7 @@ from pygments.util import ClassNotFound
 from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse
 
-# ---- 1. Settings: what a copy of this file changes first ---------------------------------------
+# ---- 1. Settings: what a copy of this file changes first -----------------------------------------
 
 FILE = Path(__file__).resolve()
 NAME = FILE.parent.name if FILE.stem == 'server' else FILE.stem  # a file is an app: its name is the title
@@ -104,7 +104,7 @@ HOST = '127.0.0.1' if env['HOST'] in ('', 'localhost') else env['HOST'].strip('[
 LOCAL = {'localhost', '127.0.0.1', '::1'}
 TOKEN = env['TOKEN'] or ('' if HOST in LOCAL else secrets.token_urlsafe(24))
 
-# ---- 2. Data: the tables as plain classes, and the one place where the database is opened -------
+# ---- 2. Data: the tables as plain classes, and the one place where the database is opened --------
 
 class Profile:
     """Whose list and chat it is. address and code are free text; model to commentary are its chat's settings;
@@ -376,67 +376,11 @@ class Guard:
         flat = {k: v for k, v in d.items() if isinstance(v, str)}
         return json.dumps(flat if isinstance(d.get('msg', ''), str) else {'bad': '1'})
 
-# ---- 4. Markdown: text that grows, as HTML that grows --------------------------------------------
+# ---- 4. Code: highlighted line by line -----------------------------------------------------------
 
-# Raw HTML is text, an image is a link (it would load from outside), and what is left is sanitised: no id,
-# no hx-*, no class but ours, so nothing that a model writes can reach htmx or another site.
-
-@lru_cache
-def engine():
-    "mistune's parser, its renderer and the sanitiser: imported when the first mark comes, so that a start stays quick."
-    import mistune, nh3
-    class Renderer(mistune.HTMLRenderer):
-        def image(self, text, url, title=None): return self.link(text or url, url, title)
-        def text(self, text): return escape(unescape(text), quote=False)
-        def block_code(self, code, info=None):
-            before, after = code_frame(lang := (info or '').split(' ')[0])
-            return before + highlight(code, lang)[0] + after
-    tags = ('figure figcaption button i p br hr h1 h2 h3 h4 h5 h6 strong em del code pre blockquote ul ol li a '
-            'table thead tbody tr th td')
-    may_have = {'a': {'href', 'title'}, 'ol': {'start'}, 'figure': {'class'}, 'button': {'class', 'type'}, 'i': {'class'},
-                'pre': {'tabindex'}}
-    return mistune.create_markdown(renderer=Renderer(escape=True), plugins=['strikethrough', 'table', 'url']), nh3.Cleaner(
-        tags=set(tags.split()), attributes=may_have, url_schemes={'http', 'https', 'mailto'},
-        set_tag_attribute_values={'a': {'target': '_blank'}}, link_rel='noopener noreferrer')
-
-# Prose without any mark needs no parser, and most of what models write is that.
-PLAIN = re.compile(r'(?!\s|[#+-]|\d+[.)]\s)(?:[^\\`*_\[\]<>&~=|:\n]|:(?!//)|(?<!  )\n(?![-\s]))+')
-FENCE = re.compile(r' {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)[^`]*$')
-ITEM = re.compile(r'( {0,3})([-*+]|\d{1,9}[.)])(?=\s|$) *')
-RULE = re.compile(r' {0,3}([-*_])(\s*\1){2,}\s*$')
-HEADING = re.compile(r' {0,3}#{1,6}(\s|$)')
-TABLE = re.compile(r'\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$')
-MARKER = re.compile(r'\s*(#{0,6}|[-*+_> ]*|\d{0,9}[.)]?|[`~]{1,2}|(```|~~~)[^`]*)\s*$')  # may yet become one: not shown before
-TASK = re.compile(r'^(\s*(?:[-*+]|\d+[.)]) )\[([ xX])\] ')
 COLOURS = ((Token.Comment, 'c'), (Token.Literal.String, 's'), (Token.Literal.Number, 'n'), (Token.Keyword, 'k'),
            (Token.Operator.Word, 'k'), (Token.Name.Function, 'f'), (Token.Name.Class, 'f'), (Token.Name.Decorator, 'f'),
            (Token.Name.Tag, 'k'), (Token.Name.Attribute, 'f'), (Token.Name.Builtin, 'b'))
-
-def render(text: str) -> str:
-    "A few whole Markdown blocks as safe HTML."
-    if PLAIN.fullmatch(text): return f'<p>{text}</p>'
-    md, sanitizer = engine()
-    return sanitizer.clean(md(text))
-
-def inline(text: str) -> str:
-    "A piece of a paragraph as safe HTML."
-    if PLAIN.fullmatch(text): return text
-    md, sanitizer = engine()
-    return sanitizer.clean(md.renderer(md.inline(text, {'ref_links': {}}), md.block.state_cls()))
-
-def cells(line: str) -> list[str]:
-    return [c.strip() for c in re.split(r'(?<!\\)\|', line.strip().removeprefix('|').removesuffix('|'))]
-
-def balanced(s: str) -> bool:
-    return not any(s.count(c) % 2 for c in '*_`~') and s.count('[') == s.count(']') and s.count('(') == s.count(')')
-
-def mend(s: str) -> str:
-    "Text whose end has not come yet, with its open bold, code and link closed, so that no mark shows for a moment."
-    s = re.sub(r'!?\[([^\]]*)(\]\([^)]*)?$', r'\1', s)
-    s = s.rstrip('*_~') if s[-1:] in '*_~' and not balanced(s) else s
-    for mark in ('`', '**', '~~', '*'):
-        if (s.replace('**', '') if mark == '*' else s).count(mark) % 2: s = s.rstrip() + mark
-    return s
 
 @lru_cache(64)
 def lexer(lang: str):
@@ -451,9 +395,9 @@ def tokens(lex, text: str, stack: list):
     "What RegexLexer.get_tokens_unprocessed yields, with the stack of states in the caller's hand, to go on from."
     at = 0
     while at < len(text):
-        for match, action, new in lex._tokens[stack[-1]]:
-            if m := match(text, at): break
-        else:
+        fits = ((m, action, new) for match, action, new in lex._tokens[stack[-1]] if (m := match(text, at)))
+        m, action, new = next(fits, (None, None, None))
+        if not m:
             if text[at] == '\n': stack[:] = ['root']
             yield at, Token, text[at]
             at += 1
@@ -487,6 +431,65 @@ def code_frame(lang: str) -> tuple[str, str]:
     caption = escape(lang or 'text')
     return (f'<figure class="code"><figcaption>{caption}<button type="button" class="copy">Copy</button></figcaption>'
             '<pre tabindex="0"><code>', '</code></pre></figure>')
+
+# ---- 5. Markdown: text that grows, as HTML that grows --------------------------------------------
+
+# Raw HTML is text, an image is a link (it would load from outside), and what is left is sanitised: no id,
+# no hx-*, no class but ours, so nothing that a model writes can reach htmx or another site.
+
+@lru_cache
+def engine():
+    "mistune's parser, its renderer and the sanitiser: imported when the first mark comes, so that a start stays quick."
+    import mistune, nh3
+    class Renderer(mistune.HTMLRenderer):
+        def image(self, text, url, title=None): return self.link(text or url, url, title)
+        def text(self, text): return escape(unescape(text), quote=False)
+        def block_code(self, code, info=None):
+            before, after = code_frame(lang := (info or '').split(' ')[0])
+            return before + highlight(code, lang)[0] + after
+    tags = ('figure figcaption button i p br hr h1 h2 h3 h4 h5 h6 strong em del code pre blockquote ul ol li a '
+            'table thead tbody tr th td')
+    may_have = {'a': {'href', 'title'}, 'ol': {'start'}, 'figure': {'class'}, 'button': {'class', 'type'}, 'i': {'class'},
+                'pre': {'tabindex'}}
+    return mistune.create_markdown(renderer=Renderer(escape=True), plugins=['strikethrough', 'table', 'url']), nh3.Cleaner(
+        tags=set(tags.split()), attributes=may_have, url_schemes={'http', 'https', 'mailto'},
+        set_tag_attribute_values={'a': {'target': '_blank'}}, link_rel='noopener noreferrer')
+
+# Prose without any mark needs no parser, and most of what models write is that.
+PLAIN = re.compile(r'(?!\s|[#+-]|\d+[.)]\s)(?:[^\\`*_\[\]<>&~=|:\n]|:(?!//)|(?<!  )\n(?![-\s]))+')
+FENCE = re.compile(r' {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)[^`]*$')
+ITEM = re.compile(r'( {0,3})([-*+]|\d{1,9}[.)])(?=\s|$) *')
+RULE = re.compile(r' {0,3}([-*_])(\s*\1){2,}\s*$')
+HEADING = re.compile(r' {0,3}#{1,6}(\s|$)')
+TABLE = re.compile(r'\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$')
+MARKER = re.compile(r'\s*(#{0,6}|[-*+_> ]*|\d{0,9}[.)]?|[`~]{1,2}|(```|~~~)[^`]*)\s*$')  # may yet become one: not shown before
+TASK = re.compile(r'^(\s*(?:[-*+]|\d+[.)]) )\[([ xX])\] ')
+
+def render(text: str) -> str:
+    "A few whole Markdown blocks as safe HTML."
+    if PLAIN.fullmatch(text): return f'<p>{text}</p>'
+    md, sanitizer = engine()
+    return sanitizer.clean(md(text))
+
+def inline(text: str) -> str:
+    "A piece of a paragraph as safe HTML."
+    if PLAIN.fullmatch(text): return text
+    md, sanitizer = engine()
+    return sanitizer.clean(md.renderer(md.inline(text, {'ref_links': {}}), md.block.state_cls()))
+
+def cells(line: str) -> list[str]:
+    return [c.strip() for c in re.split(r'(?<!\\)\|', line.strip().removeprefix('|').removesuffix('|'))]
+
+def balanced(s: str) -> bool:
+    return not any(s.count(c) % 2 for c in '*_`~') and s.count('[') == s.count(']') and s.count('(') == s.count(')')
+
+def mend(s: str) -> str:
+    "Text whose end has not come yet, with its open bold, code and link closed, so that no mark shows for a moment."
+    s = re.sub(r'!?\[([^\]]*)(\]\([^)]*)?$', r'\1', s)
+    s = s.rstrip('*_~') if s[-1:] in '*_~' and not balanced(s) else s
+    for mark in ('`', '**', '~~', '*'):
+        if (s.replace('**', '') if mark == '*' else s).count(mark) % 2: s = s.rstrip() + mark
+    return s
 
 class Markdown:
     """Markdown that comes in pieces. `feed` and `end` return what there is to do to a page that shows what
@@ -658,7 +661,7 @@ def to_html(text: str) -> str:
     md = Markdown()
     return place(md.feed(text) + md.end())
 
-# ---- 5. chatq: messages, tabs, and the queue between them ----------------------------------------
+# ---- 6. Chatter: a message that is being written -------------------------------------------------
 
 # \x02 and \x03 stand around HTML of our own: nobody else's text may hold them.
 def no_marks(text: str) -> str: return text.replace('\x02', '').replace('\x03', '')
@@ -851,6 +854,8 @@ class Chatter:
         self.latest.pop('tail', None)
         self.ops.append(f'<i id="t-{self.id}" hx-swap-oob="delete"></i>')
         self.show('foot')
+
+# ---- 7. chatq: the tabs, and the queue between them and the messages -----------------------------
 
 class Tab:
     "One open page: what it still has to be sent, drained at screen speed by a task of its own."
@@ -1078,7 +1083,7 @@ class Chatq:
 
 chatq = Chatq()
 
-# ---- 6. Model: what speaks to Ollama, and to its stand-ins ---------------------------------------
+# ---- 8. Model: what speaks to Ollama, and to its stand-ins ---------------------------------------
 
 class ModelError(Exception): "Why there is no answer: a sentence for the person, with the next step in it."
 class Busy(ModelError): "The model server has too much to do just now (503)."
@@ -1292,7 +1297,7 @@ async def start_built_in() -> str:
         raise ModelError(f'The built-in model could not be loaded ({e}). Start Ollama instead: it is used as soon as it answers.')
     return f'{built_in.listening_address}/v1'
 
-# ---- 7. Turn: from the timeline to an answer in it ------------------------------------------------
+# ---- 9. Turn: from the timeline to an answer in it -----------------------------------------------
 
 def history(row: Message, profile: Profile, limit: int) -> tuple[list[dict], int]:
     """The messages that the model is sent for the answer `row`, and the id of the oldest one in it (0: nothing was
@@ -1518,7 +1523,7 @@ async def pull_model(chat: Chatter, model: str, then):
 
 chatq.answer = answer
 
-# ---- 8. Components: pure functions from data to FT -----------------------------------------------
+# ---- 10. Components: pure functions from data to FT ----------------------------------------------
 
 def page(profile: Profile, head: list, side: list, rows: list, model_picker, word=None):
     "The whole page of a profile: `head` stands in its header, `side` beside the chat."
@@ -1681,7 +1686,7 @@ def problem(text: str): return Title(TITLE), Main(H1(text), P(A('Back to the app
 
 HEAD, SIDE = [], []  # what stands in the header and beside the chat: functions of the profile, entered by the parts below
 
-# ---- 9. App: what serves the page, and how it is put together -----------------------------------------
+# ---- 11. App: what serves the page, and how it is put together -----------------------------------
 
 HTMX = Path(importlib.util.find_spec('django_htmx').origin).parent/'static/django_htmx'
 if not (FILE.parent/'static').is_dir(): sys.exit(f'{FILE.parent} has no folder static: copy it along with {FILE.name}.')
@@ -1793,7 +1798,7 @@ def plain(text: str) -> str:
 
 def quoted(title: str) -> str: return f'“{plain(title)}”'
 
-# ---- 10. Lists: what profiles, todos and the list of a fork are made of -------------------------------
+# ---- 12. Lists: what profiles, todos and the list of a fork are made of --------------------------
 
 LISTS = {}
 
@@ -2020,7 +2025,7 @@ async def take_back(id: int):
 @app.post
 async def move(kind: str, id: int, before: int = 0): await listed(kind).move(listed(kind).row(id), before)
 
-# ---- 11. Profiles: whose lists and chat it is ----------------------------------------------------------
+# ---- 13. Profiles: whose lists and chat it is ----------------------------------------------------
 
 class Profiles(Listing):
     fields = 'address', 'code', 'active'
@@ -2064,7 +2069,7 @@ HEAD.append(profile_drop)
 @app.post('/profile')
 async def add_profile(data: dict, sess): return await add('profile', data, sess)
 
-# ---- 12. Todos: a list with a filter and a count, as TodoMVC specifies it ---------------------------------
+# ---- 14. Todos: a list with a filter and a count, as TodoMVC specifies it ------------------------
 
 class Todo:
     "One thing to do."
@@ -2213,7 +2218,7 @@ async def delete_todo(chat, id: int):
     if said == 'Keep it': return 'The person wants to keep it.'
     await todo_list.change(own(chat, id), f'Deleted {quoted(t.title)}', deleted=time.time())
 
-# ---- 13. Routes: the page, the chat and the rest, each reads as one sentence -------------------------
+# ---- 15. Routes: the page, the chat and the rest, each reads as one sentence ---------------------
 
 @app.get
 async def find(q: str = ''):
@@ -2377,7 +2382,7 @@ async def ws(ws, msg: str = '', bad: str = ''):
     except HTTPException as e: return toast(e.detail)
     except apsw.BusyError: return toast('The database is locked by another program. Close that one and send again.')
 
-# ---- 14. Jobs: long work that talks while it runs ---------------------------------------------------
+# ---- 16. Jobs: long work that talks while it runs ------------------------------------------------
 
 JOBS, SLOTS, SECRETS = {}, asyncio.Semaphore(JOBS_AT_ONCE), DATA/f'{FILE.stem}.secrets.json'
 
@@ -2541,7 +2546,7 @@ async def forget(job: str, name: str, sess):
     write_private(SECRETS, json.dumps({k: v for k, v in kept_secrets().items() if k != name}))
     return job_form(JOBS[job], current(None, sess).id, kept=kept_secrets())
 
-# ---- 15. Summarise my todos: a job that asks the model ---------------------------------------------------
+# ---- 17. Summarise my todos: a job that asks the model -------------------------------------------
 
 @job
 async def summarise_my_todos(chat):
@@ -2556,7 +2561,7 @@ async def summarise_my_todos(chat):
     if talking.locked(): chat.note('In line for the model')
     await pour(stream(prompt, model, {}), chat)
 
-# ---- 16. Audit pages: a job that fetches --------------------------------------------------------------------
+# ---- 18. Audit pages: a job that fetches ---------------------------------------------------------
 
 class PageReader(HTMLParser):
     "What an audit wants to know of a page."
@@ -2661,7 +2666,7 @@ async def audit_pages(chat, urls: Lines):
     out.writerows({k: no_formula(v) for k, v in row.items()} for row in rows)
     return A('Save as CSV', href=f'data:text/csv;charset=utf-8,{quote(file.getvalue())}', download='audit.csv')
 
-# ---- 17. Main --------------------------------------------------------------------------------------
+# ---- 19. Main ------------------------------------------------------------------------------------
 
 def listen() -> socket.socket:
     "The socket to serve on: PORT, or the first free one of PORTS. Ends the program with one sentence where there is none."

@@ -639,7 +639,7 @@ def count_up(chat, n: int):
 def progress(b):
     """100,000 calls of chat.progress from a thread: what they cost above the bare loop, and the frames to a tab."""
     with b.server(start=False) as server:
-        server.file.write_text(server.file.read_text().replace("\n# ---- 17.", f"{COUNTING}\n# ---- 17."))
+        server.file.write_text(re.sub(r"\n# ---- \d+\. Main", lambda m: f"{COUNTING}{m[0]}", server.file.read_text()))
         server.start()
         frames, done = 0, threading.Event()
         address = f"{server.url.replace('http', 'ws')}/ws?profile=1"

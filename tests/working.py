@@ -11,9 +11,10 @@ from time import perf_counter
 import httpx
 import pytest
 from conftest import Server, free_port, until
+from readme import BANNERS
 from wire import Chat, soup
 
-MAIN = "# ---- 17. Main"
+MAIN = f"# ---- {BANNERS[-1][0]}. Main"
 
 
 def insert(server, code, **settings):
