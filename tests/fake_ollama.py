@@ -219,6 +219,8 @@ class FakeOllama:
         started.set_result(server.sockets[0].getsockname()[1])
         await self._end.wait()
         server.close()
+        for _ in range(5):           # who has just been let in is on the list, too
+            await asyncio.sleep(0)
         for conn in self._conns:
             conn.task.cancel()
             conn.writer.transport.abort()
