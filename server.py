@@ -301,6 +301,7 @@ HEADERS = {'content-security-policy': "default-src 'self'; img-src 'self' data:;
            'cross-origin-opener-policy': 'same-origin', 'cross-origin-resource-policy': 'same-origin'}
 acting_tab = contextvars.ContextVar('acting_tab', default='')  # the tab whose request this is: its answer is the change
 by_model = contextvars.ContextVar('by_model', default=False)   # a tool call of the model does this
+sought = contextvars.ContextVar('sought', default=('', 0))     # the row that a search hit leads to: its kind and id
 
 class Guard:
     """ASGI middleware around the whole app: lets in the person at this machine and their scripts, and no
@@ -1674,9 +1675,9 @@ def found(hits: list[dict]): return Ul(*map(hit, hits)) if hits else P('Nothing 
 
 def hit(h: dict):
     text = escape(h['text'], quote=False).replace('\x01', '<mark>').replace('\x02', '</mark>')
-    at, name = (h['ref'], 'msg') if h['kind'] == 'message' else (0, h['kind'])
+    name = 'msg' if h['kind'] == 'message' else h['kind']
     where = Small(f"{h['kind'].capitalize()} · {h['name']}")
-    return Li(A(Safe(text), where, href=f"/profile/{h['profile']}?at={at}#{name}-{h['ref']}"))
+    return Li(A(Safe(text), where, href=f"/profile/{h['profile']}?at={name}-{h['ref']}#{name}-{h['ref']}"))
 
 def toast(text: str, undo=None, oob='true'):
     "A word at the edge of the page, with a way back where there is one."
@@ -1779,15 +1780,18 @@ async def index(req, sess, show: str = 'all', undone: float = 0.):
     return profile_page(current(None, sess), req, sess, show, undone)
 
 @app.get('/profile/{id}')
-async def profile_view(id: int, req, sess, show: str = 'all', at: int = 0):
-    return profile_page(one(profiles, id), req, sess, show, at=at)
+async def profile_view(id: int, req, sess, show: str = 'all', at: str = ''):
+    if m := re.fullmatch(r'([a-z_]+)-([0-9]{1,15})', at): sought.set((m[1], int(m[2])))
+    return profile_page(one(profiles, id), req, sess, show)
 
-def profile_page(p: Profile, req, sess, show: str, undone=0., at=0):
+def profile_page(p: Profile, req, sess, show: str, undone=0.):
     sess['profile'] = p.id
+    kind, ref = sought.get()
+    rows = chatq.newest(p.id, since=ref if kind == 'msg' else 0)
     if theme := sess.get('theme'): req.htmlkw['data_theme'] = theme
     gone = first_row(profiles, 'deleted = ?', [undone]) if undone else None
     word = toast(f'{gone.name} is deleted.', undo.to(kind='profile', stamp=gone.deleted)) if gone else None
-    return page(p, [part(p) for part in HEAD], [part(p, show) for part in SIDE], chatq.newest(p.id, since=at), picker(p), word)
+    return page(p, [part(p) for part in HEAD], [part(p, show) for part in SIDE], rows, picker(p), word)
 
 @app.post
 async def switch_theme(sess, theme: str): sess['theme'] = 'dark' if theme == 'dark' else 'light'
@@ -1831,12 +1835,15 @@ class Listing:
         return list(self.table(f'{cond} and (priority, id) > (?, ?)', [*args, *after], order_by='priority, id', limit=most))
 
     def part(self, profile: int | None, after=(-1e300, 0)):
-        "The list as it stands in the page, or its next part: what is far below comes as one scrolls there."
-        rows, more = self.rows(profile, PART + 1, after), None
-        if len(rows) > PART:
+        "The list as it stands in the page, down to a row that is sought, or its next part: the rest comes as one scrolls there."
+        cond, args = self.among(profile)
+        place = 'select count(*) from {0} where {1} and (priority, id) <= (select priority, id from {0} where id = ?)'
+        most = max(PART, db.item(place.format(self.kind, cond), [*args, sought.get()[1]]) if sought.get()[0] == self.kind else 0)
+        rows, more = self.rows(profile, most + 1, after), None
+        if len(rows) > most:
             *rows, below = rows
             further = more_rows.to(kind=self.kind, profile=profile or 0, priority=rows[-1].priority, id=rows[-1].id)
-            more = Li('…', hx_get=further, hx_trigger='intersect once', hx_swap='outerHTML',
+            more = Li(hx_get=further, hx_trigger='intersect once', hx_swap='outerHTML',
                       id=f'{self.kind}-{below.id}-part', cls='part')
         return Ul(*(item(self.kind, r) for r in rows), more, id=f'{self.kind}-list')
 
@@ -1924,7 +1931,7 @@ def add_form(kind: str, button: str, hint: str, profile: int | None = None, to: 
     field = Input(name=LISTS[kind].text, placeholder=hint, aria_label=hint, maxlength=MAX_TITLE, autocomplete='off',
                   enterkeyhint='done')
     return Form(field, Hidden(profile, name='profile') if profile else None, Button(button), cls='add',
-                hx_post=to or add.to(kind=kind), hx_target=f'#{kind}-list', hx_swap='beforeend', data_reset='1')
+                hx_post=to or add.to(kind=kind), hx_target=f'#{kind}-list', hx_swap='beforeend scroll:bottom', data_reset='1')
 
 def item(kind: str, row, put: str | None = None):
     """A row of a list: its own parts, and what every list's rows have: edit, delete, and a grip to move it. `put` tells

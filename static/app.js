@@ -20,8 +20,7 @@ on('htmx:configRequest', e => {
 })
 on('htmx:wsOpen', () => { $('#offline').hidden = online = true; if (unsent) $('#chat-form').requestSubmit() })
 on('htmx:wsClose', e => {
-  online = false
-  setTimeout(() => { $('#offline').hidden = online }, 400)
+  online = false; setTimeout(() => { $('#offline').hidden = online }, 400)
   if (waiting && !$('#msg').value) type(restored = waiting)  // it may not have arrived: nothing is lost
   waiting = null
   if (![1006, 1011, 1012, 1013].includes(e.detail.event.code)) setTimeout(e.detail.socketWrapper.reconnect, 1000)
@@ -45,27 +44,28 @@ on('htmx:oobBeforeSwap', e => {
     }
   }
   if (!target.matches('ul[id$=-list]')) return
-  const editing = $('.editing', target)
-  if (fragment.firstElementChild?.dataset.put) {
-    e.detail.shouldSwap = false
-    place(fragment.firstElementChild, target)
-  } else if (editing) {  // the list comes anew around what somebody is typing
-    e.detail.shouldSwap = false
-    const rows = [...fragment.children], at = rows.findIndex(el => el.id === editing.id)
-    for (const el of [...target.children]) if (el !== editing) el.remove()
-    rows.forEach((el, n) => { if (n !== at) { n < at ? editing.before(el) : target.append(el); htmx.process(el) } })
-  }
+  const rows = [...fragment.children], editing = $('.editing', target)
+  e.detail.shouldSwap = !rows[0]?.dataset.put && !editing
+  if (rows[0]?.dataset.put) return place(target, rows[0])
+  for (const el of editing ? [...target.children] : []) if (el !== editing) el.remove()
+  if (editing) fill(target, rows, editing)
 })
-function place(li, list) {
-  const old = byId(li.id), { put } = li.dataset
+function fill(list, rows, at) {  // puts rows in front of `at`; one that is there already moves, but for what somebody is typing
+  for (const li of rows) {
+    const old = byId(li.id)
+    if (old === at || old?.matches('.editing')) at = old?.nextElementSibling
+    if (old?.matches('.editing')) continue
+    old?.remove()
+    list.insertBefore(li, at ?? null)
+    htmx.process(li)
+  }
+}
+function place(list, li) {  // a row that was added, changed, moved or deleted elsewhere
+  const old = byId(li.id), { put } = li.dataset, focused = old?.contains(document.activeElement) && (document.activeElement.id || li.id)
   if (old?.matches('.editing')) return  // it shows when the typing there is done
-  if (put === 'gone') return old?.remove()
-  const focused = old?.contains(document.activeElement) && (document.activeElement.id || li.id)
-  if (put === 'here') old?.replaceWith(li)
-  else if (put !== 'end') (byId(put) ?? byId(put + '-part'))?.before(li)
-  else if (!$('.part', list)) list.append(li)
-  if (old?.isConnected) old.remove()
-  htmx.process(li)
+  const at = put === 'here' ? old : byId(put) ?? byId(put + '-part')
+  if (at || put === 'end' && !$('.part', list)) fill(list, [li], at)
+  else old?.remove()  // gone, or to a part that has not come yet
   if (focused) byId(focused)?.focus()
 }
 
@@ -77,15 +77,13 @@ document.addEventListener('scroll', e => { if (e.target === log() && (follow = a
 on('DOMContentLoaded', () => {
   if (!log()) return  // the page of an error
   type(sessionStorage.draft ?? '')
-  $('#single-keys').checked = localStorage.keys !== 'off'
-  toEnd()
+  Object.assign($('#single-keys'), { checked: localStorage.keys !== 'off', onchange: e => { localStorage.keys = e.target.checked ? 'on' : 'off' } })
   new ResizeObserver(toEnd).observe(log())
 })
 
 // ---- Writing
 function type(text) { $('#msg').value = text; grow() }
-function grow() {
-  const m = $('#msg')
+function grow(m = $('#msg')) {
   sessionStorage.draft = m.value  // a reload keeps what is being written
   m.style.height = 'auto'; m.style.height = m.scrollHeight + 2 + 'px'
 }
@@ -99,8 +97,7 @@ on('keydown', e => {
   const form = e.target.closest?.('[data-cancel]')
   if (e.key === 'Escape') form ? htmx.ajax('GET', form.dataset.cancel, { target: form.parentElement, swap: 'outerHTML' }) : shut()
   if (e.ctrlKey || e.metaKey || e.altKey || e.target.matches?.('input:not([type=checkbox]), textarea, select') || localStorage.keys === 'off') return
-  const does = { '?': () => $('#keys')?.togglePopover(), '/': () => $('#search')?.focus() }[e.key]
-  if (does) does(e.preventDefault())
+  ;({ '?': () => $('#keys')?.togglePopover(), '/': () => $('#search')?.focus() })[e.key]?.(e.preventDefault())
 })
 on('htmx:afterRequest', e => {
   const field = e.detail.successful && e.target.dataset?.reset && $('input', e.target)
@@ -108,7 +105,6 @@ on('htmx:afterRequest', e => {
   if (field.value === e.detail.requestConfig.parameters[field.name]) e.target.reset()  // else the next one is being typed
   tell('Added.')
 })
-on('change', e => { if (e.target.id === 'single-keys') localStorage.keys = e.target.checked ? 'on' : 'off' })
 function shut(but) {  // a panel is closed by Escape and by a click elsewhere
   for (const d of document.querySelectorAll('.drop[open]')) if (!but || !d.contains(but) && but.isConnected) { d.open = false; if (!but) $('summary', d).focus() }
 }
@@ -121,12 +117,16 @@ on('keydown', e => {
   if (e.key === 'Enter' || e.key === 'F2') act(e.target, 'Rename')
   else if (e.key === 'Delete') act(e.target, 'Delete')
   else if (e.key === ' ') $('[type=checkbox]', e.target)?.click()
-  else if (e.altKey && e.key === 'ArrowUp') drop(e.target, seen(e.target, 'previous'), !seen(e.target, 'previous'))
-  else if (e.altKey && e.key === 'ArrowDown') drop(e.target, seen(seen(e.target, 'next'), 'next'), !seen(e.target, 'next'))
+  else if (e.altKey && e.key === 'ArrowUp') step(e.target, -1)
+  else if (e.altKey && e.key === 'ArrowDown') step(e.target, 1)
   else return
   e.preventDefault()
 })
-on('htmx:beforeSwap', ({ detail: { target: li } }) => {
+on('htmx:beforeSwap', ({ detail, detail: { target: li } }) => {
+  if (li.matches?.('.part')) {
+    fill(li.parentElement, [...new DOMParser().parseFromString(detail.serverResponse, 'text/html').body.children], li)
+    return detail.shouldSwap = li.remove()
+  }
   const below = log().scrollHeight - log().scrollTop  // older messages come in above: what is being read stays where it is
   if (li.matches?.('.older')) addEventListener('htmx:afterSettle', () => { log().scrollTop = log().scrollHeight - below }, { once: true })
   if (!li.matches?.(ITEM) || !li.contains(document.activeElement)) return
@@ -137,14 +137,17 @@ on('htmx:beforeSwap', ({ detail: { target: li } }) => {
     if (document.activeElement === document.body) (to.matches('[tabindex]') ? to : $('button, input', to)).focus()
   })
 })
-function seen(li, way) { do li = li?.[way + 'ElementSibling']; while (li && !li.offsetParent); return li }
-function drop(li, before, stay = before === null && !li.nextElementSibling) {
-  if (stay || before === li) return
+const visible = list => [...list.children].filter(li => li.offsetParent)
+function step(li, by) {
+  const all = visible(li.parentElement), place = all.indexOf(li) + by
+  if (all[place] && !all[place].matches('.part')) drop(li, all[by < 0 ? place : place + 1] ?? null)  // what the next part begins with is not known yet
+}
+function drop(li, before) {
   const list = li.parentElement, [kind, id] = li.id.split('-')
   list.insertBefore(li, before)
   li.focus()
-  const all = [...list.children].filter(x => x.offsetParent)
-  tell(`Moved to place ${all.indexOf(li) + 1} of ${all.length}.`)
+  const all = visible(list), more = $('.part', list)
+  tell(`Moved to place ${all.indexOf(li) + 1} of ${more ? `more than ${all.length - 1}` : all.length}.`)
   htmx.ajax('POST', `/move?kind=${kind}&id=${id}&before=${li.nextElementSibling?.id.split('-')[1] ?? 0}`, { source: li, swap: 'none' })
 }
 on('pointerdown', e => {
@@ -160,19 +163,17 @@ on('pointerdown', e => {
   }
   e.preventDefault()
   li.classList.add('moving')
-  addEventListener('pointermove', move)
-  addEventListener('pointerup', () => {
-    removeEventListener('pointermove', move)
-    li.classList.remove('moving')
-    if (li.nextElementSibling !== end) drop(li, li.nextElementSibling, false)
-  }, { once: true })
+  const drag = new AbortController(), done = () => {
+    drag.abort(); li.classList.remove('moving')
+    if (li.nextElementSibling !== end) drop(li, li.nextElementSibling)
+  }
+  for (const [event, f] of [['pointermove', move], ['pointerup', done], ['pointercancel', done]]) addEventListener(event, f, drag)
 })
 on('paste', e => {
   const text = e.clipboardData.getData('text').trim(), form = e.target.closest?.('[hx-post="/todo"]'), most = e.target.maxLength
-  if (most > 0 && text.length > most) say(`Only the first ${most} of ${text.length} characters fit here.`)
-  if (!form || !text.includes('\n')) return
+  if (!form || !text.includes('\n')) return most > 0 && text.length > most && say(`Only the first ${most} of ${text.length} characters fit here.`)
   e.preventDefault()
-  htmx.ajax('POST', '/todo', { values: { title: text, profile: form.profile.value }, target: '#todo-list', swap: 'beforeend' })
+  htmx.ajax('POST', '/todo', { source: form, values: { title: text }, target: '#todo-list', swap: 'beforeend scroll:bottom' })
 })
 
 // ---- Words at the edge
@@ -190,6 +191,7 @@ on('click', async e => {
   if (e.target.id === 'more') { follow = true; toEnd() }
   const copy = e.target.closest('.copy')
   if (!copy) return
+  if (!navigator.clipboard) return say('Browsers copy only for localhost and https: select the text instead.')
   const text = copy.dataset.text ? await (await fetch(copy.dataset.text)).text() : $('code', copy.closest('.code')).textContent
   await navigator.clipboard.writeText(text)
   const name = copy.dataset.name ??= copy.textContent

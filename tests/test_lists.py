@@ -55,6 +55,21 @@ def test_an_item_is_dragged_with_a_finger(todos, place, open_page):
     until(lambda: todos.stored() == [*"bca"], what="a new order")
 
 
+def test_a_drag_that_the_system_ends_is_over(todos):
+    tab = todos.open(*"abc")
+    tab.button("Move a").hover()
+    tab.page.mouse.down()
+    box = tab.item("b").bounding_box()
+    tab.page.mouse.move(box["x"] + 20, box["y"] + box["height"] * .8, steps=4)
+    tab.shows(*"bac")
+    tab.page.evaluate("() => dispatchEvent(new PointerEvent('pointercancel'))")
+    box = tab.item("c").bounding_box()
+    tab.page.mouse.move(box["x"] + 20, box["y"] + box["height"] * .8, steps=4)
+    tab.page.mouse.up()
+    tab.shows(*"bac")
+    until(lambda: todos.stored() == [*"bac"], what="a new order")
+
+
 def test_a_click_on_the_grip_moves_nothing(todos):
     tab, sent = todos.open(*"abc"), []
     tab.page.on("request", lambda r: "/move" in r.url and sent.append(r.url))
@@ -431,6 +446,13 @@ def test_a_list_copies_out_as_markdown_and_in_again(todos):
     other = todos.another().open()
     paste(other, LIST)
     other.shows("milk", "[x] bread", "*tea* & <b>")
+
+
+def test_where_the_browser_does_not_copy_it_is_said(todos):
+    tab = todos.open("milk")
+    tab.page.evaluate("() => Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    tab.button("Copy list").click()
+    expect(tab.toast).to_contain_text("localhost")
 
 
 # ---- Bad input

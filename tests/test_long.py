@@ -1,0 +1,121 @@
+"""A list so long that it comes in parts is like any other."""
+import pytest
+from conftest import until
+from playwright.sync_api import expect
+
+pytest_plugins = "listing"
+
+
+@pytest.fixture
+def long(todos):
+    """450 todos: two parts and a half."""
+    todos.post("todo", title="\n".join(f"t{n}" for n in range(1, 451)), profile=todos.profile)
+    return todos
+
+
+def titles(tab):
+    return tab.items.locator(".title").all_text_contents()
+
+
+def whole(tab):
+    """Scroll down until all is there; the titles."""
+    def end():
+        tab.page.evaluate("() => document.querySelector('#todo-list').lastElementChild.scrollIntoView()")
+        return tab.page.evaluate("() => !document.querySelector('#todo-list .part')")
+    until(end, what="the whole list")
+    return titles(tab)
+
+
+def test_its_parts_come_as_one_scrolls(long):
+    tab = long.open()
+    assert titles(tab) == [f"t{n}" for n in range(1, 201)]
+    tab.counts("450 items left")
+    tab.item("t190").scroll_into_view_if_needed()                     # before the end is reached
+    expect(tab.item("t400")).to_be_attached()
+    assert whole(tab) == long.stored()
+
+
+def test_what_is_added_is_seen_and_stands_at_the_end(long):
+    tab, other = long.open(), long.open()
+    tab.add("new")
+    expect(tab.item("new")).to_be_in_viewport()
+    assert whole(tab) == whole(other) == long.stored()
+
+
+@pytest.mark.parametrize("how", ["typed", "pasted"])
+def test_what_is_added_to_a_list_higher_than_its_place_is_seen(todos, how):
+    tab = todos.open(*"abcdefghijklmnopqrstuvwxyz")
+    expect(tab.item("z")).not_to_be_in_viewport()
+    if how == "typed":
+        tab.add("new")
+    else:
+        tab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        tab.page.evaluate("text => navigator.clipboard.writeText(text)", "- one\n" * 100 + "- new")
+        tab.new.press("Control+V")
+        expect(tab.toast).to_be_empty()                               # none of it was cut off
+    expect(tab.item("new")).to_be_in_viewport()
+    expect(tab.announced).to_have_text("Added.")
+    expect(tab.new).to_be_focused()
+
+
+def test_a_move_over_the_border_of_two_parts(long):
+    tab, other = long.open(), long.open()
+    tab.item("t200").focus()
+    expect(tab.item("t201")).to_be_attached()
+    expect(tab.item("t401")).to_have_count(0)
+    tab.item("t200").press("Alt+ArrowDown")
+    expect(tab.announced).to_have_text("Moved to place 201 of more than 400.")
+    until(lambda: long.stored()[199:201] == ["t201", "t200"], what="a move")
+    assert whole(tab) == whole(other) == long.stored()
+
+
+def test_a_move_where_the_next_part_has_not_come_waits_for_it(long):
+    tab, sent = long.open(), []
+    tab.page.on("request", lambda r: "/move" in r.url and sent.append(r.url))
+    tab.page.route("**/more_rows*", lambda route: None)
+    for title, key in ("t200", "Down"), ("t199", "Down"):
+        tab.item(title).press(f"Alt+Arrow{key}")
+    tab.shows(*(f"t{n}" for n in range(1, 199)), "t200", "t199")
+    until(lambda: long.stored()[198:201] == ["t200", "t199", "t201"], what="a move")
+    assert len(sent) == 1
+
+
+def test_changes_elsewhere_above_below_and_across(long):
+    tab = long.open()
+    for title, before in ("t300", "t310"), ("t1", "t310"), ("t350", "t2"), ("t201", None), ("t200", "t202"):
+        long.post("move", kind="todo", id=long.ident(title), before=long.ident(before) if before else 0)
+    for title in "t202", "t199":
+        long.post("delete", kind="todo", id=long.ident(title))
+    assert whole(tab) == long.stored()
+
+
+def test_undo_far_down(long):
+    tab = long.open()
+    whole(tab)
+    tab.delete("t400")
+    tab.undo()
+    expect(tab.item("t400")).to_have_count(1)
+    assert titles(tab) == long.stored()
+
+
+def test_what_is_edited_far_down_is_not_touched_when_all_change(long):
+    tab = long.open()
+    whole(tab)
+    tab.edit("t300", "mine")
+    long.post("toggle_all", profile=long.profile)
+    tab.counts("0 items left")
+    expect(tab.editor).to_have_value("mine")
+    expect(tab.editor).to_be_focused()
+    tab.editor.press("Enter")
+    expect(tab.item("mine")).to_have_count(1)
+    assert [f"[x] {title}" for title in whole(tab)] == long.stored()
+    assert long.stored()[299] == "[x] mine"
+
+
+def test_a_search_hit_far_down_leads_there(long):
+    tab = long.open()
+    for title in "t444", "t333":                                      # the second from the place of the first
+        tab.page.locator("#search").press_sequentially(title)
+        tab.page.locator("#search-results a").first.click()
+        expect(tab.item(title)).to_be_in_viewport()
+        expect(tab.item(title)).to_have_css("outline-style", "solid")
