@@ -1532,7 +1532,7 @@ def page(profile: Profile, head: list, side: list, rows: list, model_picker, wor
         Input(id='search', type='search', name='q', placeholder='Search', aria_label='Search todos and messages',
               autocomplete='off', hx_get=find.to(), hx_trigger='input changed delay:120ms, search', hx_target='#search-results',
               maxlength=200),
-        Div(id='search-results', role='region', aria_label='Search results'),
+        Div(id='search-results', role='region', aria_label='Search results', tabindex='-1'),
         role='search', cls='search', action=find.to(), method='get', enctype=None)
     sign = lambda text, what, **kw: Button(text, cls='quiet', aria_label=what, title=what, **kw)
     light = sign('◐', 'Light or dark', hx_post=switch_theme.to(), hx_swap='none')

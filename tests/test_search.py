@@ -76,6 +76,21 @@ def test_an_empty_box_shows_no_hits(chat, hits, word):
     expect(chat.page.locator("#search-results")).to_be_empty()
 
 
+def test_hits_are_put_away_by_leaving_them_and_come_back(chat, hits, word):
+    add(chat, f"Buy {word} seeds")
+    look_for(chat.page, word)
+    expect(hits.first).to_be_visible()
+    chat.page.get_by_role("heading", name="Chat", exact=True).click()
+    expect(hits.first).to_be_hidden()
+    chat.page.locator("#search").focus()
+    expect(hits.first).to_be_visible()
+    chat.page.keyboard.press("Tab")                                   # from the box to its hits
+    expect(chat.page.locator("#search-results a").first).to_be_focused()
+    chat.page.locator("#search").press("Escape")
+    expect(chat.page.locator("#search")).to_have_value("")
+    expect(chat.page.locator("#search-results")).to_be_empty()
+
+
 def test_todos_prompts_and_answers_are_found(chat, hits, word):
     add(chat, f"{word} the todo")
     chat.answered(f"{word} the prompt", Script(text=f"# Yes\n\nThis is **{word}**, the answer."))
