@@ -178,14 +178,17 @@ def command(args: list[str]):
     "What `python server.py --backup FILE` and `--restore FILE` do, instead of starting the app."
     match args:
         case ['--backup' | '--restore' as what, file] if not file.startswith('-'): file = Path(file).resolve()
-        case _: sys.exit(f'python {FILE.name}                  starts the app\n'
-                         f'python {FILE.name} --backup FILE    copies its database, also while it runs\n'
-                         f'python {FILE.name} --restore FILE   puts a copy back, and keeps what was there beside it')
+        case _:
+            usage = (f'python {FILE.name}                  starts the app\n'
+                     f'python {FILE.name} --backup FILE    copies its database, also while it runs\n'
+                     f'python {FILE.name} --restore FILE   puts a copy back, and keeps what was there beside it')
+            sys.exit(print(usage) if args in (['--help'], ['-h']) else usage)
     try:
         if what == '--backup':
             if file.exists(): sys.exit(f'{file} is there already: name a file that is not.')
             copy_db(DB_FILE, file)
             sys.exit(print(f'{DB_FILE} was copied to {file}.'))
+        if file == DB_FILE: sys.exit(f'{file} is the database itself: name a copy of it.')
         held, new = lock(DB_FILE), DB_FILE.with_suffix('.new')
         copy_db(file, new)
         old = spare('restore')
@@ -1526,7 +1529,7 @@ chatq.answer = answer
 
 # ---- 10. Components: pure functions from data to FT ----------------------------------------------
 
-def page(profile: Profile, head: list, side: list, rows: list, model_picker, word=None):
+def page(profile: Profile, head: list, side: list, rows: list, model_picker, word=()):
     "The whole page of a profile: `head` stands in its header, `side` beside the chat."
     search = Form(
         Input(id='search', type='search', name='q', placeholder='Search', aria_label='Search todos and messages',
@@ -1544,12 +1547,13 @@ def page(profile: Profile, head: list, side: list, rows: list, model_picker, wor
         cls='chat', aria_label='Chat')
     return (Title(TITLE), Header(H1(A(TITLE, href='/'), cls='brand'), *head, search, light, keys, key_sheet()),
             Main(Div(*side, cls='side'), chat, hx_ext='ws', ws_connect=f'/ws?profile={profile.id}', data_rev=chatq.rev),
-            word or Div(id='toast', role='status'), Div(id='announce', role='status', cls='hide'),
+            Div(*word, id='toast', role='status'), Div(id='announce', role='status', cls='hide'),
             Div('The connection is down. It comes back by itself.', id='offline', role='status', hidden=True))
 
 KEYS = (('?', 'This sheet'), ('/', 'Search'), ('Enter', 'Send the message'), ('Shift Enter', 'A new line in it'),
         ('Tab', 'Go from one item of a list to the next'), ('Enter  F2', 'Edit the item'), ('Escape', 'Give up editing'),
-        ('Space', 'Tick the item off'), ('Alt ↑  Alt ↓', 'Move the item'), ('Delete', 'Delete the item'))
+        ('Space', 'Tick the item off'), ('Alt ↑  Alt ↓', 'Move the item'), ('Delete', 'Delete the item'),
+        ('Ctrl z', 'Bring back what was deleted'))
 
 def check_box(label: str, **kw): return Label(Input(type='checkbox', **kw), label, cls='check')
 
@@ -1632,7 +1636,7 @@ def foot(m: Message):
         act(f'Download {pull_name[1]}', pull) if pull_name else None,
         act('Regenerate', try_again, cls='regenerate') if m.role == 'assistant' and m.status == 'done' else None,
         Button('Copy', type='button', cls='copy late', data_text=source.to(id=m.id)) if m.status != 'streaming' else None,
-        None if running else act('Delete', delete_message, 'Delete message', cls='late', hx_target='#toast', hx_swap='outerHTML'),
+        None if running else act('Delete', delete_message, 'Delete message', cls='late', hx_target='#toast', hx_swap='innerHTML'),
         **frame)
 
 PULL = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a button offers it
@@ -1648,7 +1652,7 @@ def error_text(s: str): return [Code(part) if n % 2 else part for n, part in enu
 
 def chat_form(profile: int):
     field = Textarea(id='msg', name='msg', rows=1, placeholder='Message', aria_label='Message', maxlength=MAX_TEXT,
-                     enterkeyhint='send', autofocus=True, hx_post=warm.to(profile=profile), hx_trigger='input throttle:60s',
+                     enterkeyhint='send', hx_post=warm.to(profile=profile), hx_trigger='input throttle:60s',
                      hx_params='none', hx_swap='none')
     stop_button = Button('Stop', id='stop-btn', type='button', hx_post=stop.to(profile=profile), hx_swap='none')
     return Form(field, stop_button, Button('Send', id='send-btn'), id='chat-form', ws_send=True, enctype=None)
@@ -1674,14 +1678,16 @@ def settings_panel(p: Profile):
 def found(hits: list[dict]): return Ul(*map(hit, hits)) if hits else P('Nothing found.')
 
 def hit(h: dict):
-    text = escape(h['text'], quote=False).replace('\x01', '<mark>').replace('\x02', '</mark>')
+    text = h['text'] if h['kind'] != 'message' else re.sub(r'\\(?=[^\w\s])', '', h['text'])  # Markdown's escapes
+    text = escape(text, quote=False).replace('\x01', '<mark>').replace('\x02', '</mark>')
     name = 'msg' if h['kind'] == 'message' else h['kind']
     where = Small(f"{h['kind'].capitalize()} · {h['name']}")
     return Li(A(Safe(text), where, href=f"/profile/{h['profile']}?at={name}-{h['ref']}#{name}-{h['ref']}"))
 
-def toast(text: str, undo=None, oob='true'):
-    "A word at the edge of the page, with a way back where there is one."
-    return Div(text, Button('Undo', hx_post=undo, hx_swap='none') if undo else None, id='toast', role='status', hx_swap_oob=oob)
+def toast(text: str, undo=None):
+    "A word at the edge of the page, with a way back where there is one: into the element that readers listen to, which stays."
+    button = Button('Undo', hx_post=undo, hx_swap='none') if undo else None
+    return Div(text, button, id='toast', hx_swap_oob='innerHTML')
 
 def problem(text: str): return Title(TITLE), Main(H1(text), P(A('Back to the app', href='/')), cls='problem')
 
@@ -1790,7 +1796,7 @@ def profile_page(p: Profile, req, sess, show: str, undone=0.):
     rows = chatq.newest(p.id, since=ref if kind == 'msg' else 0)
     if theme := sess.get('theme'): req.htmlkw['data_theme'] = theme
     gone = first_row(profiles, 'deleted = ?', [undone]) if undone else None
-    word = toast(f'{gone.name} is deleted.', undo.to(kind='profile', stamp=gone.deleted)) if gone else None
+    word = toast(f'{gone.name} is deleted.', undo.to(kind='profile', stamp=gone.deleted)).children if gone else ()
     return page(p, [part(p) for part in HEAD], [part(p, show) for part in SIDE], rows, picker(p), word)
 
 @app.post
@@ -1800,7 +1806,8 @@ def plain(text: str) -> str:
     "Text that means itself in Markdown; an address in it that has marks is no link, which would take the backslashes along."
     return re.sub(r':(?=//\S*\\)', r'\\:', re.sub(r'([\\`*_\[\]<>#~|&])', r'\\\1', text))
 
-def quoted(title: str) -> str: return f'“{plain(title)}”'
+def short(title: str, most=80) -> str: return title if len(title) <= most else f'{title[:most - 1].rstrip()}…'
+def quoted(title: str) -> str: return f'“{plain(short(title))}”'
 
 # ---- 12. Lists: what profiles, todos and the list of a fork are made of --------------------------
 
@@ -2005,7 +2012,7 @@ async def delete(kind: str, id: int, sure: int = 0):
     row = await lst.change(row, f'Deleted {quoted(lst.name(row))}', deleted=time.time())
     shown_here = any(t.profile == id and t.key == acting_tab.get() for t in chatq.tabs)
     if kind == 'profile' and shown_here: return Redirect(index.to(undone=row.deleted))
-    return toast(f'“{lst.name(row)}” is deleted.', undo.to(kind=kind, stamp=row.deleted))
+    return toast(f'“{short(lst.name(row))}” is deleted.', undo.to(kind=kind, stamp=row.deleted))
 
 @app.post
 async def undo(kind: str, stamp: float):
@@ -2017,7 +2024,7 @@ async def undo(kind: str, stamp: float):
         db.q(f'update {kind} set deleted = 0 where deleted = ?', [stamp])
         lst.show_all(lst.of(rows[0]))
     await lst.happened(f'Brought back {many(len(rows), kind)}', rows[0])
-    return toast('It is back.')
+    return toast('It is back.' if len(rows) == 1 else f'{many(len(rows), kind)} are back.')
 
 @app.post
 async def take_back(id: int):
@@ -2053,9 +2060,10 @@ class Profiles(Listing):
         goes = {t: n for t in owned if (n := count(t))}
         if not goes or sure: return
         what = ' and '.join(many(n, t) for t, n in goes.items())
-        return Li(Span(f'{p.name} goes with {what}.', cls='title'),
-                  Button(f'Delete {p.name}', hx_post=delete.to(kind='profile', id=p.id, sure=1)),
-                  Button('Keep', hx_get=item_view.to(kind='profile', id=p.id)), cls='asking', **itself('profile', p))
+        sure, keep, why = delete.to(kind='profile', id=p.id, sure=1), item_view.to(kind='profile', id=p.id), f'goes-{p.id}'
+        return Li(Span(f'{p.name} goes with {what}.', cls='title', id=why),
+                  Button(f'Delete {p.name}', hx_post=sure, aria_describedby=why), Button('Keep', hx_get=keep),
+                  cls='asking', data_cancel=keep, **itself('profile', p))
 
 Profiles(profiles)
 
@@ -2067,7 +2075,7 @@ def profile_menu(chosen: int):
                 for p in LISTS['profile'].rows() if p.active or p.id == chosen), id='profile-menu')
 
 def profile_drop(p: Profile):
-    adding = add_form('profile', 'Add profile', 'Name of the new profile', to='/profile')
+    adding = add_form('profile', 'Add profile', 'New profile', to='/profile')
     editing = Details(Summary('Edit profiles'), LISTS['profile'].part(None), adding)
     return Details(Summary(Span(p.name, id='profile-name')), Div(profile_menu(p.id), editing, cls='panel'), cls='drop')
 
@@ -2126,7 +2134,7 @@ def todo_bar(profile: int, left: int, done: int):
     every = Input(type='checkbox', id='toggle-all', name=None, checked=not left, autocomplete='off',
                   hx_post=toggle_all.to(profile=profile), hx_swap='none')
     clear = Button('Clear completed', cls='quiet', hx_post=clear_completed.to(profile=profile), hx_target='#toast',
-                   hx_swap='outerHTML')
+                   hx_swap='innerHTML')
     return Div(Label(every, Span('Mark all as complete', cls='hide')),
                Span(Strong(f'{left:,}'), ' item left' if left == 1 else ' items left', id='todo-count'),
                clear if done else None, id='todo-bar')
@@ -2170,7 +2178,7 @@ async def clear_completed(profile: int):
     done, stamp = todo_list.counts(one(profiles, profile).id)[1], time.time()
     what = f'Cleared {many(done, "finished todo")}'
     await change_many(profile, 'deleted = ? where profile = ? and done and not deleted', [stamp, profile], what)
-    return toast(f'{what}.', undo.to(kind='todo', stamp=stamp), oob=None)  # its button may be gone by now
+    return toast(f'{what}.', undo.to(kind='todo', stamp=stamp)).children  # its button may be gone by now
 
 @app.get
 async def todo_markdown(profile: int): return PlainTextResponse(as_markdown(todo_list.rows(one(profiles, profile).id)))
@@ -2233,7 +2241,8 @@ async def find(q: str = ''):
     if not words: return Response('')
     return found(db.q("select find.kind, find.ref, find.profile, snippet(find, 0, '\x01', '\x02', '…', 12) text, p.name "
                       'from find join profile p on p.id = find.profile '
-                      'where not p.deleted and find match ? order by rank limit 20', [words]))
+                      "left join message m on find.kind = 'message' and m.id = find.ref "  # what was done comes last
+                      "where not p.deleted and find match ? order by m.role is 'event', rank limit 20", [words]))
 
 @app.get
 async def older_messages(before: int):
@@ -2271,7 +2280,7 @@ async def delete_message(id: int):
     m = closed(id)
     m.deleted = True
     chatq.changed(m)
-    return toast('Message deleted.', restore_message.to(id=id), oob=None)  # its button is gone by now: the toast is the target
+    return toast('Message deleted.', restore_message.to(id=id)).children  # its button is gone by now: the toast is the target
 
 @app.post
 async def restore_message(id: int):

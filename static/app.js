@@ -1,9 +1,9 @@
-// What HTMX and CSS cannot do: the socket's address, the keyboard, following the stream, the clipboard.
-const $ = (q, in_ = document) => in_.querySelector(q), on = (event, f) => document.addEventListener(event, f)
+// What HTMX and CSS cannot do: the socket's address, the keyboard and its focus, following the stream, the clipboard.
+const $ = (q, in_ = document) => in_.querySelector(q), on = (events, f) => events.split(' ').forEach(e => document.addEventListener(e, f))
 const tab = Math.random().toString(36).slice(2)  // so that the server does not send us what we did ourselves
-const log = () => $('#msg-list'), byId = id => document.getElementById(id)
+const log = () => $('#msg-list'), byId = id => document.getElementById(id), tell = text => { $('#announce').textContent = text }
 const dark = () => (document.documentElement.dataset.theme ?? (matchMedia('(prefers-color-scheme: dark)').matches && 'dark')) === 'dark'
-let online = false, waiting = null, restored = null, unsent = false, follow = !location.hash.startsWith('#msg'), hide
+let online = false, waiting = null, restored = null, unsent = false, follow = !location.hash.startsWith('#msg'), hide, near = [], area
 
 // ---- The socket: on every connection it says what this page has seen, and gets what it missed.
 htmx.createWebSocket = url => {
@@ -25,79 +25,60 @@ on('htmx:wsClose', e => {
   waiting = null
   if (![1006, 1011, 1012, 1013].includes(e.detail.event.code)) setTimeout(e.detail.socketWrapper.reconnect, 1000)
 })
-on('htmx:wsConfigSend', e => {
-  const empty = !$('#msg').value.trim()
-  if (empty) say('Type a message first.')
-  if (unsent = !empty && !online, empty || unsent) e.preventDefault()  // the text stays where it is until the connection is back
-})
+on('htmx:wsConfigSend', e => { if (unsent = !online && $('#msg').value.trim(), !online) e.preventDefault() })  // it waits where it was typed
 on('htmx:wsAfterSend', () => { waiting = $('#msg').value; type(''); follow = true; unsent = false })
 on('htmx:oobBeforeSwap', e => {
-  const { fragment, target } = e.detail
-  for (const el of [...fragment.children]) {
+  const { fragment, target } = e.detail, rows = [...fragment.children], editing = $('.editing', target)
+  for (const el of rows) {
     if (el.dataset.role === 'user') {  // our prompt is stored: it need not be kept here
       if (restored && $('#msg').value === restored && $('.content', el).textContent === restored) type('')
       waiting = restored = null
     }
     if (el.id.startsWith('f-')) {  // the foot of a message tells its state
       Object.assign($('#msg-' + el.id.slice(2))?.dataset ?? {}, { status: el.dataset.status, rev: el.dataset.rev })
-      if (el.dataset.status === 'done') tell('The answer is here.')
+      tell({ done: 'The answer is here.', stopped: 'Stopped.', error: 'It ended with an error.' }[el.dataset.status] ?? '')
     }
   }
   if (!target.matches('ul[id$=-list]')) return
-  const rows = [...fragment.children], editing = $('.editing', target)
   e.detail.shouldSwap = !rows[0]?.dataset.put && !editing
   if (rows[0]?.dataset.put) return place(target, rows[0])
-  for (const el of editing ? [...target.children] : []) if (el !== editing) el.remove()
+  for (const el of editing ? [...target.children] : []) if (!el.matches('.editing')) el.remove()
   if (editing) fill(target, rows, editing)
 })
 function fill(list, rows, at) {  // puts rows in front of `at`; one that is there already moves, but for what somebody is typing
   for (const li of rows) {
-    const old = byId(li.id)
-    if (old === at || old?.matches('.editing')) at = old?.nextElementSibling
-    if (old?.matches('.editing')) continue
-    old?.remove()
-    list.insertBefore(li, at ?? null)
-    htmx.process(li)
+    const old = byId(li.id), editing = old?.matches('.editing')
+    if (old === at || editing) at = old?.nextElementSibling
+    if (!editing) { old?.remove(); list.insertBefore(li, at ?? null); htmx.process(li) }
   }
 }
 function place(list, li) {  // a row that was added, changed, moved or deleted elsewhere
-  const old = byId(li.id), { put } = li.dataset, focused = old?.contains(document.activeElement) && (document.activeElement.id || li.id)
+  const old = byId(li.id), { put } = li.dataset, at = put === 'here' ? old : byId(put) ?? byId(put + '-part')
   if (old?.matches('.editing')) return  // it shows when the typing there is done
-  const at = put === 'here' ? old : byId(put) ?? byId(put + '-part')
   if (at || put === 'end' && !$('.part', list)) fill(list, [li], at)
   else old?.remove()  // gone, or to a part that has not come yet
-  if (focused) byId(focused)?.focus()
 }
 
 // ---- Reading: the view follows the stream only while the reader is at its end.
-const atEnd = () => log().scrollHeight - log().scrollTop - log().clientHeight < 60
-const toEnd = () => { if (follow) log().scrollTop = log().scrollHeight; $('#more').hidden = follow || atEnd() }
+const atEnd = el => el.scrollHeight - el.scrollTop - el.clientHeight < 60
+const toEnd = () => { if (follow) log().scrollTop = log().scrollHeight; $('#more').hidden = follow || atEnd(log()) }
 on('htmx:wsAfterMessage', toEnd)
-document.addEventListener('scroll', e => { if (e.target === log() && (follow = atEnd())) $('#more').hidden = true }, true)
+document.addEventListener('scroll', e => { if (e.target === log() && (follow = atEnd(log()))) $('#more').hidden = true }, true)
 on('DOMContentLoaded', () => {
   if (!log()) return  // the page of an error
+  if (innerWidth > 768 && !location.hash) $('#msg').focus()  // on a phone it would scroll the lists away, and open the keyboard
   type(sessionStorage.draft ?? '')
   Object.assign($('#single-keys'), { checked: localStorage.keys !== 'off', onchange: e => { localStorage.keys = e.target.checked ? 'on' : 'off' } })
   new ResizeObserver(toEnd).observe(log())
+  new MutationObserver(fade).observe($('#toast'), { childList: true })
+  fade()
 })
 
-// ---- Writing
-function type(text) { $('#msg').value = text; grow() }
-function grow(m = $('#msg')) {
-  sessionStorage.draft = m.value  // a reload keeps what is being written
-  m.style.height = 'auto'; m.style.height = m.scrollHeight + 2 + 'px'
-}
-on('input', e => {
-  if (e.target.id === 'msg') grow()
-  const left = e.target.maxLength - e.target.value?.length
-  if (e.target.maxLength > 0 && left < e.target.maxLength / 10) say(`${left} characters left.`)
-})
-on('keydown', e => {
-  if (e.key === 'Enter' && e.target.id === 'msg' && !e.shiftKey && !e.isComposing) { e.preventDefault(); $('#chat-form').requestSubmit() }
-  const form = e.target.closest?.('[data-cancel]')
-  if (e.key === 'Escape') form ? htmx.ajax('GET', form.dataset.cancel, { target: form.parentElement, swap: 'outerHTML' }) : shut()
-  if (e.ctrlKey || e.metaKey || e.altKey || e.target.matches?.('input:not([type=checkbox]), textarea, select') || localStorage.keys === 'off') return
-  ;({ '?': () => $('#keys')?.togglePopover(), '/': () => $('#search')?.focus() })[e.key]?.(e.preventDefault())
+// ---- Writing, and the keyboard
+function type(text) { $('#msg').value = sessionStorage.draft = text }
+on('input', ({ target: { id, value, maxLength } }) => {
+  if (id === 'msg') sessionStorage.draft = value  // a reload keeps what is being written
+  if (maxLength > 0 && value.length > maxLength * .9) say(`${maxLength - value.length} characters left.`)
 })
 on('htmx:afterRequest', e => {
   const field = e.detail.successful && e.target.dataset?.reset && $('input', e.target)
@@ -105,39 +86,43 @@ on('htmx:afterRequest', e => {
   if (field.value === e.detail.requestConfig.parameters[field.name]) e.target.reset()  // else the next one is being typed
   tell('Added.')
 })
+on('submit', e => { if (e.target.matches('.search')) $('#search-results a')?.focus(e.preventDefault()) })
 function shut(but) {  // a panel is closed by Escape and by a click elsewhere
   for (const d of document.querySelectorAll('.drop[open]')) if (!but || !d.contains(but) && but.isConnected) { d.open = false; if (!but) $('summary', d).focus() }
 }
+on('paste', e => {  // several lines are several todos
+  const text = e.clipboardData.getData('text').trim(), form = e.target.closest?.('[hx-post="/todo"]')
+  if (!form || !text.includes('\n')) return
+  e.preventDefault()
+  htmx.ajax('POST', '/todo', { source: form, values: { title: text }, target: '#todo-list', swap: 'beforeend scroll:bottom' })
+})
 
-// ---- Lists: edit, move and delete by keyboard; move by mouse and finger; several lines at once
 const ITEM = 'li[id]', act = (li, what) => $(`[aria-label^="${what} "]`, li)?.click()
+const ROW = { Enter: li => act(li, 'Rename'), F2: li => act(li, 'Rename'), Delete: li => act(li, 'Delete'), ' ': li => $('[type=checkbox]', li)?.click(),
+  'Alt ArrowUp': li => step(li, -1), 'Alt ArrowDown': li => step(li, 1) }
+const PAGE = { '?': () => $('#keys').togglePopover(), '/': () => $('#search').focus(), 'Ctrl z': () => $('#toast button')?.click() }
 on('dblclick', e => e.target.matches('#todo-list .title') && act(e.target.closest(ITEM), 'Rename'))
 on('keydown', e => {
-  if (!e.target.matches?.(ITEM) || e.target.matches('.editing')) return
-  if (e.key === 'Enter' || e.key === 'F2') act(e.target, 'Rename')
-  else if (e.key === 'Delete') act(e.target, 'Delete')
-  else if (e.key === ' ') $('[type=checkbox]', e.target)?.click()
-  else if (e.altKey && e.key === 'ArrowUp') step(e.target, -1)
-  else if (e.altKey && e.key === 'ArrowDown') step(e.target, 1)
-  else return
-  e.preventDefault()
+  const el = e.target.closest ? e.target : document.body, open = el.closest('[data-cancel]')
+  if (e.key === 'Enter' && el.id === 'msg' && !e.shiftKey && !e.isComposing) $('#chat-form').requestSubmit(e.preventDefault())
+  if (e.key === 'Escape') open ? htmx.ajax('GET', open.dataset.cancel, { target: open.closest(ITEM), swap: 'outerHTML' }) : shut()
+  const key = (e.ctrlKey || e.metaKey ? 'Ctrl ' : '') + (e.altKey ? 'Alt ' : '') + e.key
+  const typing = el.matches('input:not([type=checkbox]), textarea, select') || key.length === 1 && localStorage.keys === 'off'
+  const does = el.matches(ITEM) && !el.matches('.editing') && ROW[key] || !typing && log() && PAGE[key]
+  if (does) does(el, e.preventDefault())
 })
-on('htmx:beforeSwap', ({ detail, detail: { target: li } }) => {
-  if (li.matches?.('.part')) {
-    fill(li.parentElement, [...new DOMParser().parseFromString(detail.serverResponse, 'text/html').body.children], li)
-    return detail.shouldSwap = li.remove()
-  }
-  const below = log().scrollHeight - log().scrollTop  // older messages come in above: what is being read stays where it is
-  if (li.matches?.('.older')) addEventListener('htmx:afterSettle', () => { log().scrollTop = log().scrollHeight - below }, { once: true })
-  if (!li.matches?.(ITEM) || !li.contains(document.activeElement)) return
-  // The focus stays where one works: on the row that comes instead, or on its neighbour.
-  const near = [li.id, li.nextElementSibling?.id, li.previousElementSibling?.id], list = li.parentElement
-  setTimeout(() => {
-    const to = near.map(byId).find(x => x?.offsetParent) ?? $('.add', list.parentElement)
-    if (document.activeElement === document.body) (to.matches('[tabindex]') ? to : $('button, input', to)).focus()
-  })
-})
+
+// ---- Lists: moved by mouse, finger and keyboard, and their further parts
 const visible = list => [...list.children].filter(li => li.offsetParent)
+on('htmx:beforeSwap', ({ detail, detail: { target: el } }) => {
+  const below = log().scrollHeight - log().scrollTop  // older messages come in above: what is being read stays where it is
+  if (el.matches?.('.older')) addEventListener('htmx:afterSettle', () => { log().scrollTop = log().scrollHeight - below }, { once: true })
+  if (!el.matches?.('.part')) return
+  const list = el.parentElement, added = el.nextElementSibling && atEnd(list)  // what was just added behind it stays in view
+  fill(list, [...new DOMParser().parseFromString(detail.serverResponse, 'text/html').body.children], el)
+  detail.shouldSwap = el.remove()
+  if (added) list.scrollTop = list.scrollHeight
+})
 function step(li, by) {
   const all = visible(li.parentElement), place = all.indexOf(li) + by
   if (all[place] && !all[place].matches('.part')) drop(li, all[by < 0 ? place : place + 1] ?? null)  // what the next part begins with is not known yet
@@ -146,55 +131,70 @@ function drop(li, before) {
   const list = li.parentElement, [kind, id] = li.id.split('-')
   list.insertBefore(li, before)
   li.focus()
-  const all = visible(list), more = $('.part', list)
-  tell(`Moved to place ${all.indexOf(li) + 1} of ${more ? `more than ${all.length - 1}` : all.length}.`)
+  const all = visible(list)
+  tell(`Moved to place ${all.indexOf(li) + 1} of ${$('.part', list) ? `more than ${all.length - 1}` : all.length}.`)
   htmx.ajax('POST', `/move?kind=${kind}&id=${id}&before=${li.nextElementSibling?.id.split('-')[1] ?? 0}`, { source: li, swap: 'none' })
 }
 on('pointerdown', e => {
-  const li = e.target.closest?.('.grip')?.parentElement, end = li?.nextElementSibling
-  if (!li) return
-  const move = m => {
-    const list = li.parentElement, { top: upper, bottom } = list.getBoundingClientRect()
-    list.scrollTop += m.clientY > bottom - 20 ? 10 : m.clientY < upper + 20 ? -10 : 0
-    const over = document.elementFromPoint(m.clientX, m.clientY)?.closest(ITEM)
+  const id = e.target.closest?.('.grip')?.parentElement.id, end = byId(id)?.nextElementSibling?.id, drag = new AbortController()
+  if (!id) return near = []  // who presses elsewhere leaves
+  e.preventDefault()
+  let at = null  // where the pointer is; the row is looked up each time, since what comes meanwhile may redraw it
+  const move = () => {
+    const li = byId(id), list = li?.parentElement
+    if (!at || !li) return
+    const { top: upper, bottom } = list.getBoundingClientRect(), over = document.elementFromPoint(at.clientX, at.clientY)?.closest(ITEM)
+    li.classList.add('moving')
+    list.scrollTop += at.clientY > bottom - 20 ? 10 : at.clientY < upper + 20 ? -10 : 0
     if (!over || over === li || over.parentElement !== list) return
-    const { top, height } = over.getBoundingClientRect()
-    m.clientY < top + height / 2 ? over.before(li) : over.after(li)
+    const { top, height } = over.getBoundingClientRect(), next = at.clientY < top + height / 2 ? over : over.nextElementSibling
+    if (next !== li && next !== li.nextElementSibling) list.insertBefore(li, next)
   }
-  e.preventDefault()
-  li.classList.add('moving')
-  const drag = new AbortController(), done = () => {
-    drag.abort(); li.classList.remove('moving')
-    if (li.nextElementSibling !== end) drop(li, li.nextElementSibling)
+  const timer = setInterval(move, 16)  // it scrolls on while the pointer rests at the edge of the list
+  const done = ({ type, key = 'Escape' }) => {
+    if (key !== 'Escape') return
+    if (type === 'pointerup') move()
+    drag.abort(clearInterval(timer))
+    const li = byId(id)
+    li?.classList.remove('moving')
+    if (type !== 'pointerup') li?.parentElement.insertBefore(li, byId(end))  // given up
+    else if (li && li.nextElementSibling?.id !== end) drop(li, li.nextElementSibling)
   }
-  for (const [event, f] of [['pointermove', move], ['pointerup', done], ['pointercancel', done]]) addEventListener(event, f, drag)
+  addEventListener('pointermove', m => { at = m }, drag)
+  for (const event of ['pointerup', 'pointercancel', 'keydown']) addEventListener(event, done, drag)
 })
-on('paste', e => {
-  const text = e.clipboardData.getData('text').trim(), form = e.target.closest?.('[hx-post="/todo"]'), most = e.target.maxLength
-  if (!form || !text.includes('\n')) return most > 0 && text.length > most && say(`Only the first ${most} of ${text.length} characters fit here.`)
-  e.preventDefault()
-  htmx.ajax('POST', '/todo', { source: form, values: { title: text }, target: '#todo-list', swap: 'beforeend scroll:bottom' })
+
+// ---- The focus stays where one works: on what comes in the place of what had it, on a neighbour, or in that part of the page.
+on('focusin', ({ target }) => {
+  if (target.closest('#toast')) return  // from there it goes back
+  const row = target.closest(ITEM), all = row ? visible(row.parentElement) : [], n = all.indexOf(row)
+  near = [target, row, target.closest('[id]'), all[n + 1], all[n - 1]].map(el => el?.id)
+  area = target.closest('section')
+})
+on('htmx:afterSettle htmx:wsAfterMessage', () => {
+  if (!near.length || document.activeElement.offsetParent) return
+  const to = [...near.map(byId), $('.add', area ?? document), log()].find(el => el?.offsetParent)
+  if (to) (to.matches('button, input, select, textarea, [tabindex]') ? to : $('button, input', to) ?? log()).focus()
 })
 
 // ---- Words at the edge
-function tell(text) { $('#announce').textContent = text }
-function say(text) { $('#toast').textContent = text; shown() }
-function shown() { clearTimeout(hide); hide = setTimeout(() => $('#toast').replaceChildren(), 7000) }
-on('htmx:oobAfterSwap', e => e.detail.target.id === 'toast' && shown())
-on('htmx:responseError', e => {
-  say(e.detail.xhr.responseText)
-  if (e.detail.xhr.status === 404 && e.detail.requestConfig.verb === 'get') e.detail.target.closest('.editing')?.remove()  // given up, and deleted meanwhile
+function say(text) { $('#toast').textContent = text }
+function fade() { clearTimeout(hide); hide = setTimeout(() => $('#toast').matches(':hover, :focus-within') ? fade() : say(''), 7000) }
+on('htmx:responseError htmx:sendError', ({ target: el, detail: { xhr, target, pathInfo, requestConfig } }) => {
+  if (!pathInfo.requestPath.startsWith('/warm')) say(xhr.responseText || 'The app does not answer. Is it still running in its terminal?')
+  if (el.type === 'checkbox') el.checked = el.defaultChecked
+  const gone = xhr.status === 404 && target.closest('.editing')  // deleted meanwhile: what was typed can be added anew
+  if (gone && requestConfig.verb === 'post') $('.add input', gone.parentElement.parentElement).value ||= $('input', gone).value
+  if (gone) gone.remove()
 })
-on('htmx:sendError', e => e.detail.pathInfo.requestPath.startsWith('/warm') || say('The app does not answer. Is it still running in its terminal?'))
 on('click', async e => {
   shut(e.target)
   if (e.target.id === 'more') { follow = true; toEnd() }
   const copy = e.target.closest('.copy')
   if (!copy) return
   if (!navigator.clipboard) return say('Browsers copy only for localhost and https: select the text instead.')
-  const text = copy.dataset.text ? await (await fetch(copy.dataset.text)).text() : $('code', copy.closest('.code')).textContent
-  await navigator.clipboard.writeText(text)
+  await navigator.clipboard.writeText(copy.dataset.text ? await (await fetch(copy.dataset.text)).text() : $('code', copy.closest('.code')).textContent)
   const name = copy.dataset.name ??= copy.textContent
-  copy.textContent = 'Copied'
+  tell(copy.textContent = 'Copied')
   setTimeout(() => { copy.textContent = name }, 1500)
 })

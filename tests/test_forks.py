@@ -311,8 +311,8 @@ def test_parts_taken_out(app, fake, window, used, gone):
     if "Profiles" in left:
         page.locator("#profile-name").click()
         page.get_by_text("Edit profiles").click()
-        page.get_by_label("Name of the new profile").fill("Bob")
-        page.get_by_label("Name of the new profile").press("Enter")
+        page.get_by_label("New profile").fill("Bob")
+        page.get_by_label("New profile").press("Enter")
         expect(page.locator("#profile-menu a")).to_have_text(["Default", "Ada", "Bob"])
         on_row(page, "profile", 2, "Delete")
         expect(page.locator("#profile-menu a")).to_have_text(["Default", "Bob"])

@@ -55,19 +55,60 @@ def test_an_item_is_dragged_with_a_finger(todos, place, open_page):
     until(lambda: todos.stored() == [*"bca"], what="a new order")
 
 
-def test_a_drag_that_the_system_ends_is_over(todos):
-    tab = todos.open(*"abc")
-    tab.button("Move a").hover()
+def take(tab, title, over, height=.8):
+    """Begin to drag an item onto another one, and hold it there."""
+    tab.item(title).hover()
+    tab.button(f"Move {title}").hover()
     tab.page.mouse.down()
-    box = tab.item("b").bounding_box()
-    tab.page.mouse.move(box["x"] + 20, box["y"] + box["height"] * .8, steps=4)
+    box = tab.item(over).bounding_box()
+    tab.page.mouse.move(box["x"] + 20, box["y"] + box["height"] * height, steps=4)
+
+
+@pytest.mark.parametrize("how", ["Escape", "by the system"])
+def test_a_drag_is_given_up(todos, how):
+    tab, sent = todos.open(*"abc"), []
+    tab.page.on("request", lambda r: "/move" in r.url and sent.append(r.url))
+    take(tab, "a", "b")
     tab.shows(*"bac")
-    tab.page.evaluate("() => dispatchEvent(new PointerEvent('pointercancel'))")
+    if how == "Escape":
+        tab.page.keyboard.press("Escape")
+    else:
+        tab.page.evaluate("() => dispatchEvent(new PointerEvent('pointercancel'))")
+    tab.shows(*"abc")
     box = tab.item("c").bounding_box()
     tab.page.mouse.move(box["x"] + 20, box["y"] + box["height"] * .8, steps=4)
     tab.page.mouse.up()
+    tab.box("c").check()
+    tab.shows("a", "b", "[x] c")
+    assert not sent
+
+
+@pytest.mark.parametrize(("change", "shown"), [
+    (lambda todos: todos.post(f"toggle/{todos.ident('a')}"), ["b", "[x] a", "c"]),
+    (lambda todos: todos.post("toggle_all", profile=todos.profile), ["[x] b", "[x] a", "[x] c"]),
+    (lambda todos: todos.post("delete", kind="todo", id=todos.ident("a")), ["b", "c"])], ids=["it", "all", "gone"])
+def test_a_drag_goes_on_while_the_list_changes(todos, change, shown):
+    tab = todos.open(*"abc")
+    take(tab, "a", "b")
     tab.shows(*"bac")
-    until(lambda: todos.stored() == [*"bac"], what="a new order")
+    change(todos)
+    tab.shows(*shown)
+    tab.page.mouse.up()
+    until(lambda: todos.stored() == shown, what="a new order")
+    tab.shows(*shown)
+    expect(tab.part.locator(".moving")).to_have_count(0)
+
+
+def test_a_list_scrolls_on_while_an_item_is_held_at_its_edge(todos):
+    tab = todos.open(*"abcdefghijklmnopqrstuvwxyz")
+    tab.button("Move a").hover()
+    tab.page.mouse.down()
+    box = tab.page.locator("#todo-list").bounding_box()
+    tab.page.mouse.move(box["x"] + 20, box["y"] + box["height"] - 8, steps=4)
+    expect(tab.item("z")).to_be_in_viewport(ratio=1)
+    tab.shows(*"bcdefghijklmnopqrstuvwxyza")
+    tab.page.mouse.up()
+    until(lambda: todos.stored() == [*"bcdefghijklmnopqrstuvwxyza"], what="a new order")
 
 
 def test_a_click_on_the_grip_moves_nothing(todos):
@@ -233,13 +274,17 @@ def test_undo_is_offered_where_the_tabs_news_comes_before_the_answer(todos):
     tab.shows("[x] a", "b")
 
 
-def test_undo_is_offered_for_some_seconds(todos, place, open_page):
-    todos.given(*"ab")
+@pytest.mark.parametrize("how", ["Delete a", "Clear completed"])
+def test_undo_is_offered_for_some_seconds_and_said(todos, place, open_page, how):
+    todos.given("[x] a", "b")
     tab = todos.tab(open_page())
     tab.page.clock.install()
     tab.page.goto(place.url + todos.path)
-    tab.delete("a")
+    tab.page.evaluate("() => { document.getElementById('toast').same = true }")
+    tab.button(how).click()
+    expect(tab.toast).to_contain_text("“a” is deleted." if how == "Delete a" else "Cleared 1 finished todo.")
     expect(tab.toast.get_by_role("button", name="Undo")).to_be_visible()
+    assert tab.page.evaluate("() => document.querySelector('[role=status]#toast').same")     # a new one would not be read out
     tab.page.clock.fast_forward(4_000)
     expect(tab.toast.get_by_role("button", name="Undo")).to_be_visible()
     tab.page.clock.fast_forward(16_000)
@@ -526,11 +571,12 @@ def test_saving_an_item_that_was_deleted_meanwhile_says_so(todos):
     tab.counts("1 item left")
     tab.editor.press("Enter")
     expect(tab.toast).to_contain_text("deleted")
-    expect(tab.editor).to_have_value("oat milk")                      # what was typed is not lost
-    tab.editor.press("Escape")
     expect(tab.editor).to_have_count(0)
     tab.shows("bread")
-    assert todos.stored() == ["bread"]
+    expect(tab.new).to_have_value("oat milk")                         # what was typed is not lost
+    tab.new.press("Enter")
+    tab.shows("bread", "oat milk")
+    assert todos.stored() == ["bread", "oat milk"]
 
 
 def test_a_stale_page_heals_itself_after_a_restart(todos, place):

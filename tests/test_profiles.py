@@ -26,7 +26,7 @@ class People:
 
     def add(self, *names):
         for name in names:
-            self.page.get_by_placeholder("Name of the new profile").fill(name)
+            self.page.get_by_placeholder("New profile").fill(name)
             self.page.get_by_role("button", name="Add profile").click()
             expect(self.row(name)).to_have_count(1)
         return self
@@ -81,7 +81,7 @@ def edit(people, who, **fields):
 def test_a_profile_is_added(people):
     menu(people.page, "Default", "Ann", "Bob")
     listed(people.page, "Default", "Ann", "Bob")
-    expect(people.page.get_by_placeholder("Name of the new profile")).to_have_value("")
+    expect(people.page.get_by_placeholder("New profile")).to_have_value("")
     people.page.locator("#profile-menu a", has_text="Ann").click()
     expect(people.page.locator("#profile-name")).to_have_text("Ann")
     expect(people.page.locator("#todo-list li")).to_have_count(0)
