@@ -1533,7 +1533,7 @@ def page(profile: Profile, head: list, side: list, rows: list, model_picker, wor
     "The whole page of a profile: `head` stands in its header, `side` beside the chat."
     search = Form(
         Input(id='search', type='search', name='q', placeholder='Search', aria_label='Search todos and messages',
-              autocomplete='off', hx_get=find.to(), hx_trigger='input changed delay:120ms, search', hx_target='#search-results',
+              autocomplete='off', hx_get=find.to(), hx_trigger='input changed delay:120ms', hx_target='#search-results',
               maxlength=200),
         Div(id='search-results', role='region', aria_label='Search results', tabindex='-1'),
         role='search', cls='search', action=find.to(), method='get', enctype=None)

@@ -315,7 +315,94 @@ def test_a_todo_by_keys_alone(chat):
     page.keyboard.press("Delete")
     expect(page.locator("#todo-list > li")).to_have_count(1)
     expect(page.get_by_role("status").filter(has_text="is deleted.")).to_be_visible()
-    assert page.evaluate("() => document.activeElement !== document.body"), "the focus is lost"
+    expect(page.locator("#todo-list > li")).to_be_focused()
+
+
+LOST = "() => document.activeElement === document.body || !document.activeElement.checkVisibility()"
+
+
+def at_rest(page, place):
+    """The focus is here, and not only for a moment."""
+    expect(page.locator(place)).to_be_focused()
+    page.wait_for_function("() => !document.querySelector('.htmx-request, .htmx-settling, .htmx-swapping')")
+    expect(page.locator(place)).to_be_focused()
+
+
+def test_the_focus_stays_where_one_works_in_the_list(chat):
+    page = chat.page
+    add(page, "Milk", "Bread", "Tea")
+    ids = {title: f"#{page.locator('#todo-list > li', has_text=title).get_attribute('id')}" for title in ("Milk", "Bread", "Tea")}
+    page.locator("#toggle-all").focus()
+    page.keyboard.press("Space")
+    expect(page.locator("#todo-list > .done")).to_have_count(3)
+    at_rest(page, "#toggle-all")
+    page.keyboard.press("Space")
+    expect(page.locator("#todo-list > .done")).to_have_count(0)
+    at_rest(page, "#toggle-all")
+    page.get_by_role("link", name="Active").click()
+    page.locator(ids["Milk"]).focus()
+    page.keyboard.press("Space")                                  # it leaves, as it does not match any more
+    expect(page.locator(ids["Milk"])).to_be_hidden()
+    at_rest(page, ids["Bread"])
+    page.get_by_role("link", name="All").click()
+    page.get_by_role("button", name="Clear completed").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(ids["Milk"])).to_have_count(0)
+    page.wait_for_function(f"() => !({LOST})()")
+    page.locator(f"{ids['Tea']} .title ~ button").last.focus()
+    page.keyboard.press("Enter")                                  # Delete
+    at_rest(page, ids["Bread"])
+    page.locator("#toast button").focus()
+    page.keyboard.press("Enter")                                  # Undo
+    expect(page.locator(ids["Tea"])).to_be_visible()
+    at_rest(page, ids["Bread"])
+
+
+def test_the_focus_stays_where_one_works_in_the_chat(chat):
+    page = chat.page
+    chat.ask("Hi", Script(text="one two three", gate=True))
+    chat.fake.release(1)
+    page.locator("#stop-btn").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#announce")).to_have_text("Stopped.")
+    at_rest(page, "#msg-list")
+    chat.button("Try again").focus()
+    page.keyboard.press("Enter")
+    chat.fake.release()
+    wait_done(page)
+    page.wait_for_function(f"() => !({LOST})()")
+    chat.button("Delete message").focus()
+    page.keyboard.press("Enter")
+    expect(chat.answers).to_have_count(0)
+    at_rest(page, "#msg-list")
+
+
+def test_a_deletion_is_taken_back_by_keys(chat):
+    page = chat.page
+    add(page, "Milk", "Bread")
+    for _ in range(2):
+        page.locator("#todo-list > li", has_text="Milk").focus()
+        page.keyboard.press("Delete")
+        expect(page.locator("#todo-list .title")).to_have_text(["Bread"])
+        page.keyboard.press("Control+z")
+        expect(page.locator("#todo-list .title")).to_have_text(["Milk", "Bread"])
+    page.locator("#msg").fill("typed")
+    page.keyboard.press("Control+z")                              # a text's own Undo is not touched
+    expect(page.locator("#msg")).to_have_value("")
+
+
+def test_a_way_back_stays_as_long_as_one_is_at_it(chat, open_page):
+    chat.post("todo", title="Milk", profile=chat.profile)
+    page = open_page()
+    page.clock.install()
+    page.goto(chat.url)
+    page.get_by_role("button", name="Delete Milk").click()
+    page.locator("#toast button").focus()
+    page.clock.fast_forward(20_000)
+    expect(page.locator("#toast button")).to_be_focused()
+    page.locator("#msg").focus()
+    page.clock.fast_forward(20_000)
+    expect(page.locator("#toast")).to_be_empty()
 
 
 def test_an_answer_is_announced(chat):
@@ -323,6 +410,51 @@ def test_an_answer_is_announced(chat):
     expect(chat.page.locator("#announce")).to_have_text("The answer is here.")
     expect(chat.page.locator("#announce")).to_have_role("status")
     assert chat.page.locator("#msg-list").get_attribute("aria-live") == "off"       # not each token
+
+
+# ---- a phone, and a window at 200 %
+
+@pytest.fixture(params=[(360, 740), (640, 400)], ids=["phone", "zoomed"])
+def small(request, chat):
+    chat.page.set_viewport_size(dict(zip(("width", "height"), request.param, strict=True)))
+    yield chat.page
+    chat.page.set_viewport_size({"width": 1280, "height": 720})
+
+
+def inside(page, place):
+    """All of it lies in the window, or can be scrolled to within it."""
+    box, window = page.locator(place).bounding_box(), page.viewport_size
+    return box["x"] >= 0 and box["x"] + box["width"] <= window["width"] and box["y"] >= 0 and box["y"] < window["height"]
+
+
+def test_a_page_opens_at_its_top(chat, small):
+    chat.answered("Hi", Script(text="Hello\n\n" * 30))
+    small.goto("about:blank")                                     # a reload would restore where one was
+    small.goto(chat.url)
+    expect(small.locator("#msg-list")).to_contain_text("Hello")
+    assert small.evaluate("() => [scrollY, document.activeElement.tagName]") == [0, "BODY"]
+    small.set_viewport_size({"width": 1280, "height": 720})
+    small.reload()
+    expect(small.locator("#msg")).to_be_focused()
+
+
+def test_panels_and_the_way_back_are_in_reach(chat, small):
+    long = "https://a.example/" + "very-long-path" * 30
+    chat.post("todo", title=long, profile=chat.profile)
+    chat.post("todo", title="words " * 80, profile=chat.profile)
+    for delete in small.get_by_role("button", name=re.compile("^Delete (https|words)")).all()[::-1]:
+        delete.click()
+        button = small.locator("#toast button")
+        expect(button).to_be_visible()
+        assert inside(small, "#toast button")
+        assert small.locator("#toast").bounding_box()["height"] < 200
+    small.locator(".bar .drop summary").click()
+    small.locator(".bar .panel").scroll_into_view_if_needed()
+    assert inside(small, ".bar .panel")
+    small.keyboard.press("Escape")
+    small.get_by_role("button", name="Keyboard shortcuts").click()
+    small.locator("#single-keys").scroll_into_view_if_needed()
+    assert inside(small, "#keys") and inside(small, "#single-keys")
 
 
 # ---- motion

@@ -67,8 +67,8 @@ def titles(file):
 
 
 def beside(server):
-    """All files of its data folder, but the one that only says that it is open."""
-    return {p.name: p.read_bytes() for p in server.db.parent.iterdir() if p.suffix != ".lock"}
+    """All files of its data folder, but the one that only says that it is open, and the one in which SQLite notes who reads."""
+    return {p.name: p.read_bytes() for p in server.db.parent.iterdir() if p.suffix not in (".lock", ".db-shm")}
 
 
 def refused(server, *args, says=""):
@@ -243,6 +243,10 @@ def test_what_is_no_backup_is_not_put_back(stopped, backup, tmp_path, what):
     assert not stopped.db.with_name("server-before-restore-1.db").exists()
 
 
+def test_the_database_is_not_put_back_onto_itself(stopped):
+    assert "name a copy of it" in refused(stopped, "--restore", stopped.db, says="is the database itself")
+
+
 # ---- everything else
 
 @pytest.mark.parametrize("args", [["--help"], ["--backup", "--restore"], ["--backup", "a.db", "b.db"]], ids=" ".join)
@@ -250,7 +254,7 @@ def test_other_arguments_print_the_usage(stopped, args):
     before = beside(stopped)
     done = run(stopped, *args)
     said = done.stdout + done.stderr
-    assert "Traceback" not in said and done.returncode in (0, 1)
+    assert "Traceback" not in said and done.returncode == (0 if args == ["--help"] else 1)
     assert all(f"python server.py {way}" in said for way in ("--backup FILE", "--restore FILE"))
     assert beside(stopped) == before and not list(stopped.cwd.iterdir())
 

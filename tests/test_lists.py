@@ -224,6 +224,8 @@ def test_undo_brings_the_cleared_items_back_where_and_as_they_were(todos, lines)
     tab.button("Clear completed").click()
     tab.shows(*(line for line in lines if "[x]" not in line))
     tab.undo()
+    cleared = sum("[x]" in line for line in lines)
+    expect(tab.toast).to_have_text("It is back." if cleared == 1 else f"{cleared} todos are back.")
     for t in tab, other:
         t.shows(*lines)
         expect(t.button("Clear completed")).to_be_visible()
@@ -602,6 +604,7 @@ def test_a_click_while_the_app_is_down_is_told(todos, place):
     place.stop()
     tab.box("milk").click()
     expect(tab.toast).to_contain_text("does not answer")
+    expect(tab.box("milk")).not_to_be_checked()                       # nothing was stored
     place.start()
     expect(tab.page.locator("#offline")).to_be_hidden()
     tab.shows("milk")

@@ -91,6 +91,23 @@ def test_hits_are_put_away_by_leaving_them_and_come_back(chat, hits, word):
     expect(chat.page.locator("#search-results")).to_be_empty()
 
 
+def test_enter_goes_to_the_hits(chat, hits, word):
+    add(chat, f"Buy {word} seeds")
+    look_for(chat.page, word)
+    chat.page.locator("#search").press("Enter")
+    expect(hits.first).to_be_focused()
+    chat.page.keyboard.press("Enter")
+    in_view(chat.page, "#todo-list li")
+
+
+def test_what_was_done_comes_after_what_there_is_and_without_marks_of_its_own(chat, word):
+    add(chat, f"Buy *{word}* <seeds>")
+    look_for(chat.page, word)
+    text = rf"Buy \*{word}\* <seeds>"
+    found = re.compile(f"^{text}Todo"), re.compile(f"^Added “{text}”Message")
+    expect(chat.page.locator("#search-results a")).to_have_text([*found])
+
+
 def test_todos_prompts_and_answers_are_found(chat, hits, word):
     add(chat, f"{word} the todo")
     chat.answered(f"{word} the prompt", Script(text=f"# Yes\n\nThis is **{word}**, the answer."))
