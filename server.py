@@ -1807,7 +1807,7 @@ def plain(text: str) -> str:
     return re.sub(r':(?=//\S*\\)', r'\\:', re.sub(r'([\\`*_\[\]<>#~|&])', r'\\\1', text))
 
 def short(title: str, most=80) -> str: return title if len(title) <= most else f'{title[:most - 1].rstrip()}…'
-def quoted(title: str) -> str: return f'“{plain(short(title))}”'
+def quoted(title: str) -> str: return f'“{plain(title)}”'
 
 # ---- 12. Lists: what profiles, todos and the list of a fork are made of --------------------------
 

@@ -198,6 +198,7 @@ def test_one_with_todos_says_what_goes_with_it(people):
     expect(asking).to_have_count(0)
     menu(people.page, "Default", "Ann", "Bob")
     people.press("Delete Ann")
+    expect(asking.get_by_role("button", name="Delete Ann")).to_be_focused()
     people.page.keyboard.press("Escape")                              # gives up too, and leaves the panel open
     expect(asking).to_have_count(0)
     listed(people.page, "Default", "Ann", "Bob")
