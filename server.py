@@ -1843,9 +1843,11 @@ class Listing:
 
     def part(self, profile: int | None, after=(-1e300, 0)):
         "The list as it stands in the page, down to a row that is sought, or its next part: the rest comes as one scrolls there."
-        cond, args = self.among(profile)
-        place = 'select count(*) from {0} where {1} and (priority, id) <= (select priority, id from {0} where id = ?)'
-        most = max(PART, db.item(place.format(self.kind, cond), [*args, sought.get()[1]]) if sought.get()[0] == self.kind else 0)
+        most, (kind, id) = PART, sought.get()
+        if kind == self.kind:
+            cond, args = self.among(profile)
+            at = f'(select priority, id from {kind} where id = ?)'
+            most = max(PART, db.item(f'select count(*) from {kind} where {cond} and (priority, id) <= {at}', [*args, id]))
         rows, more = self.rows(profile, most + 1, after), None
         if len(rows) > most:
             *rows, below = rows

@@ -172,7 +172,7 @@ on('focusin', ({ target }) => {
   area = target.closest('section')
 })
 on('htmx:afterSettle htmx:wsAfterMessage', () => {
-  if (!near.length || document.activeElement.offsetParent) return
+  if (!near.length || document.activeElement?.offsetParent) return
   const to = [...near.map(byId), $('.add', area ?? document), log()].find(el => el?.offsetParent)
   if (to) (to.matches('button, input, select, textarea, [tabindex]') ? to : $('button, input', to) ?? log()).focus()
 })

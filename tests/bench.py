@@ -578,6 +578,22 @@ def long(b):
 
 
 @figure
+def alike(b):
+    """A change by a script, until it has reached another tab."""
+    took = []
+    with b.server() as server, by_hand(server) as post, connect(
+            f"{server.url.replace('http', 'ws')}/ws?profile=1", origin=server.url, max_size=None) as sock:
+        for n in range(1, 101):
+            begin = time.perf_counter()
+            post("/todo", f"title=Number+{n}", b"</li>")
+            while f'id="todo-{n}"' not in sock.recv(10):
+                pass
+            took.append((time.perf_counter() - begin) * 1000)
+    row("a change in another tab, median", median(took), "ms", most=200)
+    row("a change in another tab, the slowest of 100", max(took), "ms", most=200)
+
+
+@figure
 def clients(b):
     """20 clients that read and write for 30 s: no error, and the end is what they did."""
     end, took, wrong, model = time.monotonic() + 30, [], [], {}
