@@ -32,7 +32,7 @@ from inspect import isasyncgen, isasyncgenfunction, iscoroutinefunction, isgener
 from itertools import groupby
 from io import StringIO
 from ipaddress import ip_address
-from math import isfinite
+from math import inf, isfinite
 from types import MappingProxyType, SimpleNamespace, UnionType
 from typing import Literal, Union, get_args, get_origin
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -305,6 +305,7 @@ HEADERS = {'content-security-policy': "default-src 'self'; img-src 'self' data:;
 acting_tab = contextvars.ContextVar('acting_tab', default='')  # the tab whose request this is: its answer is the change
 by_model = contextvars.ContextVar('by_model', default=False)   # a tool call of the model does this
 sought = contextvars.ContextVar('sought', default=('', 0))     # the row that a search hit leads to: its kind and id
+drawn = contextvars.ContextVar('drawn', default=MappingProxyType({}))  # how many rows of which list the tab shows that is drawn
 
 class Guard:
     """ASGI middleware around the whole app: lets in the person at this machine and their scripts, and no
@@ -867,6 +868,8 @@ class Tab:
         self.queue, self.ws, self.profile, self.key = queue, ws, profile, key
         self.first, self.last = first, last  # messages on the page
         self.rows, self.pushed, self.at, self.awake = set(), {}, {}, asyncio.Event()  # at: message id -> a Chatter's position
+        self.parts = {}  # kind of list -> rows that have come
+        drawn.set(self.parts)  # for the task below
         self.task = asyncio.create_task(self.run())
 
     async def run(self):
@@ -886,6 +889,10 @@ class Tab:
             await self.ws.close(1011)  # the page connects again, and is given all anew
         finally: self.queue.tabs.discard(self)
 
+    def push(self, key: str, ft, place=(inf, 0)):
+        self.pushed[key] = place, ft
+        self.awake.set()
+
     def missed(self, *ids):
         "Notes messages to be sent whole; so are answers that ended while the tab was stuck: it is not to keep them in memory."
         self.rows.update(ids)
@@ -897,7 +904,9 @@ class Tab:
     def frame(self) -> str:
         "All that this tab lacks, as fragments that htmx swaps by id."
         if len(self.rows) > 2*PAGE or len(self.pushed) > 500: return self.start_over()
-        out, self.pushed = [html_of(ft(self.profile)) for ft in self.pushed.values()], {}
+        # From the end of a list to its beginning: the row that one stands above is there when its turn comes.
+        changes, self.pushed = sorted(self.pushed.values(), key=lambda change: change[0], reverse=True), {}
+        out = [html_of(ft(self.profile)) for _, ft in changes]
         for id in [*self.at]:
             chat, *at = self.at[id]
             html = chat.since(*at)
@@ -956,14 +965,14 @@ class Chatq:
         for tab in self.tabs_of(row.profile): tab.missed(row.id)
         return row
 
-    def push(self, key: str, ft, profile: int | None = None, everyone=False):
+    def push(self, key: str, ft, profile: int | None = None, everyone=False, place=(inf, 0)):
         """Shows a changed part of the page in every other tab (of one profile, else of all); `everyone`: in the acting one
-        too. `ft` is a function of the tab's profile, called when that tab is due; the newest one of a key counts."""
+        too. `ft` is a function of the tab's profile, called when that tab is due; the newest one of a key counts. `place` is
+        that of a list's row: (priority, id)."""
         self.list_rev[profile] = self.next_rev()
         for tab in self.tabs:
             if profile in (None, tab.profile) and (everyone or not tab.key or tab.key != acting_tab.get()):
-                tab.pushed[key] = ft
-                tab.awake.set()
+                tab.push(key, ft, place)
 
     def new(self, role: str, profile: int | None, **fields) -> Message:
         if not profile: profile = first_row(profiles, 'not deleted', order='priority, id').id
@@ -1079,7 +1088,7 @@ class Chatq:
             missed = db.q('select id from message where profile = ? and rev > ? limit 1000', [profile, seen])
             tab.rows |= {r['id'] for r in missed}
             lists_rev = max(self.list_rev.get(p, self.boot) for p in (profile, None))
-            if lists_rev > seen: tab.pushed['lists'] = self.view.lists
+            if lists_rev > seen: tab.push('lists', self.view.lists)
         tab.rows |= {c.id for c in self.live.values() if c.row.profile == profile}
         self.tabs.add(tab)
         tab.awake.set()
@@ -1473,8 +1482,7 @@ def remember(profile: Profile, oldest: int):
     for tab in chatq.tabs_of(profile.id):
         where = f'beforebegin:#msg-{oldest}' if oldest >= tab.first else 'afterbegin:#msg-list'
         line = Div(chatq.view.memory_line(oldest), hx_swap_oob=where)
-        tab.pushed['memory'] = lambda _, line=line: (I(id='memory', hx_swap_oob='delete'), line)
-        tab.awake.set()
+        tab.push('memory', lambda _, line=line: (I(id='memory', hx_swap_oob='delete'), line))
 
 async def loaded() -> dict[str, int]:
     "The models that Ollama has in memory now, with the context that is in force for each, in tokens."
@@ -1551,7 +1559,7 @@ def page(profile: Profile, head: list, side: list, rows: list, model_picker, wor
             Div('The connection is down. It comes back by itself.', id='offline', role='status', hidden=True))
 
 KEYS = (('?', 'This sheet'), ('/', 'Search'), ('Enter', 'Send the message'), ('Shift Enter', 'A new line in it'),
-        ('Tab', 'Go from one item of a list to the next'), ('Enter  F2', 'Edit the item'), ('Escape', 'Give up editing'),
+        ('↑  ↓', 'Go from one item of a list to the next'), ('Enter  F2', 'Edit the item'), ('Escape', 'Give up editing'),
         ('Space', 'Tick the item off'), ('Alt ↑  Alt ↓', 'Move the item'), ('Delete', 'Delete the item'),
         ('Ctrl z', 'Bring back what was deleted'))
 
@@ -1560,7 +1568,7 @@ def check_box(label: str, **kw): return Label(Input(type='checkbox', **kw), labe
 def key_sheet():
     return Div(H2('Keyboard'), Dl(*(Div(Dt(*(Kbd(k) for k in keys.split())), Dd(what)) for keys, what in KEYS)),
                check_box('? and / work anywhere outside of a text', id='single-keys', name=None, checked=True),
-               id='keys', popover='auto', role='dialog', aria_label='Keyboard shortcuts')
+               id='keys', popover='auto', role='dialog', aria_label='Keyboard shortcuts', tabindex='-1', autofocus=True)
 
 def many(n: int, what: str) -> str: return f'{n:,} {what}{"" if n == 1 else "s"}'
 
@@ -1769,7 +1777,7 @@ async def watch_backend():
         if before is None or chatq.tabs:
             await look()
             if before != backend:
-                chatq.push('model', lambda profile: picker(profiles[profile])(hx_swap_oob='true'), everyone=True)
+                for tab in chatq.tabs: tab.push('model', lambda profile: picker(profiles[profile])(hx_swap_oob='true'))
             if before is None: say_hello()
             before = backend
         await asyncio.sleep(5 if backend.models else 2)
@@ -1843,11 +1851,11 @@ class Listing:
 
     def part(self, profile: int | None, after=(-1e300, 0)):
         "The list as it stands in the page, down to a row that is sought, or its next part: the rest comes as one scrolls there."
-        most, (kind, id) = PART, sought.get()
+        most, (kind, id) = drawn.get().get(self.kind, PART), sought.get()
         if kind == self.kind:
             cond, args = self.among(profile)
             at = f'(select priority, id from {kind} where id = ?)'
-            most = max(PART, db.item(f'select count(*) from {kind} where {cond} and (priority, id) <= {at}', [*args, id]))
+            most = max(most, db.item(f'select count(*) from {kind} where {cond} and (priority, id) <= {at}', [*args, id]))
         rows, more = self.rows(profile, most + 1, after), None
         if len(rows) > most:
             *rows, below = rows
@@ -1874,7 +1882,7 @@ class Listing:
         "Stores a new row at the end of its list, shows it in the other tabs, and answers it."
         cond, args = self.among(self.of(row))
         row.priority = db.item(f'select coalesce(max(priority), 0) + 1 from {self.kind} where {cond}', args)
-        self.show(store(self.table, row), 'end')
+        self.show(store(self.table, row))
         return row
 
     async def change(self, row, what: str = '', **fields):
@@ -1896,21 +1904,26 @@ class Listing:
             places = f'select id i, row_number() over (order by priority, id) n from {self.kind} where {cond}'
             db.q(f'update {self.kind} set priority = n from ({places}) where id = i', args)
             return await self.move(row, before)
-        self.show(self.table.update(id=row.id, priority=priority), f'{self.kind}-{before}' if before else 'end')
+        self.show(self.table.update(id=row.id, priority=priority))
         if by_model.get(): await self.happened(f'Moved {quoted(self.name(row))}', row, dict(id=row.id, priority=row.priority))
 
     def bring_back(self, fields: dict):
         "Puts fields of a row back as they were, and the row to its place."
-        row = self.table.update(**fields)
+        self.show(self.table.update(**fields), everyone=True)
+
+    def below(self, row) -> str:
+        "The element that a row stands above just now; 'end' where there is none."
         cond, args = self.among(self.of(row))
         below = first_row(self.table, f'{cond} and (priority, id) > (?, ?)', [*args, row.priority, row.id], 'priority, id')
-        self.show(row, f'{self.kind}-{below.id}' if below else 'end', everyone=True)
+        return f'{self.kind}-{below.id}' if below else 'end'
 
-    def show(self, row, put='here', everyone=False):
+    def show(self, row, everyone=False):
         "Shows a row that is new, changed, moved or deleted in the other tabs, and what hangs on it in all."
-        li = lambda: Li(id=f'{self.kind}-{row.id}', data_put='gone') if row.deleted else item(self.kind, row, put)
-        placed = lambda _: Ul(li(), hx_swap_oob=f'beforeend:#{self.kind}-list')
-        chatq.push(f'{self.kind}-{row.id}', placed, self.of(row), everyone)
+        def placed(_):  # as it is when the tab is due
+            now = first_row(self.table, 'id = ? and not deleted', [row.id])
+            li = item(self.kind, now, self.below(now)) if now else Li(id=f'{self.kind}-{row.id}', data_put='gone')
+            return Ul(li, hx_swap_oob=f'beforeend:#{self.kind}-list')
+        chatq.push(f'{self.kind}-{row.id}', placed, self.of(row), everyone, (row.priority, row.id))
         for key, ft in self.around().items(): chatq.push(key, ft, self.of(row) if key == self.kind else None, everyone=True)
 
     def show_all(self, profile: int | None): chatq.push('lists', whole_lists, profile, everyone=True)
@@ -1944,7 +1957,7 @@ def add_form(kind: str, button: str, hint: str, profile: int | None = None, to: 
 
 def item(kind: str, row, put: str | None = None):
     """A row of a list: its own parts, and what every list's rows have: edit, delete, and a grip to move it. `put` tells
-    other tabs where it stands now: 'here' as before, the id of the row below it, or 'end'."""
+    a page where it stands: above the element of this id, or at the 'end'."""
     return rendered(kind, put, *(getattr(row, f) for f in LISTS[kind].types))
 
 @lru_cache(5000)  # the same row is rendered once, since a list may be long
@@ -1985,9 +1998,16 @@ async def add(kind: str, data: dict, sess, profile: int = None):
     return item(kind, row)
 
 @app.get
-async def item_view(kind: str, id: int): return item(kind, listed(kind).row(id))
+async def item_view(kind: str, id: int):
+    lst, row = listed(kind), listed(kind).row(id)
+    return item(kind, row, lst.below(row))  # it may have been moved while it was edited
+
 @app.get
-async def more_rows(kind: str, profile: int, priority: float, id: int): return listed(kind).part(profile, (priority, id)).children
+async def more_rows(kind: str, profile: int, priority: float, id: int):
+    for tab in chatq.tabs:
+        if tab.key and tab.key == acting_tab.get(): tab.parts[kind] = tab.parts.get(kind, PART) + PART
+    return listed(kind).part(profile, (priority, id)).children
+
 @app.get
 async def edit(kind: str, id: int): return edit_item(kind, listed(kind).row(id))
 
@@ -2005,7 +2025,8 @@ async def rename(kind: str, id: int, data: dict, name: str = ''):
     whole = any(f in data for f in lst.fields)  # an unticked box is not sent
     fields = {f: value(f) for f in lst.fields} if whole else {}
     what = name != lst.name(row) and f'Renamed {quoted(lst.name(row))} to {quoted(name)}'
-    return item(kind, await lst.change(row, what, **{lst.text: name}, **fields))
+    row = await lst.change(row, what, **{lst.text: name}, **fields)
+    return item(kind, row, lst.below(row))
 
 @app.post
 async def delete(kind: str, id: int, sure: int = 0):
@@ -2257,7 +2278,10 @@ async def older_messages(before: int):
 @app.get
 async def source(id: int): return PlainTextResponse(one(messages, id).content)
 @app.post
-async def new_chat(profile: int): await chatq('---', profile=one(profiles, profile).id)
+async def new_chat(profile: int):
+    last = first_row(messages, 'profile = ? and not deleted', [one(profiles, profile).id], 'id desc')
+    if last and last.content != '---': await chatq('---', profile=profile)
+
 @app.post
 async def stop(profile: int): chatq.stop(one(profiles, profile).id)
 

@@ -1,6 +1,7 @@
 // What HTMX and CSS cannot do: the socket's address, the keyboard and its focus, following the stream, the clipboard.
 const $ = (q, in_ = document) => in_.querySelector(q), on = (events, f) => events.split(' ').forEach(e => document.addEventListener(e, f))
 const tab = Math.random().toString(36).slice(2)  // so that the server does not send us what we did ourselves
+const send = (...args) => htmx.ajax(...args).catch(() => {})  // what went wrong is said below
 const log = () => $('#msg-list'), byId = id => document.getElementById(id), tell = text => { $('#announce').textContent = text }
 const dark = () => (document.documentElement.dataset.theme ?? (matchMedia('(prefers-color-scheme: dark)').matches && 'dark')) === 'dark'
 let online = false, waiting = null, restored = null, unsent = false, follow = !location.hash.startsWith('#msg'), hide, near = [], area
@@ -26,7 +27,7 @@ on('htmx:wsClose', e => {
   if (![1006, 1011, 1012, 1013].includes(e.detail.event.code)) setTimeout(e.detail.socketWrapper.reconnect, 1000)
 })
 on('htmx:wsConfigSend', e => { if (unsent = !online && $('#msg').value.trim(), !online) e.preventDefault() })  // it waits where it was typed
-on('htmx:wsAfterSend', () => { waiting = $('#msg').value; type(''); follow = true; unsent = false })
+on('htmx:wsAfterSend', () => { waiting = $('#msg').value.trim(); type(''); follow = true; unsent = false })
 on('htmx:oobBeforeSwap', e => {
   const { fragment, target } = e.detail, rows = [...fragment.children], editing = $('.editing', target)
   for (const el of rows) {
@@ -40,22 +41,25 @@ on('htmx:oobBeforeSwap', e => {
     }
   }
   if (!target.matches('ul[id$=-list]')) return
-  e.detail.shouldSwap = !rows[0]?.dataset.put && !editing
+  e.detail.shouldSwap = false
   if (rows[0]?.dataset.put) return place(target, rows[0])
-  for (const el of editing ? [...target.children] : []) if (!el.matches('.editing')) el.remove()
-  if (editing) fill(target, rows, editing)
+  const above = () => target.scrollTop - (editing?.offsetTop ?? 0), was = above()  // the list comes anew: one sees what one saw
+  for (const el of [...target.children]) if (!el.matches('.editing')) el.remove()
+  fill(target, rows, editing)
+  target.scrollTop += was - above()
 })
 function fill(list, rows, at) {  // puts rows in front of `at`; one that is there already moves, but for what somebody is typing
   for (const li of rows) {
     const old = byId(li.id), editing = old?.matches('.editing')
     if (old === at || editing) at = old?.nextElementSibling
-    if (!editing) { old?.remove(); list.insertBefore(li, at ?? null); htmx.process(li) }
+    if (!editing) { old?.remove(); list.insertBefore(li, at || null); htmx.process(li) }
   }
 }
 function place(list, li) {  // a row that was added, changed, moved or deleted elsewhere
-  const old = byId(li.id), { put } = li.dataset, at = put === 'here' ? old : byId(put) ?? byId(put + '-part')
+  const old = byId(li.id), { put } = li.dataset, at = byId(put) ?? byId(put + '-part') ?? (old?.nextElementSibling?.matches('.part') && old)
   if (old?.matches('.editing')) return  // it shows when the typing there is done
-  if (at || put === 'end' && !$('.part', list)) fill(list, [li], at)
+  delete li.dataset.put
+  if (put !== 'gone' && (at || put === 'end' && !$('.part', list))) fill(list, [li], at)
   else old?.remove()  // gone, or to a part that has not come yet
 }
 
@@ -66,8 +70,8 @@ on('htmx:wsAfterMessage', toEnd)
 document.addEventListener('scroll', e => { if (e.target === log() && (follow = atEnd(log()))) $('#more').hidden = true }, true)
 on('DOMContentLoaded', () => {
   if (!log()) return  // the page of an error
-  if (innerWidth > 768 && !location.hash) $('#msg').focus()  // on a phone it would scroll the lists away, and open the keyboard
-  type(sessionStorage.draft ?? '')
+  if (innerWidth > 768 && !/[?#]/.test(location.href)) $('#msg').focus()  // on a phone it would scroll the lists away, and open the keyboard
+  type(sessionStorage[draft()] ?? '')
   Object.assign($('#single-keys'), { checked: localStorage.keys !== 'off', onchange: e => { localStorage.keys = e.target.checked ? 'on' : 'off' } })
   new ResizeObserver(toEnd).observe(log())
   new MutationObserver(fade).observe($('#toast'), { childList: true })
@@ -75,18 +79,19 @@ on('DOMContentLoaded', () => {
 })
 
 // ---- Writing, and the keyboard
-function type(text) { $('#msg').value = sessionStorage.draft = text }
+const draft = () => $('main').getAttribute('ws-connect')
+function type(text) { $('#msg').value = sessionStorage[draft()] = text }
 on('input', ({ target: { id, value, maxLength } }) => {
-  if (id === 'msg') sessionStorage.draft = value  // a reload keeps what is being written
+  if (id === 'msg') sessionStorage[draft()] = value, unsent = false  // a reload keeps it; who types on sends again
   if (maxLength > 0 && value.length > maxLength * .9) say(`${maxLength - value.length} characters left.`)
 })
 on('htmx:afterRequest', e => {
   const field = e.detail.successful && e.target.dataset?.reset && $('input', e.target)
   if (!field) return
-  if (field.value === e.detail.requestConfig.parameters[field.name]) e.target.reset()  // else the next one is being typed
+  if (field.value === e.detail.requestConfig.parameters[field.name]) e.target.reset(field.focus())  // else the next one is being typed
   tell('Added.')
 })
-on('submit', e => { if (e.target.matches('.search')) $('#search-results a')?.focus(e.preventDefault()) })
+on('submit', e => { if (e.target.matches('.search')) { e.preventDefault(); $('#search-results a')?.focus() } })
 function shut(but) {  // a panel is closed by Escape and by a click elsewhere
   for (const d of document.querySelectorAll('.drop[open]')) if (!but || !d.contains(but) && but.isConnected) { d.open = false; if (!but) $('summary', d).focus() }
 }
@@ -94,18 +99,18 @@ on('paste', e => {  // several lines are several todos
   const text = e.clipboardData.getData('text').trim(), form = e.target.closest?.('[hx-post="/todo"]')
   if (!form || !text.includes('\n')) return
   e.preventDefault()
-  htmx.ajax('POST', '/todo', { source: form, values: { title: text }, target: '#todo-list', swap: 'beforeend scroll:bottom' })
+  send('POST', '/todo', { source: form, values: { title: text }, target: '#todo-list', swap: 'beforeend scroll:bottom' })
 })
 
 const ITEM = 'li[id]', act = (li, what) => $(`[aria-label^="${what} "]`, li)?.click()
 const ROW = { Enter: li => act(li, 'Rename'), F2: li => act(li, 'Rename'), Delete: li => act(li, 'Delete'), ' ': li => $('[type=checkbox]', li)?.click(),
-  'Alt ArrowUp': li => step(li, -1), 'Alt ArrowDown': li => step(li, 1) }
+  'Alt ArrowUp': li => step(li, -1), 'Alt ArrowDown': li => step(li, 1), ArrowUp: li => beside(li, -1)?.focus(), ArrowDown: li => beside(li, 1)?.focus() }
 const PAGE = { '?': () => $('#keys').togglePopover(), '/': () => $('#search').focus(), 'Ctrl z': () => $('#toast button')?.click() }
 on('dblclick', e => e.target.matches('#todo-list .title') && act(e.target.closest(ITEM), 'Rename'))
 on('keydown', e => {
   const el = e.target.closest ? e.target : document.body, open = el.closest('[data-cancel]')
   if (e.key === 'Enter' && el.id === 'msg' && !e.shiftKey && !e.isComposing) $('#chat-form').requestSubmit(e.preventDefault())
-  if (e.key === 'Escape') open ? htmx.ajax('GET', open.dataset.cancel, { target: open.closest(ITEM), swap: 'outerHTML' }) : shut()
+  if (e.key === 'Escape') open ? send('GET', open.dataset.cancel, { target: open.closest(ITEM), swap: 'outerHTML' }) : shut()
   const key = (e.ctrlKey || e.metaKey ? 'Ctrl ' : '') + (e.altKey ? 'Alt ' : '') + e.key
   const typing = el.matches('input:not([type=checkbox]), textarea, select') || key.length === 1 && localStorage.keys === 'off'
   const does = el.matches(ITEM) && !el.matches('.editing') && ROW[key] || !typing && log() && PAGE[key]
@@ -114,6 +119,8 @@ on('keydown', e => {
 
 // ---- Lists: moved by mouse, finger and keyboard, and their further parts
 const visible = list => [...list.children].filter(li => li.offsetParent)
+const beside = (li, by, all = visible(li.parentElement)) => all[all.indexOf(li) + by]
+on('htmx:afterSwap', ({ target: li }) => li.dataset?.put && place(li.parentElement, li))  // a row that was edited
 on('htmx:beforeSwap', ({ detail, detail: { target: el } }) => {
   const below = log().scrollHeight - log().scrollTop  // older messages come in above: what is being read stays where it is
   if (el.matches?.('.older')) addEventListener('htmx:afterSettle', () => { log().scrollTop = log().scrollHeight - below }, { once: true })
@@ -124,8 +131,8 @@ on('htmx:beforeSwap', ({ detail, detail: { target: el } }) => {
   if (added) list.scrollTop = list.scrollHeight
 })
 function step(li, by) {
-  const all = visible(li.parentElement), place = all.indexOf(li) + by
-  if (all[place] && !all[place].matches('.part')) drop(li, all[by < 0 ? place : place + 1] ?? null)  // what the next part begins with is not known yet
+  const to = beside(li, by)
+  if (to && !to.matches('.part')) drop(li, by < 0 ? to : beside(to, 1) ?? null)  // what the next part begins with is not known yet
 }
 function drop(li, before) {
   const list = li.parentElement, [kind, id] = li.id.split('-')
@@ -133,21 +140,23 @@ function drop(li, before) {
   li.focus()
   const all = visible(list)
   tell(`Moved to place ${all.indexOf(li) + 1} of ${$('.part', list) ? `more than ${all.length - 1}` : all.length}.`)
-  htmx.ajax('POST', `/move?kind=${kind}&id=${id}&before=${li.nextElementSibling?.id.split('-')[1] ?? 0}`, { source: li, swap: 'none' })
+  send('POST', `/move?kind=${kind}&id=${id}&before=${li.nextElementSibling?.id.split('-')[1] ?? 0}`, { source: li, swap: 'none' })
 }
 on('pointerdown', e => {
   const id = e.target.closest?.('.grip')?.parentElement.id, end = byId(id)?.nextElementSibling?.id, drag = new AbortController()
-  if (!id) return near = []  // who presses elsewhere leaves
+  if (!document.activeElement.contains(e.target) && !e.target.closest('#toast')) near = []  // who presses elsewhere leaves
+  if (!id || e.button) return
   e.preventDefault()
   let at = null  // where the pointer is; the row is looked up each time, since what comes meanwhile may redraw it
   const move = () => {
     const li = byId(id), list = li?.parentElement
     if (!at || !li) return
-    const { top: upper, bottom } = list.getBoundingClientRect(), over = document.elementFromPoint(at.clientX, at.clientY)?.closest(ITEM)
+    const { top: upper, bottom } = list.getBoundingClientRect(), y = Math.min(Math.max(at.clientY, upper + 8), bottom - 8)
+    const over = document.elementFromPoint(at.clientX, y)?.closest(ITEM)
     li.classList.add('moving')
-    list.scrollTop += at.clientY > bottom - 20 ? 10 : at.clientY < upper + 20 ? -10 : 0
+    list.scrollTop += y > bottom - 20 ? 10 : y < upper + 20 ? -10 : 0
     if (!over || over === li || over.parentElement !== list) return
-    const { top, height } = over.getBoundingClientRect(), next = at.clientY < top + height / 2 ? over : over.nextElementSibling
+    const { top, height } = over.getBoundingClientRect(), next = y < top + height / 2 ? over : over.nextElementSibling
     if (next !== li && next !== li.nextElementSibling) list.insertBefore(li, next)
   }
   const timer = setInterval(move, 16)  // it scrolls on while the pointer rests at the edge of the list
@@ -155,9 +164,9 @@ on('pointerdown', e => {
     if (key !== 'Escape') return
     if (type === 'pointerup') move()
     drag.abort(clearInterval(timer))
-    const li = byId(id)
+    const li = byId(id), [kind, n] = id.split('-')
     li?.classList.remove('moving')
-    if (type !== 'pointerup') li?.parentElement.insertBefore(li, byId(end))  // given up
+    if (type !== 'pointerup') send('GET', `/item_view?kind=${kind}&id=${n}`, { target: li, swap: 'outerHTML' })  // given up: where it belongs
     else if (li && li.nextElementSibling?.id !== end) drop(li, li.nextElementSibling)
   }
   addEventListener('pointermove', m => { at = m }, drag)
@@ -167,25 +176,27 @@ on('pointerdown', e => {
 // ---- The focus stays where one works: on what comes in the place of what had it, on a neighbour, or in that part of the page.
 on('focusin', ({ target }) => {
   if (target.closest('#toast')) return  // from there it goes back
+  if (target.matches('.editing [autofocus]')) target.setSelectionRange(999, 999)
   const row = target.closest(ITEM), all = row ? visible(row.parentElement) : [], n = all.indexOf(row)
   near = [target, row, target.closest('[id]'), all[n + 1], all[n - 1]].map(el => el?.id)
   area = target.closest('section')
 })
-on('htmx:afterSettle htmx:wsAfterMessage', () => {
+function refocus() {
   if (!near.length || document.activeElement?.offsetParent) return
-  const to = [...near.map(byId), $('.add', area ?? document), log()].find(el => el?.offsetParent)
-  if (to) (to.matches('button, input, select, textarea, [tabindex]') ? to : $('button, input', to) ?? log()).focus()
-})
+  const able = 'button, input, select, textarea, [tabindex]', places = [...near.map(byId), $('.add button', area ?? document), log()]
+  places.map(el => el?.offsetParent && (el.matches(able) ? el : $(able, el))).find(el => el)?.focus()
+}
+on('htmx:afterSettle htmx:wsAfterMessage', refocus)
 
 // ---- Words at the edge
 function say(text) { $('#toast').textContent = text }
-function fade() { clearTimeout(hide); hide = setTimeout(() => $('#toast').matches(':hover, :focus-within') ? fade() : say(''), 7000) }
+function fade() { refocus(); clearTimeout(hide); hide = setTimeout(() => $('#toast').matches(':hover, :focus-within') ? fade() : say(''), 7000) }
 on('htmx:responseError htmx:sendError', ({ target: el, detail: { xhr, target, pathInfo, requestConfig } }) => {
   if (!pathInfo.requestPath.startsWith('/warm')) say(xhr.responseText || 'The app does not answer. Is it still running in its terminal?')
   if (el.type === 'checkbox') el.checked = el.defaultChecked
   const gone = xhr.status === 404 && target.closest('.editing')  // deleted meanwhile: what was typed can be added anew
   if (gone && requestConfig.verb === 'post') $('.add input', gone.parentElement.parentElement).value ||= $('input', gone).value
-  if (gone) gone.remove()
+  if (gone) refocus(htmx.swap(gone, '', { swapStyle: 'delete' }))
 })
 on('click', async e => {
   shut(e.target)
