@@ -31,10 +31,8 @@ on('htmx:wsAfterSend', () => { waiting = $('#msg').value.trim(); type(''); follo
 on('htmx:oobBeforeSwap', e => {
   const { fragment, target } = e.detail, rows = [...fragment.children], editing = $('.editing', target)
   for (const el of rows) {
-    if (el.dataset.role === 'user') {  // our prompt is stored: it need not be kept here
-      if (restored && $('#msg').value === restored && $('.content', el).textContent === restored) type('')
-      waiting = restored = null
-    }
+    if (restored && $('#msg').value === restored && $('.content', el)?.textContent === restored) type('')
+    if (el.dataset.role === 'user') waiting = restored = null  // our prompt is stored: it need not be kept here
     if (el.id.startsWith('f-')) {  // the foot of a message tells its state
       Object.assign($('#msg-' + el.id.slice(2))?.dataset ?? {}, { status: el.dataset.status, rev: el.dataset.rev })
       tell({ done: 'The answer is here.', stopped: 'Stopped.', error: 'It ended with an error.' }[el.dataset.status] ?? '')
@@ -43,9 +41,9 @@ on('htmx:oobBeforeSwap', e => {
   if (!target.matches('ul[id$=-list]')) return
   e.detail.shouldSwap = false
   if (rows[0]?.dataset.put) return place(target, rows[0])
-  const above = () => target.scrollTop - (editing?.offsetTop ?? 0), was = above()  // the list comes anew: one sees what one saw
-  for (const el of [...target.children]) if (!el.matches('.editing')) el.remove()
+  const above = () => target.scrollTop - (editing?.offsetTop ?? 0), was = above(), old = [...target.children]  // one sees what one saw
   fill(target, rows, editing)
+  for (const el of old) if (!el.matches('.editing')) el.remove()
   target.scrollTop += was - above()
 })
 function fill(list, rows, at) {  // puts rows in front of `at`; one that is there already moves, but for what somebody is typing
@@ -63,10 +61,9 @@ function place(list, li) {  // a row that was added, changed, moved or deleted e
   else old?.remove()  // gone, or to a part that has not come yet
 }
 
-// ---- Reading: the view follows the stream only while the reader is at its end.
+// ---- Reading and writing: the view follows the stream only while the reader is at its end.
 const atEnd = el => el.scrollHeight - el.scrollTop - el.clientHeight < 60
 const toEnd = () => { if (follow) log().scrollTop = log().scrollHeight; $('#more').hidden = follow || atEnd(log()) }
-on('htmx:wsAfterMessage', toEnd)
 document.addEventListener('scroll', e => { if (e.target === log() && (follow = atEnd(log()))) $('#more').hidden = true }, true)
 on('DOMContentLoaded', () => {
   if (!log()) return  // the page of an error
@@ -77,19 +74,16 @@ on('DOMContentLoaded', () => {
   new MutationObserver(fade).observe($('#toast'), { childList: true })
   fade()
 })
-
-// ---- Writing, and the keyboard
 const draft = () => $('main').getAttribute('ws-connect')
 function type(text) { $('#msg').value = sessionStorage[draft()] = text }
 on('input', ({ target: { id, value, maxLength } }) => {
   if (id === 'msg') sessionStorage[draft()] = value, unsent = false  // a reload keeps it; who types on sends again
   if (maxLength > 0 && value.length > maxLength * .9) say(`${maxLength - value.length} characters left.`)
 })
-on('htmx:afterRequest', e => {
-  const field = e.detail.successful && e.target.dataset?.reset && $('input', e.target)
-  if (!field) return
-  if (field.value === e.detail.requestConfig.parameters[field.name]) e.target.reset(field.focus())  // else the next one is being typed
-  tell('Added.')
+on('htmx:afterRequest', ({ target, detail }) => {
+  const field = detail.successful && target.dataset?.reset && $('input', target)
+  if (field) tell('Added.')
+  if (field && field.value === detail.requestConfig.parameters[field.name]) target.reset(field.focus())  // else the next one is being typed
 })
 on('submit', e => { if (e.target.matches('.search')) { e.preventDefault(); $('#search-results a')?.focus() } })
 function shut(but) {  // a panel is closed by Escape and by a click elsewhere
@@ -101,7 +95,6 @@ on('paste', e => {  // several lines are several todos
   e.preventDefault()
   send('POST', '/todo', { source: form, values: { title: text }, target: '#todo-list', swap: 'beforeend scroll:bottom' })
 })
-
 const ITEM = 'li[id]', act = (li, what) => $(`[aria-label^="${what} "]`, li)?.click()
 const ROW = { Enter: li => act(li, 'Rename'), F2: li => act(li, 'Rename'), Delete: li => act(li, 'Delete'), ' ': li => $('[type=checkbox]', li)?.click(),
   'Alt ArrowUp': li => step(li, -1), 'Alt ArrowDown': li => step(li, 1), ArrowUp: li => beside(li, -1)?.focus(), ArrowDown: li => beside(li, 1)?.focus() }
@@ -120,7 +113,7 @@ on('keydown', e => {
 // ---- Lists: moved by mouse, finger and keyboard, and their further parts
 const visible = list => [...list.children].filter(li => li.offsetParent)
 const beside = (li, by, all = visible(li.parentElement)) => all[all.indexOf(li) + by]
-on('htmx:afterSwap', ({ target: li }) => li.dataset?.put && place(li.parentElement, li))  // a row that was edited
+on('htmx:afterSettle', ({ target: li }) => li.dataset?.put && place(li.parentElement, li))  // a row that was edited
 on('htmx:beforeSwap', ({ detail, detail: { target: el } }) => {
   const below = log().scrollHeight - log().scrollTop  // older messages come in above: what is being read stays where it is
   if (el.matches?.('.older')) addEventListener('htmx:afterSettle', () => { log().scrollTop = log().scrollHeight - below }, { once: true })
@@ -130,10 +123,8 @@ on('htmx:beforeSwap', ({ detail, detail: { target: el } }) => {
   detail.shouldSwap = el.remove()
   if (added) list.scrollTop = list.scrollHeight
 })
-function step(li, by) {
-  const to = beside(li, by)
-  if (to && !to.matches('.part')) drop(li, by < 0 ? to : beside(to, 1) ?? null)  // what the next part begins with is not known yet
-}
+const step = (li, by, to = beside(li, by)) =>  // what the next part begins with is not known yet
+  to && !to.matches('.part') && drop(li, by < 0 ? to : beside(to, 1) ?? null)
 function drop(li, before) {
   const list = li.parentElement, [kind, id] = li.id.split('-')
   list.insertBefore(li, before)
@@ -143,12 +134,11 @@ function drop(li, before) {
   send('POST', `/move?kind=${kind}&id=${id}&before=${li.nextElementSibling?.id.split('-')[1] ?? 0}`, { source: li, swap: 'none' })
 }
 on('pointerdown', e => {
-  const id = e.target.closest?.('.grip')?.parentElement.id, end = byId(id)?.nextElementSibling?.id, drag = new AbortController()
+  let at, id = e.target.closest?.('.grip')?.parentElement.id, end = byId(id)?.nextElementSibling?.id, drag = new AbortController()
   if (!document.activeElement.contains(e.target) && !e.target.closest('#toast')) near = []  // who presses elsewhere leaves
   if (!id || e.button) return
   e.preventDefault()
-  let at = null  // where the pointer is; the row is looked up each time, since what comes meanwhile may redraw it
-  const move = () => {
+  const move = () => {  // the row is looked up each time, since what comes meanwhile may redraw it
     const li = byId(id), list = li?.parentElement
     if (!at || !li) return
     const { top: upper, bottom } = list.getBoundingClientRect(), y = Math.min(Math.max(at.clientY, upper + 8), bottom - 8)
@@ -178,15 +168,14 @@ on('focusin', ({ target }) => {
   if (target.closest('#toast')) return  // from there it goes back
   if (target.matches('.editing [autofocus]')) target.setSelectionRange(999, 999)
   const row = target.closest(ITEM), all = row ? visible(row.parentElement) : [], n = all.indexOf(row)
-  near = [target, row, target.closest('[id]'), all[n + 1], all[n - 1]].map(el => el?.id)
-  area = target.closest('section')
+  near = [target, row, target.closest('[id]'), all[n + 1], all[n - 1]].map(el => el?.id); area = target.closest('section')
 })
 function refocus() {
   if (!near.length || document.activeElement?.offsetParent) return
   const able = 'button, input, select, textarea, [tabindex]', places = [...near.map(byId), $('.add button', area ?? document), log()]
-  places.map(el => el?.offsetParent && (el.matches(able) ? el : $(able, el))).find(el => el)?.focus()
+  places.map(el => el?.offsetParent && (el.matches(able) ? el : $(able, el))).find(el => el)?.focus({ preventScroll: true })
 }
-on('htmx:afterSettle htmx:wsAfterMessage', refocus)
+on('htmx:afterSettle htmx:wsAfterMessage', () => { refocus(); toEnd() })
 
 // ---- Words at the edge
 function say(text) { $('#toast').textContent = text }

@@ -377,6 +377,35 @@ def test_the_focus_stays_where_one_works_in_the_chat(chat):
     at_rest(page, "#msg-list")
 
 
+def test_arrows_go_from_row_to_row_and_keys_leave_the_row_behind_the_sheet_alone(chat):
+    page = chat.page
+    add(page, "Milk", "Bread")
+    rows = page.locator("#todo-list > li")
+    rows.first.focus()
+    for key, at in ("ArrowDown", 1), ("ArrowDown", 1), ("ArrowUp", 0), ("ArrowUp", 0):
+        page.keyboard.press(key)
+        expect(rows.nth(at)).to_be_focused()
+    page.keyboard.press("?")
+    expect(page.locator("#keys")).to_be_focused()
+    page.keyboard.press("Delete")
+    page.keyboard.press("Space")
+    page.keyboard.press("Escape")
+    expect(page.locator("#keys")).to_be_hidden()
+    expect(rows.first).to_be_focused()
+    expect(rows).to_have_count(2)
+    expect(page.locator("#todo-list > .done")).to_have_count(0)
+
+
+def test_undo_by_mouse_leaves_the_focus_in_the_list(chat):
+    page = chat.page
+    add(page, "Milk", "Bread")
+    page.locator("#todo-list > li", has_text="Milk").focus()
+    page.keyboard.press("Delete")
+    page.locator("#toast button").click()
+    expect(page.locator("#todo-list > li")).to_have_count(2)
+    page.wait_for_function("() => document.activeElement.closest('#todo-list')")
+
+
 def test_a_deletion_is_taken_back_by_keys(chat):
     page = chat.page
     add(page, "Milk", "Bread")

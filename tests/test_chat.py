@@ -61,6 +61,36 @@ def test_the_send_button_sends_too(chat):
     expect(chat.prompts.locator(".content")).to_have_text("by mouse")
 
 
+def test_a_draft_belongs_to_its_profile_and_survives_a_reload(chat):
+    other = chat.another()
+    chat.page.locator("#msg").fill("for the first")
+    chat.page.goto(other.url)
+    expect(chat.page.locator("#msg")).to_have_value("")
+    chat.page.goto(chat.url)
+    expect(chat.page.locator("#msg")).to_have_value("for the first")
+    chat.page.reload()
+    expect(chat.page.locator("#msg")).to_have_value("for the first")
+
+
+def test_the_message_field_grows_with_its_text(chat):
+    field = chat.page.locator("#msg")
+    low = field.bounding_box()["height"]
+    field.press_sequentially("one")
+    for _ in range(4):
+        field.press("Shift+Enter")
+    assert field.bounding_box()["height"] > 2 * low
+
+
+def test_a_second_new_chat_draws_no_second_line(chat):
+    for _ in range(2):
+        chat.post("new_chat", profile=chat.profile)
+    assert not chat.rows("content = '---'")                           # nor is one drawn on top of an empty chat
+    chat.answered("Hi")
+    for _ in range(2):
+        chat.post("new_chat", profile=chat.profile)
+    assert len(chat.rows("content = '---'")) == 1
+
+
 def test_an_empty_prompt_is_a_gentle_hint(chat):
     for nothing in "", "  \n ":
         chat.page.locator("#msg").fill(nothing)

@@ -555,6 +555,38 @@ def test_of_two_tabs_that_edit_an_item_the_later_save_wins(todos):
     assert todos.stored() == ["soy milk", "bread"]
 
 
+@pytest.mark.parametrize("key", ["Enter", "Escape"])
+def test_an_item_moved_elsewhere_while_it_is_edited_is_in_its_place_after_it(todos, key):
+    tab, other = todos.open(*"abc"), todos.open()
+    tab.edit("a", "a")
+    other.item("a").press("Alt+ArrowDown")
+    other.item("a").press("Alt+ArrowDown")
+    until(lambda: todos.stored() == [*"bca"], what="a move")
+    tab.editor.press(key)
+    tab.shows(*"bca")
+
+
+def test_a_click_into_the_edited_text_does_not_lose_the_place(todos):
+    tab = todos.open("milk", "bread")
+    tab.item("bread").press("F2")
+    assert tab.editor.evaluate("e => e.selectionStart") == len("bread")
+    tab.editor.click()
+    tab.editor.press("Enter")
+    expect(tab.item("bread")).to_be_focused()
+
+
+def test_an_item_added_and_ticked_at_once_is_both_elsewhere(todos):
+    """Changes of one row within a frame: the newest counts, and nothing of the others is lost."""
+    tab = todos.open("a", "b", "c")
+    for n in range(10):
+        made = todos.post("todo", title=f"n{n}", profile=todos.profile)
+        ident = re.search(r'id="todo-(\d+)"', made)[1]
+        todos.post("move", kind="todo", id=ident, before=todos.ident("b"))
+        todos.post(f"toggle/{ident}")
+        todos.post("move", kind="todo", id=todos.ident("c"), before=ident)
+    tab.shows(*todos.stored())
+
+
 def test_giving_up_an_edit_shows_what_another_tab_saved_meanwhile(todos):
     tab, other = todos.open("milk", "bread"), todos.open()
     tab.edit("milk", "oat milk")

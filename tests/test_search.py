@@ -100,6 +100,13 @@ def test_enter_goes_to_the_hits(chat, hits, word):
     in_view(chat.page, "#todo-list li")
 
 
+def test_enter_without_a_hit_stays_on_the_page(chat, word):
+    chat.page.locator("#search").fill(f"no {word}")
+    chat.page.locator("#search").press("Enter")
+    expect(chat.page.locator("#search-results")).to_have_text("Nothing found.")
+    expect(chat.page).to_have_url(chat.url)
+
+
 def test_what_was_done_comes_after_what_there_is_and_without_marks_of_its_own(chat, word):
     add(chat, f"Buy *{word}* <seeds>")
     look_for(chat.page, word)
