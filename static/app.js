@@ -2,7 +2,7 @@
 const $ = (q, in_ = document) => in_.querySelector(q), on = (events, f) => events.split(' ').forEach(e => document.addEventListener(e, f))
 const tab = Math.random().toString(36).slice(2)  // so that the server does not send us what we did ourselves
 const send = (...args) => htmx.ajax(...args).catch(() => {})  // what went wrong is said below
-const log = () => $('#msg-list'), byId = id => document.getElementById(id), tell = text => { $('#announce').textContent = text }
+const log = () => $('#msg-list'), byId = id => document.getElementById(id), tell = text => { if (text) $('#announce').textContent = text }
 const dark = () => (document.documentElement.dataset.theme ?? (matchMedia('(prefers-color-scheme: dark)').matches && 'dark')) === 'dark'
 let online = false, waiting = null, restored = null, unsent = false, follow = !location.hash.startsWith('#msg'), hide, near = [], area
 
@@ -35,7 +35,7 @@ on('htmx:oobBeforeSwap', e => {
     if (el.dataset.role === 'user') waiting = restored = null  // our prompt is stored: it need not be kept here
     if (el.id.startsWith('f-')) {  // the foot of a message tells its state
       Object.assign($('#msg-' + el.id.slice(2))?.dataset ?? {}, { status: el.dataset.status, rev: el.dataset.rev })
-      tell({ done: 'The answer is here.', stopped: 'Stopped.', error: 'It ended with an error.' }[el.dataset.status] ?? '')
+      tell({ done: 'The answer is here.', stopped: 'Stopped.', error: 'It ended with an error.' }[el.dataset.status])
     }
   }
   if (!target.matches('ul[id$=-list]')) return

@@ -365,7 +365,7 @@ def test_the_focus_stays_where_one_works_in_the_chat(chat):
     page.locator("#stop-btn").focus()
     page.keyboard.press("Enter")
     expect(page.locator("#announce")).to_have_text("Stopped.")
-    page.wait_for_function(f"() => !({LOST})()")
+    at_rest(page, "#msg-list")
     chat.button("Try again").focus()
     page.keyboard.press("Enter")
     chat.fake.release()
@@ -374,7 +374,7 @@ def test_the_focus_stays_where_one_works_in_the_chat(chat):
     chat.button("Delete message").focus()
     page.keyboard.press("Enter")
     expect(chat.answers).to_have_count(0)
-    page.wait_for_function(f"() => !({LOST})()")
+    at_rest(page, "#msg-list")
 
 
 def test_arrows_go_from_row_to_row_and_keys_leave_the_row_behind_the_sheet_alone(chat):

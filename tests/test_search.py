@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 
 pytest_plugins = "chatting"
 # A word for each test that no other test's todos and messages hold: all share one app.
-words = (f"{a}{b}{c}ix" for a, b, c in itertools.product(("plum", "quar", "zeb"), ("o", "a", "u"), ("bel", "dor", "fim")))
+words = (f"{a}{b}{c}ix" for a, b, c in itertools.product("plum quar zeb molk trin".split(), "oau", "bel dor fim".split()))
 
 
 @pytest.fixture
