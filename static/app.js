@@ -33,10 +33,9 @@ on('htmx:oobBeforeSwap', e => {
   for (const el of rows) {
     if (restored && $('#msg').value === restored && $('.content', el)?.textContent === restored) type('')
     if (el.dataset.role === 'user') waiting = restored = null  // our prompt is stored: it need not be kept here
-    if (el.id.startsWith('f-')) {  // the foot of a message tells its state
-      Object.assign($('#msg-' + el.id.slice(2))?.dataset ?? {}, { status: el.dataset.status, rev: el.dataset.rev })
-      tell({ done: 'The answer is here.', stopped: 'Stopped.', error: 'It ended with an error.' }[el.dataset.status])
-    }
+    const foot = el.id.startsWith('f-'), { status, rev } = el.dataset  // the foot of a message tells its state, or the whole of it does
+    if (foot) Object.assign($('#msg-' + el.id.slice(2))?.dataset ?? {}, { status, rev })
+    if (foot || el.dataset.role === 'assistant') tell({ done: 'The answer is here.', stopped: 'Stopped.', error: 'It ended with an error.' }[status])
   }
   if (!target.matches('ul[id$=-list]')) return
   e.detail.shouldSwap = false
