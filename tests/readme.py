@@ -7,7 +7,9 @@ from conftest import ROOT
 TEXT = (ROOT / "README.md").read_text()
 SOURCE = (ROOT / "server.py").read_text()
 BLOCKS = re.findall(r"(?ms)^```\w*\n(.*?)^```$", TEXT)
-BANNERS = re.findall(r"(?m)^# ---- (\d+)\. (.*?) -+$", SOURCE)
+BANNERS = re.findall(r"(?m)^# ---- (\d+)\. (.*?)[ -]*$", SOURCE)
+ENGINE, APP = re.split(r"(?m)^# =+\n# ==== The app", SOURCE)
+START = "if __name__ == '__main__':\n    run()\n"
 
 
 def block(words):
@@ -26,6 +28,25 @@ def rows(head):
 def names(cell):
     """What stands `between ticks`."""
     return re.findall(r"`([^`]+)`", cell)
+
+
+def api():
+    """The names that `from server import *` gives, as server.py says it."""
+    lists = [node.value for node in ast.parse(SOURCE).body
+             if isinstance(node, ast.Assign | ast.AugAssign) and "__all__" in ast.unparse(node).split("=")[0]]
+    return [name for each in lists for name in ast.literal_eval(each)]
+
+
+def forked(*code):
+    """The README's fork by import, with this code before its last lines."""
+    fork = block("from server import *")
+    assert fork.endswith(f"\n{START}") and fork.count(START) == 1
+    return "\n".join([fork.removesuffix(START), *code, START])
+
+
+def links_and_job():
+    """What the README's fork adds, without its settings and imports, and without what it takes out."""
+    return block("from server import *").split("from server import *\n")[1].split("JOBS.remove")[0]
 
 
 def pasted(code, part=int(BANNERS[-1][0]), source=SOURCE):

@@ -223,8 +223,8 @@ def test_tab_reaches_everything_and_shows_where_it_is(chat):
     assert not [s for s in stops if not s["seen"]], "out of sight"
     names = [s["name"] for s in stops]
     order = ["search", "Light or dark", "Keyboard shortcuts", "Copy list", "What needs to be done?", "Rename Milk", "Delete Milk",
-             "Rename Bread", "All", "Active", "Completed", "Run Summarise my todos", "audit_pages-urls", "model", "Settings",
-             "New chat", "msg-list", "Delete message", "msg", "send-btn"]
+             "Rename Bread", "show-all", "show-active", "show-completed", "Run Summarise my todos", "audit_pages-urls",
+             "model", "Settings", "New chat", "msg-list", "Delete message", "msg", "send-btn"]
     assert not set(order) - set(names), names
     places = [names.index(n) for n in order]
     assert places == sorted(places), names

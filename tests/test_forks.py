@@ -1,4 +1,7 @@
-"""Forks, made of the README's own lines: settings, a field, a table, jobs, parts taken out, copies beside each other."""
+"""Forks by copy, made of the README's own lines: settings, a field, jobs, parts taken out, copies beside each other.
+
+Forks by import, and what a table of one's own does in both kinds, are tried in test_imports.py.
+"""
 import json
 import random
 import re
@@ -12,7 +15,7 @@ import pytest
 from conftest import Server, ask, wait_done
 from fake_ollama import FakeOllama, Script
 from playwright.sync_api import expect
-from readme import BANNERS, SOURCE, block, pasted, replaced, rows, with_lines_in_classes
+from readme import BANNERS, SOURCE, block, links_and_job, names, pasted, replaced, rows, with_lines_in_classes
 from test_start import free
 
 pytest_plugins = "chatting"
@@ -51,7 +54,7 @@ def on_row(page, kind, ident, button):
 # ---- Settings
 
 def test_settings(fork, fake, window):
-    lines = block("NAME = ")
+    lines = block("VOICE = ")
     name, voice, accent = re.findall(r"= '(.*)'", lines)
     page, plain = window.open(fork(replaced(lines)).url), window.open(fork(SOURCE).url)
     assert page.title() == name
@@ -97,115 +100,81 @@ def test_any_name_will_do(fork, window, name):
 
 # ---- A field
 
+def with_due_dates():
+    """The app with the README's two lines, and the method of its `Tasks` that makes them red."""
+    lines = block("class Todo:")
+    details = re.search(r"(?ms)^    def details.*?(?=^\S)", block("class Task:"))[0].rstrip()
+    return with_lines_in_classes(f"{lines}\n{details}\n")
+
+
 def test_a_new_field(fork, window):
     """It is in the edit form; what was stored before is there, and can have it too."""
     server = fork(SOURCE)
     for title in "Milk", "Bread":
         post(server, "todo", title=title)
     server.stop()
-    server.file.write_text(with_lines_in_classes(block("due: str")))
+    server.file.write_text(with_due_dates())
     server.start()
     page, other = window.open(server.url), window.open(server.url)
     todos = part(page, "Todo")
     expect(todos.get_by_role("listitem")).to_have_text([re.compile("Milk"), re.compile("Bread")])
     on_row(page, "todo", 1, "Rename")
-    todos.get_by_label("Due").fill("tomorrow")
+    due = todos.get_by_label("Due")
+    expect(due).to_have_attribute("type", "date")
+    due.fill("2020-01-31")
     todos.get_by_role("button", name="Save").click()
-    expect(page.locator("#todo-1 .title")).to_have_text("Milktomorrow")
+    expect(page.locator("#todo-1 .title .overdue")).to_have_text("2020-01-31")
     part(other, "Todo").get_by_role("checkbox", name="Milk").check()
     expect(todos.get_by_role("checkbox", name="Milk")).to_be_checked()
     on_row(page, "todo", 1, "Rename")
-    expect(todos.get_by_label("Due")).to_have_value("tomorrow")
+    expect(due).to_have_value("2020-01-31")
     todos.get_by_label("New name of Milk").fill("Oat milk")
-    todos.get_by_label("Due").press("Enter")
-    expect(other.locator("#todo-1 .title")).to_have_text("Oat milktomorrow")
+    due.fill("2999-12-31")
+    due.press("Enter")
+    expect(other.locator("#todo-1 .title")).to_have_text("Oat milk2999-12-31")
+    expect(page.locator("#todo-1 .title")).to_have_text("Oat milk2999-12-31")
+    expect(page.locator(".overdue")).to_have_count(0)
     stored = [tuple(row) for row in server.sql("select title, due, done from todo order by id")]
-    assert stored == [("Oat milk", "tomorrow", 1), ("Bread", "", 0)]
+    assert stored == [("Oat milk", "2999-12-31", 1), ("Bread", None, 0)]
+
+
+def test_a_field_of_text_is_searched(fork, window):
+    server = fork(with_lines_in_classes(block("class Todo:").replace("due: date = None", "due: str = ''")))
+    post(server, "todo", title="Milk")
+    post(server, "rename?kind=todo&id=1&whole=1", title="Milk", due="tomorrow")
+    page = window.open(server.url)
+    expect(page.locator("#todo-1 .title")).to_have_text("Milktomorrow")
     page.locator("#search").press_sequentially("tomor")
     expect(page.locator("#search-results a")).to_have_count(1)
-    expect(page.locator("#search-results a")).to_contain_text("Oat milk tomorrow")
+    expect(page.locator("#search-results a")).to_contain_text("Milk tomorrow")
 
 
 def test_a_field_of_another_type_is_checked(fork, window):
-    """What does not fit is said, and neither stored nor lost; what fits is."""
-    server = fork(with_lines_in_classes(block("due: str").replace("due: str = ''", "price: float = 0.").replace("due", "price")))
+    """What does not fit is said beside it, and neither stored nor lost; what fits is."""
+    lines = block("class Todo:").replace("due: date = None", "price: float = 0.").replace("due", "price")
+    server = fork(with_lines_in_classes(lines))
     post(server, "todo", title="Milk")
     page = window.open(server.url)
-    window.allow_errors = "400"
+    window.allow_errors = "422|ResponseError"
     todos = part(page, "Todo")
     on_row(page, "todo", 1, "Rename")
     price = todos.get_by_label("Price")
     price.fill("much")
     todos.get_by_role("button", name="Save").click()
-    expect(page.locator("#toast")).to_have_text("Price: Type a number.")
+    expect(todos.locator("label", has=page.locator("[name=price]")).locator(".error")).to_have_text("Type a number.")
     expect(price).to_have_value("much")
+    assert server.sql("select price from todo")[0][0] == 0
     price.fill("1.5")
     todos.get_by_role("button", name="Save").click()
     expect(page.locator("#todo-1 .title")).to_have_text("Milk1.5")
     assert server.sql("select price from todo")[0][0] == 1.5
 
 
-# ---- A table
-
-def test_a_new_table_with_its_list(fork, window):
-    """Add, edit, order, delete, Undo, search, every tab the same, a restart: by at most 40 lines."""
-    lines = block("class Link:")
-    assert len(lines.splitlines()) <= 40
-    server = fork(pasted(lines, 13))
-    page, other = pages = window.open(server.url), window.open(server.url)
-    new = page.get_by_label("What is worth keeping?")
-    for name in "Docs", "Blog", "Wiki":
-        new.fill(name)
-        new.press("Enter")
-        expect(new).to_have_value("")
-
-    def shows(*titles):
-        for each in pages:
-            expect(part(each, "Links").locator("li .title")).to_have_text(titles)
-    shows("Docs", "Blog", "Wiki")
-
-    on_row(page, "link", 2, "Rename")
-    links = part(page, "Links")
-    links.get_by_label("New name of Blog").fill("News")
-    links.get_by_label("Url").fill("https://example.com/news")
-    links.get_by_label("Read").check()
-    links.get_by_role("button", name="Save").click()
-    shows("Docs", "Newshttps://example.com/news · read", "Wiki")
-    for each in pages:
-        expect(each.locator("#link-2 a")).to_have_attribute("href", "https://example.com/news")
-    assert tuple(server.sql("select name, url, read from link where id = 2")[0]) == ("News", "https://example.com/news", 1)
-    on_row(page, "link", 2, "Rename")
-    expect(links.get_by_label("Read")).to_be_checked()
-    links.get_by_label("Read").uncheck()
-    links.get_by_role("button", name="Save").click()
-    expect(page.locator("#link-2.editing")).to_have_count(0)
-    assert server.sql("select read from link where id = 2")[0][0] == 0
-
-    page.locator("#link-1").focus()
-    page.keyboard.press("Alt+ArrowDown")
-    shows("Newshttps://example.com/news", "Docs", "Wiki")
-
-    on_row(page, "link", 1, "Delete")
-    shows("Newshttps://example.com/news", "Wiki")
-    page.locator("#toast").get_by_role("button", name="Undo").click()
-    shows("Newshttps://example.com/news", "Docs", "Wiki")
-
-    page.locator("#search").press_sequentially("wik")
-    page.locator("#search-results").get_by_role("link", name=re.compile("^Wiki")).click()
-    expect(page).to_have_url(re.compile(r"/profile/1\?.*#link-3$"))
-    expect(page.locator("#link-3:target .title")).to_have_text("Wiki")
-
-    window.allow_errors = r"WebSocket|ERR_|\[object Event\]"
-    server.restart()
-    page.reload()
-    shows("Newshttps://example.com/news", "Docs", "Wiki")
-
-
 # ---- Jobs
 
 def test_jobs(fork, fake, window):
-    """All three in one fork: a table, a picture, a secret."""
-    code = "\n".join(map(block, ("def count_words", "def draw", "def who_am_i")))
+    """In one fork: a picture, a secret, and the job beside a list."""
+    code = "\n".join([links_and_job(), block("def draw_a_bar"), block("def who_am_i")])
     server = fork(pasted(code))
     page, window.allow_errors = window.open(server.url), "422"
     jobs, last = part(page, "Jobs"), page.locator("[data-role=job]").last
@@ -225,8 +194,8 @@ def test_jobs(fork, fake, window):
     expect(last.locator("td")).to_have_text(["word", "3", "more", "2"])
     expect(last.locator(".content p").last).to_have_text("3 different words")
 
-    form("draw").get_by_label("Height").fill("70")
-    jobs.get_by_role("button", name="Run Draw").click()
+    form("draw_a_bar").get_by_label("Height").fill("70")
+    jobs.get_by_role("button", name="Run Draw a bar").click()
     picture = last.get_by_role("img", name="A bar of 70")
     expect(picture).to_be_visible()
     page.wait_for_function("img => img.complete && img.naturalWidth > 0", arg=picture.element_handle())
@@ -277,14 +246,15 @@ def used():
 @pytest.mark.parametrize("gone", [*([row] for row in OUT), OUT], ids=[*(row[0] for row in OUT), "all"])
 def test_parts_taken_out(app, fake, window, used, gone):
     """With the README's `cut`, over data of the whole app: what is left runs."""
-    parts = {int(n) for _, told in gone for n in re.findall(r"\d+", told)}
+    cuts = [names(told)[0] for _, told in gone]
+    parts = {each.removeprefix("cut ") for each in cuts}
     server = app({"OLLAMA_HOST": fake.url}, start=False, name="mytool.py")
     shutil.copytree(used, server.db.parent)
     cut = block("cut()").splitlines()[0]
-    script = "\n".join([cut, *(f"cut {n}" for n in sorted(parts, reverse=True))])
+    script = "\n".join([cut, *cuts])
     subprocess.run(["bash", "-euc", script], cwd=server.dir, check=True)
     left = set(re.findall(r"(?m)^# ---- \d+\. (\w+)", server.file.read_text()))
-    assert left == {re.match(r"\w+", title)[0] for n, title in BANNERS if int(n) not in parts}
+    assert left == {re.match(r"\w+", title)[0] for _, title in BANNERS} - parts
     page = window.open(server.start().url)
 
     fake.script(Script(text="All is **well**"))
@@ -292,7 +262,7 @@ def test_parts_taken_out(app, fake, window, used, gone):
     expect(wait_done(page).locator("strong")).to_have_text("well")
     tools = {tool["function"]["name"] for tool in fake.chats[-1].get("tools") or ()}
     assert {"add_todo" in tools, "list_todos" in tools} == {"Todos" in left}
-    assert ("audit_pages" in tools, "summarise_my_todos" in tools) == ("Audit" in left, "Summarise" in left)
+    assert ("audit_pages" in tools, "summarise_my_todos" in tools) == ("Audit" in left, "Todos" in left)
 
     assert part(page, "Todo").count() == ("Todos" in left)
     added = httpx.post(f"{server.url}/todo", data={"title": "Bread"}, trust_env=False)
@@ -318,8 +288,9 @@ def test_parts_taken_out(app, fake, window, used, gone):
         expect(page.locator("#profile-menu a")).to_have_text(["Default", "Bob"])
         page.keyboard.press("Escape")
 
-    assert part(page, "Jobs").count() == ("Jobs" in left)
-    if "Jobs" in left:
+    assert part(page, "Jobs").count() == bool({"Todos", "Audit"} & left)
+    assert page.locator("#job-summarise_my_todos").count() == ("Todos" in left)
+    if "Audit" in left:
         page.get_by_label("Urls").fill("ftp://nowhere")
         page.get_by_role("button", name="Run Audit pages").click()
         expect(page.locator("[data-role=job] td").nth(1)).to_have_text("only http and https")
@@ -344,7 +315,7 @@ def test_copies_side_by_side(app, fake, open_page):
     post(first.start(), "profile", name="Ada")
     folder = shutil.copytree(first.dir, first.top / "Größe 2", symlinks=True)
     copy, start = block("cp server.py mytool.py").splitlines()
-    subprocess.run(copy.split(), cwd=first.dir, check=True)
+    subprocess.run(["bash", "-euc", copy], cwd=first.dir, check=True)
     second = app(env, name=start.split()[-1], folder=first.dir)
     third = app(env, folder=folder)
     apps = first, second, third

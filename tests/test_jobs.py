@@ -141,7 +141,7 @@ def two_threads(chat):
     for t in some: t.join()
 
 @job
-async def adds_todo(chat, title: str): await todo_list.add(Todo(title=title, profile=chat.profile))
+async def adds_todo(chat, title: str): await todos.add(title=title)
 
 @job
 def secretive(chat, password: Secret, port: int = 1, crash: bool = False):
@@ -505,7 +505,7 @@ def test_a_secret_is_asked_for_once_and_shown_nowhere(work, form):
         file = work.server.dir / "data" / "server.secrets.json"
         first = work.run("secretive", password=SECRET)
         assert f"It has {len(SECRET)} characters." in work.ended(first)["content"]
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600 and json.loads(file.read_text())["password"] == SECRET
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600 and json.loads(file.read_text())["secretive.password"] == SECRET
         kept = form("secretive")
         assert not kept.find(attrs={"name": "password"}) and "kept on this machine" in kept.get_text()
         crashed = work.run("secretive", crash="1")                     # it is not asked for again

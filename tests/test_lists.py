@@ -353,6 +353,16 @@ def test_a_change_by_a_script_shows_in_all_tabs_at_once(todos):
     assert median(took) < 200, took
 
 
+def test_what_comes_twice_stands_there_once(todos):
+    """A tab that the server takes for another one: what it adds comes as news, and as the answer."""
+    tab = todos.open("a")
+    tab.page.route("**/todo", lambda route: route.continue_(headers=route.request.headers | {"x-tab": "another"}))
+    tab.add("b", "c")
+    tab.shows("a", "b", "c")
+    tab.box("c").check()
+    tab.shows("a", "b", "[x] c")
+
+
 def test_counters_and_controls_follow_in_every_tab(todos):
     tab, other = todos.open("a"), todos.open()
     tab.add("b")

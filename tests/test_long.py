@@ -72,7 +72,7 @@ def test_a_move_over_the_border_of_two_parts(long):
 def test_a_move_where_the_next_part_has_not_come_waits_for_it(long):
     tab, sent = long.open(), []
     tab.page.on("request", lambda r: "/move" in r.url and sent.append(r.url))
-    tab.page.route("**/more_rows*", lambda route: None)
+    tab.page.route("**/rows?*", lambda route: None)
     for title, key in ("t200", "Down"), ("t199", "Down"):
         tab.item(title).press(f"Alt+Arrow{key}")
     tab.shows(*(f"t{n}" for n in range(1, 199)), "t200", "t199")
@@ -133,3 +133,26 @@ def test_a_search_hit_far_down_leads_there(long):
         tab.page.locator(f"#search-results a[href*='/profile/{long.profile}?']", has_text=f"{title}Todo").click()
         expect(tab.item(title)).to_be_in_viewport()
         expect(tab.item(title)).to_have_css("outline-style", "solid")
+
+
+def test_what_changes_while_the_whole_list_is_asked_for_is_not_lost(long):
+    """The answer is older than the change then: it is asked for anew."""
+    tab, held = long.open(), []
+    tab.page.route("**/rows?kind=todo*", lambda route: held.append((route, route.fetch())), times=1)
+    long.post("toggle_all", profile=long.profile)
+    route, answer = until(lambda: tab.page.evaluate("1") and held, what="a request")[0]
+    long.post("rename", kind="todo", id=long.ident("t1"), name="changed")
+    expect(tab.item("changed")).to_be_attached()
+    long.post("delete", kind="todo", id=long.ident("t2"))
+    expect(tab.item("t2")).to_have_count(0)
+    route.fulfill(response=answer)
+    expect(tab.box("t3")).to_be_checked()
+    assert titles(tab)[:2] == ["changed", "t3"]
+
+
+@pytest.mark.parametrize("moved", ["t200", "t199"])
+def test_the_row_before_the_next_part_is_moved_away_and_nothing_is_left_out(long, moved):
+    tab = long.open()
+    long.post("move", kind="todo", id=long.ident(moved), before=0)
+    expect(tab.item(moved)).to_have_count(0)
+    assert whole(tab) == long.stored()

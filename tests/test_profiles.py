@@ -89,6 +89,17 @@ def test_a_profile_is_added(people):
     expect(people.page.locator("#profile-menu [aria-current=page]")).to_have_text("Ann")
 
 
+def test_several_pasted_lines_are_several_profiles(people):
+    other = people.open("/")
+    people.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    people.page.evaluate("text => navigator.clipboard.writeText(text)", "Cy\n\n Dee \r\nEve")
+    people.page.get_by_placeholder("New profile").press("Control+V")
+    for page in people.page, other:
+        menu(page, "Default", "Ann", "Bob", "Cy", "Dee", "Eve")
+        listed(page, "Default", "Ann", "Bob", "Cy", "Dee", "Eve")
+    expect(people.page.get_by_placeholder("New profile")).to_have_value("")
+
+
 def test_name_address_and_code_are_edited(people):
     other = people.open(f"/profile/{people.id('Ann')}")
     edit(people, "Ann", name="Anna <i>", address="1 Main St", code="A-7 & co")
@@ -108,12 +119,18 @@ def test_name_address_and_code_are_edited(people):
 
 
 def test_a_profile_keeps_a_name(people):
-    people.window.allow_errors = "400|Response Status Error"
+    """What is wrong stands beside the field, in the form."""
+    people.window.allow_errors = "422|Response Status Error"
     people.press("Rename Ann")
-    people.page.locator("#profile-list .editing [name=name]").fill("  ")
-    people.page.locator("#profile-list .editing [name=name]").press("Enter")
-    expect(people.page.locator("#toast")).to_contain_text("It needs a name")
-    people.page.locator("#profile-list .editing [name=name]").press("Escape")
+    form = people.page.locator("#profile-list .editing")
+    form.locator("[name=name]").fill("  ")
+    with people.page.expect_response("**/rename?*") as reply:
+        form.locator("[name=name]").press("Enter")
+    assert reply.value.status == 422
+    expect(form.locator("label", has=people.page.locator("[name=name]")).locator(".error")).to_contain_text("It needs a name")
+    expect(form.locator(".error")).to_have_count(1)
+    expect(people.page.locator("#toast")).to_have_text("")
+    form.locator("[name=name]").press("Escape")
     menu(people.page, "Default", "Ann", "Bob")
 
 

@@ -2,6 +2,7 @@
 
 What it says about forks is tried in test_forks.py, the proxy in test_proxy.py, Nix in test_nix.py.
 """
+import ast
 import contextlib
 import io
 import json
@@ -16,13 +17,16 @@ import httpx
 import pytest
 from conftest import ROOT, Server, until
 from fake_ollama import Script
-from readme import BANNERS, BLOCKS, SOURCE, TEXT, block, names, pasted, rows
+from readme import APP, BANNERS, BLOCKS, ENGINE, SOURCE, TEXT, api, block, forked, names, pasted, rows
 from wire import Chat, soup
 
 TOLD = "http://localhost:5001"                              # where the README has the app
-HERE = ["python3 -m venv", "tests/run", "cp server.py", "cut()", "curl", "import httpx", "import sqlite3",
-        "--backup", "--restore", "tests/bench.py", "def count_words"]
-ELSEWHERE = ["nix develop", "NAME = ", "due: str", "class Link:", "def draw", "def who_am_i", "reverse_proxy"]
+HERE = ["python3 -m venv", "tests/run", "cp server.py mytool.py", "cut()", "curl", "import httpx", "import sqlite3",
+        "--backup", "--restore", "tests/bench.py", "VOICE = "]
+IMPORTS = ["from server import *", "class Task:", ".overdue", "def actions", "def report", "def save_links", "def review",
+           "SIDE.remove", "git merge-file"]                          # in test_imports.py
+ELSEWHERE = ["nix develop", "class Todo:", "def draw_a_bar", "def who_am_i", "reverse_proxy"]
+STARTS = ".venv/bin/python mytool.py\n"
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +75,20 @@ def add(server, title, **more):
 
 
 def test_every_block_has_its_test():
-    told = {words: block(words) for words in HERE + ELSEWHERE}
-    assert sorted(told.values()) == sorted(BLOCKS)
+    """Once, and not more than once."""
+    told = [block(words) for words in HERE + IMPORTS + ELSEWHERE] + [STARTS]
+    assert sorted(told) == sorted(BLOCKS)
+
+
+def test_what_people_need_first_is_short():
+    """Under 10 kB, in this order; behind it the reference."""
+    first, reference = re.split(r"(?m)^# Reference\n", TEXT)
+    assert len(first.encode()) < 10_000
+    assert re.findall(r"(?m)^## (.*)", first) == [
+        "Run it", "What you get", "Make it yours", "Talk to it from a script or a notebook", "Keep your data",
+        "Outgrowing the laptop"]
+    assert "Settings" in re.findall(r"(?m)^## (.*)", reference)
+    assert "\u2014" not in TEXT and "\u2013" not in TEXT
 
 
 # ---- Run it
@@ -92,6 +108,15 @@ def test_the_first_line_ends_in_an_app_with_a_model_built_in(app):
     with first_line(server, block("python3 -m venv").split(" && ")[-1]) as line:
         assert f"http://localhost:{server.port}/" in line and str(server.db) in line
         assert "none" not in line.split("model:")[1], "xllamacpp and the model are in the tests' environment"
+
+
+def test_a_fork_by_import_is_an_app_of_its_own(app):
+    """Saved beside server.py, and started as the README says."""
+    server = venv(app(start=False))
+    (server.dir / "mytool.py").write_text(forked())
+    with first_line(server, STARTS) as line:
+        assert line.startswith("Crawl desk: ") and str(server.dir / "data/mytool.db") in line
+        assert soup(httpx.get(server.url, trust_env=False).text).title.get_text() == "Crawl desk"
 
 
 def test_a_copy_is_an_app_of_its_own(app):
@@ -119,21 +144,43 @@ def test_programs_of_the_tests():
 
 # ---- Take out
 
-@pytest.mark.parametrize("row", rows("take out | delete"), ids=lambda row: row[0])
-@pytest.mark.parametrize("order", [sorted, lambda parts: sorted(parts, reverse=True)], ids=["up", "down"])
-def test_parts_are_cut_in_any_order(shell, row, order):
+OUT = rows("take out | delete")
+
+
+def told_parts(row):
+    """The names of the parts that a row of this table cuts."""
+    return [command.removeprefix("cut ") for command in names(row[1])]
+
+
+def test_parts_are_told_by_their_names():
+    titles = [title.split(":")[0] for _, title in BANNERS]
+    assert all(titles.count(part) == 1 for row in OUT for part in told_parts(row)) and len(OUT) == 3
+
+
+@pytest.mark.parametrize("order", [list, reversed], ids=["down", "up"])
+def test_parts_are_cut_in_any_order(shell, order):
     """A part is from its banner to the next one, whichever that is by now."""
-    parts = order(int(n) for n in re.findall(r"\d+", row[1]))
-    sh(shell, "cp server.py mytool.py\n" + block("cut()").splitlines()[0] + "".join(f"\ncut {n}" for n in parts))
+    parts = list(order([part for row in OUT for part in told_parts(row)]))
     begin, *all_parts = re.split(r"(?m)^(?=# ---- \d+\. )", SOURCE)
-    left = begin + "".join(part for part in all_parts if int(part[7:].split(".")[0]) not in parts)
-    assert (shell.dir / "mytool.py").read_text() == left
+    for n in range(1, len(parts) + 1):
+        sh(shell, "cp server.py mytool.py\n" + block("cut()").splitlines()[0] + "".join(f"\ncut {part}" for part in parts[:n]))
+        gone = tuple(f"{part}:" for part in parts[:n])
+        left = begin + "".join(part for part in all_parts if not part.split(". ", 1)[1].startswith(gone))
+        assert (shell.dir / "mytool.py").read_text() == left
 
 
 def test_the_cut_that_is_shown_is_the_first_row(shell):
     sh(shell, "cp server.py mytool.py\n" + block("cut()"))
-    left = {int(n) for n in re.findall(r"(?m)^# ---- (\d+)\. ", (shell.dir / "mytool.py").read_text())}
-    assert {int(n) for n, _ in BANNERS} - left == {int(n) for n in re.findall(r"\d+", rows("take out | delete")[0][1])}
+    left = set(re.findall(r"(?m)^# ---- \d+\. (\w+)", (shell.dir / "mytool.py").read_text()))
+    assert {re.match(r"\w+", title)[0] for _, title in BANNERS} - left == {*told_parts(OUT[0])}
+
+
+def test_what_is_pasted_stays(shell):
+    """With a banner of its own, before the last part."""
+    [banner] = re.findall(r"a banner\s+like `(# ---- .*?)`", TEXT)
+    (shell.dir / "mytool.py").write_text(pasted(f"{banner}\n\nmine = 1\n"))
+    sh(shell, block("cut()").splitlines()[0] + "\ncut Audit")
+    assert f"{banner}\n\nmine = 1\n" in (shell.dir / "mytool.py").read_text()
 
 
 # ---- Talk to it
@@ -199,9 +246,10 @@ def test_the_notebook_and_the_job_it_became(app):
         for cell in cells:
             if cell["cell_type"] == "code":
                 exec("".join(cell["source"]), space)
-    assert len([cell for cell in cells if cell["cell_type"] == "code"]) == 3 and "in three cells" in TEXT
+    assert len([cell for cell in cells if cell["cell_type"] == "code"]) == 3 and "tests/notebook.ipynb" in TEXT
     server = app(start=False)
-    server.file.write_text(pasted(block("def count_words")))
+    (server.dir / "mytool.py").write_text(forked())
+    server.file = server.dir / "mytool.py"
     data = {"text": space["text"], "most": space["most"]}
     httpx.post(f"{server.start().url}/run/count_words", data=data, trust_env=False).raise_for_status()
     row = until(lambda: next((r for r in messages(server) if r["status"] != "streaming"), None), what="an end of the job")
@@ -238,16 +286,42 @@ def test_the_settings():
     """The table of environment variables is what the app reads, in its order."""
     told = [names(row[0])[0] for row in rows("name | meaning | default")]
     assert told == re.search(r"'([A-Z_ ]+)'\.split\(\)\}", SOURCE)[1].split()
-    for setting in re.findall(r"(?m)^(\w+) = ", block("NAME = ")):
+    for setting in re.findall(r"(?m)^(\w+) = ", block("VOICE = ")):
         assert re.search(rf"(?m)^{setting} = ", SOURCE.split("# ---- 2. ")[0]), setting
+    assert re.findall(r"`(\w+)`", re.search(r"The other accents are (.*?)\.", TEXT)[1]) == re.findall(
+        r"(\w+)", re.search(r"(?m)^ACCENT = .*static/app\.css: (.*)$", SOURCE)[1].replace("indigo", ""))
     first, last = re.search(r"first free one from (\d+) to (\d+)", TEXT).groups()
     assert f"PORTS = range({first}, {int(last) + 1})" in SOURCE and TOLD.endswith(first)
 
 
 def test_the_parts_are_the_banners_in_order():
-    told = [re.match(r"(\d+)\. (\w+)$", name).groups() for row in rows("part | what lives there") for name in row[0].split(", ")]
-    assert told == [(number, re.match(r"\w+", title)[0]) for number, title in BANNERS]
-    assert [int(number) for number, _ in told] == [*range(1, len(told) + 1)]
+    for half, code in ("engine", ENGINE), ("app", APP):
+        told = [row[0] for row in rows(f"part of the {half} | what lives there")]
+        assert told == re.findall(r"(?m)^# ---- \d+\. (\w+)", code)
+    assert [int(number) for number, _ in BANNERS] == [*range(1, len(BANNERS) + 1)]
+
+
+def test_the_names_an_app_uses():
+    """The table is `__all__`: each name once, and no other."""
+    told = [name for row in rows("name | what it is") for name in names(row[0])]
+    assert sorted(told) == sorted(api())
+
+
+@pytest.mark.parametrize(("head", "what"), [("name | what it does", "links"), ("method | what it does", "chat")])
+def test_the_methods(head, what):
+    """Those of a list and of a message are there, with the parameters that the README gives them."""
+    classes = {node.name: node for node in ast.parse(SOURCE).body if isinstance(node, ast.ClassDef)}
+    nodes = [classes[name] for name in {"links": ("Rows", "Listing"), "chat": ("Chatter",)}[what]]
+    methods = {node.name: re.findall(r"\w+", ast.unparse(node.args)) for each in nodes for node in each.body
+               if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    told = [names(row[0])[0] for row in rows(head)]
+    for call in told:
+        name, given = re.fullmatch(rf"{what}\.(\w+)(?:\((.*)\))?", call).groups()
+        if given is None:
+            assert f"self.{name}" in ast.unparse(nodes[0]), call
+        else:
+            assert {*re.findall(r"\w+", given.replace("**fields", ""))} <= {*methods[name]}, call
+    assert len(told) == {"links": 6, "chat": 8}[what]
 
 
 def test_the_files_are_there():
@@ -256,19 +330,24 @@ def test_the_files_are_there():
     prose = re.sub(r"(?ms)^```.*?^```$", "", TEXT)
     told = {name for name in names(prose) if re.fullmatch(r"(tests|static)/\S+|[\w.-]+\.(py|txt|nix)", name)}
     assert {"tests/notebook.ipynb", "tests/pictures/dark.png"} <= local and {"server.py", "static/app.js"} <= told
-    for name in local | told:
+    for name in (local | told) - {"mytool.py", "static/mytool.css", "static/mytool.js"}:       # yours
         assert (ROOT / name).exists(), name
     assert "MIT licence." in TEXT and (ROOT / "LICENSE").read_text().startswith("MIT ")
 
 
 def test_what_a_job_can_use():
-    """The names that the README gives to the person who writes one."""
-    part = TEXT.split("**4. A job")[1].split("**What you don't want")[0]
-    for name in set(re.findall(r"`chat\.(\w+)", part)):
-        assert re.search(rf"(?m)^    def {name}\(", SOURCE), name
-    types = re.search(r"by their types \((.*?)\)", part.replace("\n", " "))[1]
-    kinds = SOURCE.split("def job(f):")[1].split('"""')[1]
-    assert all(name in kinds for name in names(types))
+    """The types that the README gives to the person who writes one are those that the engine names."""
+    types = re.search(r"by their types \((.*?)\)", TEXT.replace("\n", " "))[1]
+    kinds = re.search(r"is the form \((.*?);", SOURCE.split("def job(f):")[1].split('"""')[1], re.DOTALL)[1]
+    assert {*names(types)} == {*re.findall(r"\w+", kinds)}
+
+
+def test_no_recipe_takes_a_name_of_the_engine():
+    """In a copy both stand in one file."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    engine = {node.name for node in ast.parse(ENGINE).body if isinstance(node, kinds)}
+    for code in BLOCKS:
+        assert not engine & {*re.findall(r"(?m)^(?:async )?(?:def|class) (\w+)", code)}, code
 
 
 @pytest.fixture(scope="module")

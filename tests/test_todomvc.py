@@ -351,6 +351,20 @@ def test_filters_are_links_and_the_back_button_goes_through_them(todos):
     tab.shows(*VIEWS["Active"])
 
 
+def test_a_filter_needs_no_page_load_and_keeps_the_focus(todos):
+    tab = todos.open(*LINES)
+    tab.page.evaluate("() => { window.same = true }")
+    tab.new.fill("half a to")
+    for name in "Active", "Completed", "All":
+        tab.link(name).focus()
+        tab.page.keyboard.press("Enter")
+        tab.shows(*VIEWS[name])
+        expect(tab.link(name)).to_be_focused()
+        expect(tab.page).to_have_url(tab.link(name).evaluate("a => a.href"))
+    assert tab.page.evaluate("() => window.same")
+    expect(tab.new).to_have_value("half a to")
+
+
 def test_back_shows_the_list_as_it_is_now(todos):
     tab = todos.open("milk", "bread")
     tab.link("Active").click()
