@@ -1,0 +1,319 @@
+"""What users of such programs have reported: odd text, locks of other programs, foreign cookies, names that clash."""
+import contextlib
+import json
+import re
+import socket
+import sqlite3
+import threading
+from time import monotonic
+
+import httpx
+import pytest
+from conftest import ask, until, wait_done
+from fake_ollama import Script, model
+from playwright.sync_api import expect
+from readme import pasted
+from wire import send
+from working import Work, app_with
+
+pytest_plugins = "chatting", "working"
+
+JOBS = r'''
+from fractions import Fraction
+
+@job
+def odd_text(chat, fail: bool = False):
+    print(os.fsdecode(b'caf\xe9.txt'))
+    chat.note(os.fsdecode(b'\xe9'))
+    if fail: raise ValueError(os.fsdecode(b'no caf\xe9'))
+    return os.fsdecode(b'the end \xe9')
+
+@job
+def colours(chat):
+    print('\x1b[1;31mred\x1b[0m and \x1b]8;;http://x\x07linked\x1b]8;;\x07 text')
+
+@job
+async def too_far(chat):
+    chat.progress(210, 100)
+    await chat.ask('Go on?', 'Go on')
+
+@job
+async def two_loops(chat):
+    for n in range(1000): chat.progress(n + 1, 1000)
+    chat.progress(1, 1000)
+    await chat.ask('Go on?', 'Go on')
+
+@job
+def fractions(chat):
+    chat.progress(Fraction(1, 3), 1)
+    return 'done with it'
+
+@job
+async def waits(chat):
+    await chat.ask('Go on?', 'Go on')
+    return 'the very end'
+
+@job
+def first_service(chat, api_key: Secret): return f'first: {api_key}'
+
+@job
+def second_service(chat, api_key: Secret): return f'second: {api_key}'
+
+@job
+def third_service(chat, key: Secret('shared')): return f'third: {key}'
+
+@app.post
+async def ask_it(): return await ask_model('Hi')
+
+@app.post
+def add_wrong(column: str, value: str = ''): todos.add(**{column: value})
+
+@job
+def fourth_service(chat, token: Secret('shared')): return f'fourth: {token}'
+'''
+home = app_with(JOBS)
+
+
+@contextlib.contextmanager
+def locked(server):
+    """Another program that holds the write lock."""
+    with contextlib.closing(sqlite3.connect(server.db, isolation_level=None)) as db:
+        db.execute("begin immediate")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("rollback")
+
+
+# ---- Cookies of other apps
+
+def test_cookies_of_other_apps_reach_no_handler(work):
+    for title in "Eggs", "Bread":
+        work.post("/todo", title=title, profile=work.profile)
+    eggs, bread = (row["id"] for row in work.server.sql("select id from todo order by id desc limit 2")[::-1])
+    answer = send(work.server, "POST", f"/delete?kind=todo&id={eggs}", cookie=f"id={bread}; kind=profile; sure=1; x_tab=y")
+    assert answer.status == 200 and work.todos() == [("Bread", False)]
+    light = send(work.server, "POST", "/switch_theme?theme=dark", cookie="theme=light")
+    assert light.status == 200
+
+
+def test_the_link_does_not_lead_to_another_program(app):
+    """A browser takes `localhost` for ::1 where something listens there."""
+    server = app(start=False)
+    try:
+        other = socket.create_server(("::1", server.port), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with other:
+        assert f"http://127.0.0.1:{server.port}/" in server.start().link
+
+
+# ---- Text that is no UTF-8
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_a_job_may_print_what_is_no_text(work, fail):
+    row = work.ended(work.run("odd_text", **{"fail": "1"} if fail else {}))
+    assert "caf\ufffd.txt" in row["content"]
+    assert (row["status"], "no caf\ufffd" in row["error"]) == (("error", True) if fail else ("done", False))
+    assert "caf\ufffd.txt" in work.html()
+
+
+def test_a_prompt_with_a_replacement_character_is_a_prompt(chat):
+    chat.answered("a pasted \ufffd log", Script(text="Seen"))
+    expect(chat.prompts.locator(".content")).to_have_text("a pasted \ufffd log")
+
+
+def test_colours_of_a_terminal_are_left_out(work):
+    assert work.ended(work.run("colours"))["content"].strip() == "red and linked text"
+
+
+# ---- Locks of other programs
+
+def test_a_lock_is_waited_for_and_holds_up_nobody(work):
+    took, answers = [], []
+
+    def add():
+        answers.append(work.web.post("/todo", data={"title": "Waited", "profile": work.profile}).status_code)
+    adding = threading.Thread(target=add)
+    with locked(work.server), httpx.Client(base_url=work.server.url, trust_env=False) as web:
+        adding.start()
+        for _ in range(10):
+            begin = monotonic()
+            assert web.get("/static/app.js").status_code == web.get(f"/todo_markdown?profile={work.profile}").status_code == 200
+            took.append(monotonic() - begin)
+        assert not answers
+    adding.join(10)
+    assert answers == [200] and work.todos() == [("Waited", False)]
+    assert max(took) < 1, took
+
+
+def test_a_message_that_ends_while_the_database_is_locked_is_stored_later(work):
+    ident = work.run("waits")
+    button = until(lambda: work.shown(ident).find("button", string="Go on"), what="its question")
+    with work.socket() as tab, locked(work.server):
+        tab.hear("")
+        threading.Thread(target=work.web.post, args=[button["hx-post"]]).start()
+        assert work.row(ident)["status"] == "streaming"
+    row = work.ended(ident)
+    assert row["status"] == "done" and "the very end" in row["content"]
+
+
+def test_a_prompt_that_was_refused_stays_where_it_was_typed(chat):
+    chat.window.allow_errors = "503"
+    with locked(chat.server):
+        chat.page.locator("#msg").fill("Not now")
+        chat.page.locator("#msg").press("Enter")
+        expect(chat.page.locator("#toast")).to_contain_text("locked", timeout=15_000)
+        expect(chat.page.locator("#msg")).to_have_value("Not now")
+    assert not chat.rows()
+
+
+# ---- Progress
+
+def test_progress_over_its_total_is_full_and_says_nothing_odd(work):
+    ident = work.run("too_far")
+    shown = until(lambda: (m := work.shown(ident)).find("progress") and m, what="the bar")
+    assert shown.progress["value"] == "100.0" and "-" not in shown.get_text() and "210" not in shown.get_text()
+
+
+def test_a_second_loop_has_its_own_rate(work):
+    ident = work.run("two_loops")
+    shown = until(lambda: (m := work.shown(ident)).find("button", string="Go on") and m, what="the question")
+    assert shown.progress["value"] == "0.1" and "/s" not in shown.get_text()
+
+
+def test_progress_takes_any_number(work):
+    assert "done with it" in work.ended(work.run("fractions"))["content"]
+
+
+# ---- Names and secrets
+
+@pytest.mark.parametrize("code", ["def page(n): return n", "@job\ndef export(chat): return 'x'"])
+def test_a_name_of_the_engine_is_refused_at_the_start(app, code):
+    server = app(start=False)
+    server.file.write_text(pasted(code))
+    server.start(wait=False)
+    assert server.wait() == 1
+    name = re.search(r"def (\w+)", code)[1]
+    assert f"{name} is a name that the engine uses" in server.out() and "Traceback" not in server.out()
+
+
+def test_each_job_has_its_own_secret_unless_it_is_shared_by_name(work):
+    assert "first: one" in work.ended(work.run("first_service", api_key="one"))["content"]
+    assert work.submit("second_service").status_code == 422
+    assert "second: two" in work.ended(work.run("second_service", api_key="two"))["content"]
+    assert "first: one" in work.ended(work.run("first_service"))["content"]
+    assert "third: both" in work.ended(work.run("third_service", key="both"))["content"]
+    assert "fourth: both" in work.ended(work.run("fourth_service"))["content"]
+
+
+def test_a_broken_file_of_secrets_is_a_sentence_in_the_form(work):
+    file = work.server.dir / "data/server.secrets.json"
+    before = file.read_text() if file.exists() else None
+    file.write_text("{broken")
+    try:
+        reply = work.submit("first_service", api_key="x")
+        assert reply.status_code == 422 and "cannot be read" in reply.text and file.read_text() == "{broken"
+        assert work.web.get(work.path).status_code == 200
+    finally:
+        file.write_text(before) if before else file.unlink()
+
+
+@pytest.mark.parametrize(("path", "words"), [
+    ("/ask_it", "No model answers"), ("/add_wrong?column=titel", "todo has no titel"), ("/add_wrong?column=title", "it is empty"),
+    ("/add_wrong?column=profile&value=many", "Type a whole number")])
+def test_what_goes_wrong_in_a_route_of_ones_own_is_a_sentence(work, path, words):
+    reply = work.web.post(path)
+    assert reply.status_code == 400 and words in reply.text
+
+
+# ---- Model servers
+
+@pytest.mark.parametrize("tokens", [["<think>Hm</think>Yes"], ["<th", "ink>H", "m</thi", "nk>\n\nYe", "s"]])
+def test_thinking_in_the_content_is_thinking(chat, tokens):
+    answer = chat.answered("Go", Script(tokens=tokens))
+    expect(answer.locator(".content")).to_have_text("Yes")
+    expect(answer.locator(".thinking > div")).to_have_text("Hm")
+
+
+def test_an_answer_without_a_word_is_named(chat):
+    answer = chat.answered("Go", Script(thinking=["Hm"], tokens=[""]))
+    expect(answer).to_have_attribute("data-status", "error")
+    expect(answer.locator(".error")).to_contain_text("answered nothing")
+
+
+def test_a_model_that_only_embeds_is_not_offered(chat):
+    chat.fake.models[:] = [model("nomic-embed-text:latest", capabilities=("embedding",)), model("qwen3:4b")]
+    expect(chat.page.locator("#model")).to_have_value("qwen3:4b", timeout=15_000)
+    expect(chat.page.locator("#model option")).to_have_count(1)
+
+
+EVENTS = [{"choices": [{"delta": {"content": [{"type": "text", "text": "One "}]}}]},
+          {"choices": [{"delta": {"content": "\ud83d"}}]}, {"choices": [{"delta": {"content": "\ude42 two"}}]}]
+
+
+def test_an_openai_server_may_be_odd(app, fake):
+    """Content as a list of parts, an emoji in two halves, no finish_reason before [DONE]."""
+    body = "".join(f"data: {json.dumps(event)}\r\n\r\n" for event in EVENTS) + ": a comment\n\ndata: [DONE]\n\n"
+    reply = ("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n"
+             f"Content-Length: {len(body.encode())}\r\n\r\n{body}").encode()
+    server = app({"OPENAI_BASE_URL": f"{fake.url}/v1"})
+    fake.script(Script(garbage=reply))
+    work = Work(server)
+    with work.socket() as tab:
+        row = tab.ask("Go", work.profile)
+    assert (row["status"], row["content"]) == ("done", "One \U0001f642 two"), row["error"]
+
+
+# ---- The page
+
+LINES = [f"Line {n} of an answer that is longer than the window.\n\n" for n in range(400)]
+
+
+def test_a_small_move_upward_ends_the_following(chat):
+    chat.ask("Go", Script(tokens=LINES, rate=100))
+    log = chat.page.locator("#msg-list")
+    chat.page.wait_for_function("() => document.querySelector('#msg-list').scrollTop > 500")
+    log.hover()
+    chat.page.mouse.wheel(0, -15)
+    chat.page.wait_for_function("() => !document.querySelector('#more').hidden")
+    top = log.evaluate("el => el.scrollTop")
+    chat.fake.wait_sent(len(chat.fake.sent) + 40)
+    assert abs(log.evaluate("el => el.scrollTop") - top) < 5
+    log.evaluate("el => { el.scrollTop = el.scrollHeight }")
+    wait_done(chat.page, 20_000)
+    assert log.evaluate("el => el.scrollHeight - el.scrollTop - el.clientHeight") < 5
+
+
+def test_enter_that_ends_a_composition_in_safari_sends_nothing(chat):
+    chat.page.locator("#msg").fill("half")
+    chat.page.locator("#msg").evaluate(
+        "el => el.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', keyCode: 229, bubbles: true}))")
+    expect(chat.page.locator("#msg")).to_have_value("half")
+    ask(chat.page, "whole")
+    expect(chat.prompts).to_have_count(1)
+
+
+def test_copy_of_an_error_copies_nothing(chat):
+    chat.answered("Go", Script(text="Copy me"))
+    chat.window.allow_errors = "500|Failed to load"
+    chat.page.route("**/source*", lambda route: route.fulfill(status=500, body="an error page"))
+    chat.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    chat.page.evaluate("navigator.clipboard.writeText('before')")
+    chat.answer.hover()
+    chat.button("Copy").click()
+    expect(chat.page.locator("#toast")).to_contain_text("Nothing was copied")
+    assert chat.page.evaluate("navigator.clipboard.readText()") == "before"
+
+
+def test_a_browser_that_keeps_nothing_still_chats(server, fake, open_page):
+    page = open_page()
+    page.add_init_script("for (const name of ['sessionStorage', 'localStorage']) "
+                         "Object.defineProperty(window, name, {get() { throw new DOMException('denied') }})")
+    page.goto(server.url)
+    fake.script(Script(text="Here"))
+    ask(page, "Hi")
+    wait_done(page)
+    expect(page.locator("[data-role=user]")).to_have_count(1)
+    assert len(fake.chats) == 1
