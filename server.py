@@ -81,9 +81,9 @@ from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
-from html import escape
+from html import escape, unescape
 from inspect import Parameter, get_annotations, getdoc, signature
-from inspect import isasyncgenfunction, iscoroutinefunction, isgenerator
+from inspect import isasyncgenfunction, iscoroutine, iscoroutinefunction, isgenerator
 from ipaddress import ip_address
 from itertools import groupby, pairwise
 from math import inf, isfinite
@@ -372,6 +372,8 @@ def loaded(kind, value):
     except (ValueError, TypeError, ArithmeticError):
         return value or None
 
+COLUMN_TYPES = str, int, float, bool, date, datetime, Decimal
+
 def column_type(kind):
     "The type of a column in SQLite."
     if options := choices(kind):
@@ -384,6 +386,12 @@ def table(cls):
     datetime, Decimal, Literal, Enum), values the defaults of new rows and of a column added later.
     Where the class has lost a field, the column goes only after the file was copied."""
     types = {name: base_type(kind) for name, kind in get_annotations(cls, eval_str=True).items()}
+    if 'id' not in types:
+        sys.exit(f'class {cls.__name__} can be no table: it has no column `id: int`.')
+    for name, kind in types.items():
+        if kind not in COLUMN_TYPES and not choices(kind):
+            sys.exit(f'class {cls.__name__} can be no table: its column {name} is no str, int, '
+                     'float, bool, date, datetime, Decimal, Literal or Enum.')
     special = {name: kind for name, kind in types.items() if kind not in (str, int, float)}
 
     def load(row):
@@ -477,21 +485,40 @@ create trigger [find_{kind}_delete] after delete on [{kind}] begin {delete}; end
 create trigger [find_{kind}_update] after update on [{kind}] when {differs}
     begin {delete}; {insert} where {when}; end;"""
 
+# HTML of our own stands between these two signs in a message: nobody else's text may hold them.
+START, END = '\x02', '\x03'
+COMPONENT_HTML = re.compile(f'{START}(.*?){END}')
+CJK = '[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]'  # written without spaces between words
+
+def readable(content):
+    "The content of a message as a person reads it: components as their text, tables as Markdown."
+    def text_of_html(found):
+        html = re.sub('</tr>', ' |\n', re.sub('<t[dh][^>]*>', ' | ', found[1]))
+        return unescape(re.sub('<[^>]*>', '', html)).strip(' ')
+    return COMPONENT_HTML.sub(text_of_html, content)
+
+def search_words(text):
+    "A text as the search has it: what a person reads, each character of CJK a word."
+    return re.sub(f'({CJK})', r' \1 ', readable(text))
+
 def searchable(tbl, columns, when='not new.deleted', also=()):
     "Full-text search over some columns of a table. `also`: further columns that `when` looks at."
     kind, number = tbl.name, zlib.crc32(tbl.name.encode()) % 1024  # for the rowids
-    known = db.q('select 1 from sqlite_schema where name = ?', [f'find_{kind}_insert'])
+    known = db.q('select sql from sqlite_schema where name = ?', [f'find_{kind}_insert'])
     text = " || ' ' || ".join(f'new.[{column}]' for column in columns)
+    text = f'search_words({text})'
     insert = ('insert into find(rowid, text, kind, ref, profile) '
               f"select new.id*1024 + {number}, {text}, '{kind}', new.id, new.profile")
     delete = f'delete from find where rowid = old.id*1024 + {number}'
     watched = *columns, 'profile', 'deleted', *also
     differs = ' or '.join(f'new.[{column}] is not old.[{column}]' for column in watched)
     db.conn.execute(TRIGGERS.format(**locals()))
-    if not known:  # a new table, or one made anew by a change of its class
+    # A new table, one made anew by a change of its class, or one that is searched otherwise now.
+    if known != db.q('select sql from sqlite_schema where name = ?', [f'find_{kind}_insert']):
         db.conn.execute(f"delete from find where kind = '{kind}'; {insert} from [{kind}] new "
                         f'where {when}')
 
+db.conn.create_scalar_function('search_words', search_words, 1, deterministic=True)
 purge(profiles)
 purge(messages, 'updated')
 finished = "not new.deleted and new.status <> 'streaming' and new.content <> '---'"
@@ -1310,9 +1337,6 @@ def memory_line(oldest):
 # The message that is at work here: of the job that runs, or of the answer that uses a tool. It is
 # set in the job's thread or task, so that `print` and lists find it.
 at_work = contextvars.ContextVar('at_work', default=None)
-
-# HTML of our own stands between these two signs: nobody else's text may hold them.
-START, END = '\x02', '\x03'
 
 ANSI = re.compile(r'\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))')  # a terminal's colours
 
@@ -2301,10 +2325,15 @@ class Field:
         "What it may be, where it is one of a few: each by the word for it."
         return {as_typed(each): each for each in choices(self.kind)}
 
+def kind_of(parameter):
+    "The type of a parameter: by its annotation, else by its default."
+    by_default = parameter.annotation is REQUIRED and type(parameter.default) in COLUMN_TYPES
+    return type(parameter.default) if by_default else base_type(parameter.annotation)
+
 def fields_of(function):
     "The fields of a job or a tool: its parameters behind the first one, which is the chat."
-    _, *parameters = signature(function, eval_str=True).parameters.values()
-    fields = [Field(p.name, base_type(p.annotation), p.default) for p in parameters]
+    parameters = [*signature(function, eval_str=True).parameters.values()][1:]
+    fields = [Field(p.name, kind_of(p), p.default) for p in parameters]
     for field in fields:
         if is_secret(field.kind):
             field.secret = field.kind.shared or f'{function.__name__}.{field.name}'
@@ -2334,6 +2363,8 @@ def parse(field, text):
         return options[text]
     if options:
         raise ValueError(f'Choose one of {", ".join(options)}.')
+    if kind in (float, Decimal) and re.fullmatch(r'[-+]?\d+,(\d{1,2}|\d{4,})', text):
+        text = text.replace(',', '.')  # 1,5 is a number where people write it so; 1,500 is unclear
     try:
         value = getattr(kind, 'fromisoformat', kind)(text)
         if isinstance(value, (float, Decimal)) and not isfinite(value):
@@ -2367,7 +2398,8 @@ def control(field, value, **attrs):
     if field.kind is bool:
         return Input(type='checkbox', value='1', checked=parse(field, text), **attrs)
     if field.options:
-        options = [Option(word, selected=word == text) for word in field.options]
+        words = [*([''] if field.default is None else []), *field.options]
+        options = [Option(word, selected=word == text) for word in words]
         return Select(*options, **attrs)
     if field.kind is Lines:  # without a maxlength: a browser would cut what is pasted
         return Textarea(text, rows=2, **attrs)
@@ -2433,7 +2465,7 @@ def past_messages(row, limit):
     past, size, oldest = deque(), 0, 0
     args = dict(profile=row.profile, id=row.id, new_chat=NEW_CHAT)
     for m in messages(PAST, args, 'id desc'):
-        text = re.sub(f'{START}.*?{END}', '', m.content).strip()
+        text = readable(m.content).strip()
         if not text:
             continue
         size += len(text)
@@ -3126,9 +3158,22 @@ def job(f):
     signature is the form (str, Lines, int, float, bool, Literal, Enum, date, datetime, Decimal,
     Secret; defaults), the docstring the help. A plain function runs in a thread, a coroutine in
     the event loop; what it returns, or yields, is sent to the chat."""
+    check_signature(f)
     f.as_tool = tool_of(f)
     JOBS.append(f)
     return f
+
+def check_signature(f):
+    "Ends the program with one sentence where a job has a parameter that can be no field."
+    parameters = [*signature(f, eval_str=True).parameters.values()][1:]
+    names = {p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    names |= {field.name for field in fields_of(f)
+              if field.kind not in (*COLUMN_TYPES, Lines) and not field.options}
+    if not signature(f).parameters or names:
+        what = ', '.join(names) or 'its first parameter'
+        sys.exit(f'The job {f.__name__} can have no form: {what} is not as it should be. The first '
+                 'parameter is the chat; the others are str, Lines, int, float, bool, date, '
+                 'datetime, Decimal, Literal, Enum or Secret.')
 
 def tool_of(function):
     "A job as a tool of the model, which asks the person before it starts it."
@@ -3246,6 +3291,8 @@ async def in_thread(function, chat, values):
         result = error = None
         try:
             result = function(chat, **values)
+            if iscoroutine(result):  # of an async function within a decorator
+                result = chatq.awaited(result)
             if isgenerator(result):
                 for part in result:
                     chat.send(part)
@@ -3465,13 +3512,15 @@ async def find(q: str = ''):
     words = q.replace('\0', '').replace('"', '""').split()
     if not words:
         return Response('')
-    hits = db.q(SEARCH, [' '.join(f'"{word}"*' for word in words)])
+    phrases = [' '.join(search_words(word).split()) for word in words]
+    hits = db.q(SEARCH, [' '.join(f'"{phrase}"*' for phrase in phrases)])
     return Ul(*(hit(**row) for row in hits)) if hits else P('Nothing found.')
 
 def hit(kind, profile, name, place, text):
     "A row of the search's answer."
     if kind == 'message':
         text = re.sub(r'\\(?=[^\w\s])', '', text)  # Markdown's escapes
+    text = re.sub(f' ?([{START}{END}]?{CJK}[{START}{END}]?) ?', r'\1', text)
     text = escape(text, quote=False).replace(START, '<mark>').replace(END, '</mark>')
     where = Small(f'{kind.capitalize()} · {name}')
     return Li(A(Safe(text), where, href=f'/profile/{profile}?at={place}#{place}'))
@@ -3486,7 +3535,7 @@ async def older_messages(before: int, x_tab: str = ''):
 
 @app.get
 async def source(id: int):
-    return PlainTextResponse(one(messages, id).content)
+    return PlainTextResponse(readable(one(messages, id).content))
 
 @app.post
 async def new_chat(profile: int):
@@ -3595,7 +3644,7 @@ async def export(profile: int):
     names = {'user': '## You', 'assistant': '## Model', 'job': '## App', 'event': ''}
     where = "profile = ? and not deleted and content <> ''"
     rows = messages(where, [one(profiles, profile).id], 'id')
-    texts = (f'{names[m.role]}\n\n{m.content}'.strip() for m in rows)
+    texts = (f'{names[m.role]}\n\n{readable(m.content)}'.strip() for m in rows)
     return Response('\n\n'.join(texts) + '\n', media_type='text/markdown',
                     headers={'content-disposition': 'attachment'})
 
@@ -3729,7 +3778,9 @@ def run():
         sys.exit(f'{", ".join(taken)} is a name that the engine uses: call yours otherwise.')
     sock = listen()
     app.state.port = sock.getsockname()[1]
-    sys.stdout = Print(sys.stdout)
+    terminal, sys.stdout = sys.stdout, Print(sys.stdout)
+    if hasattr(os, 'register_at_fork'):  # a child process has no chat to print to
+        os.register_at_fork(after_in_child=lambda: setattr(sys, 'stdout', terminal))
     # Compression would cost more than it saves on one machine; asyncio is as fast as uvloop for
     # one person.
     config = uvicorn.Config(

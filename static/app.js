@@ -298,16 +298,17 @@ on('htmx:load', ({ target }) => {
 // takes the place of the one with its id, unless that one is being edited.
 function place(row) {
   const list = row.parentElement
-  for (const old of htmx.findAll(`#${row.id}`)) {
-    if (old === row) continue
-    if (old.matches('.editing')) return row.remove()
-    old.remove()
-  }
+  const others = [...htmx.findAll(`#${row.id}`)].filter(old => old !== row)
+  if (others.some(old => old.matches('.editing'))) return row.remove()
+  for (const old of others) old.remove()
   const { before } = row.dataset
   if (!before) return
   const below = byId(before) ?? byId(`${before}-part`)
-  if (below || before === 'end' && !$(list, '.part')) list.insertBefore(row, below)
-  else row.remove()  // it is gone, or in a part that has not come yet
+  const part = $(list, '.part')
+  if (below || before === 'end' && !part) return list.insertBefore(row, below)
+  row.remove()  // it is gone, or in a part that has not come yet
+  // That part may be on its way, without the row: it stood further up when the part was asked for.
+  if (before !== 'gone' && others.length && part) reloadList(list, part.getAttribute('hx-get'))
 }
 
 // A whole list has changed: as many rows as it shows are asked for.

@@ -207,7 +207,7 @@ def test_the_values_arrive_in_their_types(work):
 @pytest.mark.parametrize(("field", "value", "word"), [
     ("text", "", "Fill this in."), ("text", " \n", "Fill this in."), ("text", "x" * 32_001, "characters long"),
     ("text", "a\0b", "no text"), ("count", "1.5", "whole number"), ("count", "9" * 5000, "whole number"),
-    ("ratio", "nan", "a number"), ("ratio", "1,5", "a number"), ("size", "huge", "small, large"), ("level", "3", "1, 2"),
+    ("ratio", "nan", "a number"), ("size", "huge", "small, large"), ("level", "3", "1, 2"),
     ("day", "31.1.2026", "2026-01-31"), ("day", "2026-02-30", "2026-01-31"), ("maybe", "x", "whole number")])
 def test_a_wrong_value_is_told_beside_its_field(work, field, value, word):
     reply = work.submit("all_kinds", **{"text": "kept as typed", "count": "8", field: value})

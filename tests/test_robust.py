@@ -13,7 +13,7 @@ from conftest import ask, until, wait_done
 from fake_ollama import Script, model
 from playwright.sync_api import expect
 from readme import pasted
-from wire import send
+from wire import send, soup
 from working import Work, app_with
 
 pytest_plugins = "chatting", "working"
@@ -67,6 +67,37 @@ async def ask_it(): return await ask_model('Hi')
 
 @app.post
 def add_wrong(column: str, value: str = ''): todos.add(**{column: value})
+
+class Size(Enum):
+    SMALL = 's'
+    LARGE = 'l'
+
+def doubled(f):
+    @functools.wraps(f)
+    def call(*args, **values): return f(*args, **values)
+    return call
+
+@job
+def signatures(chat, level: Literal['a', 'b'] | None = None, most=5, size: Size = Size.LARGE, price: Decimal = Decimal('1.5')):
+    return Pre(repr((level, most, size, price)))
+
+@job
+@doubled
+async def decorated(chat): return 'from within'
+
+def shout(n):
+    for i in range(300): print('from a child', flush=True)
+    return n * 2
+
+@job
+def children(chat, way: Literal['fork', 'spawn'] = 'fork'):
+    import multiprocessing
+    with multiprocessing.get_context(way).Pool(2) as pool: return f'sum {sum(pool.map(shout, range(4)))}'
+
+@job
+def shows(chat):
+    chat.send(Table(Tr(Th('Fruit')), Tr(Td('Papaya'))))
+    return 'It was shown.'
 
 @job
 def fourth_service(chat, token: Secret('shared')): return f'fourth: {token}'
@@ -185,6 +216,54 @@ def test_a_second_loop_has_its_own_rate(work):
 
 def test_progress_takes_any_number(work):
     assert "done with it" in work.ended(work.run("fractions"))["content"]
+
+
+# ---- Signatures and processes
+
+def test_signatures_make_what_they_say(work):
+    def values(**data):
+        content = work.ended(work.run("signatures", **data))["content"]
+        return soup(content.strip("\n\x02\x03")).pre.get_text()
+    assert values() == "(None, 5, <Size.LARGE: 'l'>, Decimal('1.5'))"
+    assert values(level="b", most="7", size="s", price="2,25") == "('b', 7, <Size.SMALL: 's'>, Decimal('2.25'))"
+    assert "from within" in work.ended(work.run("decorated"))["content"]
+
+
+@pytest.mark.parametrize(("code", "word"), [
+    ("@job\ndef sums(chat, tags: list[str]): pass", "tags"), ("@job\ndef sums(chat, *more): pass", "more"),
+    ("@job\ndef sums(): pass", "first parameter"), ("class Odd:\n    name: str\ntable(Odd)", "no column `id: int`"),
+    ("class Odd:\n    id: int\n    tags: list[str] = None\ntable(Odd)", "column tags")])
+def test_what_can_be_no_form_or_table_is_a_sentence_at_the_start(app, code, word):
+    server = app(start=False)
+    server.file.write_text(pasted(code))
+    server.start(wait=False)
+    assert server.wait() == 1
+    assert word in server.out() and "Traceback" not in server.out()
+
+
+@pytest.mark.parametrize("way", ["fork", "spawn"])
+def test_child_processes_open_nothing_and_print_to_the_terminal(work, way):
+    row = work.ended(work.run("children", way=way), timeout=30)
+    assert (row["status"], row["content"].strip()) == ("done", "sum 12"), row["error"]
+    assert work.server.out().count("from a child") >= 1200
+
+
+# ---- The search, and what is copied
+
+def test_what_is_found_copied_and_exported_is_what_a_person_sees(work):
+    ident = work.run("shows")
+    work.ended(ident)
+    assert "No matching" not in (found := work.web.get("/find?q=papaya").text) and "Papaya" in found
+    assert "<table" not in found and "Nothing found" in work.web.get("/find?q=tabindex").text
+    for path in f"/source?id={ident}", f"/export?profile={work.profile}":
+        text = work.web.get(path).text
+        assert "| Papaya |" in text and "<t" not in text and "\x02" not in text
+
+
+def test_a_word_of_cjk_is_found_within_a_sentence(work):
+    work.post("/todo", title="\u660e\u65e5\u306e\u4f1a\u8b70\u306e\u8cc7\u6599\u3092\u4f5c\u308b", profile=work.profile)
+    found = soup(work.web.get("/find?q=\u4f1a\u8b70").text)
+    assert "\u660e\u65e5\u306e\u4f1a\u8b70\u306e\u8cc7\u6599" in found.get_text() and found.find("mark")
 
 
 # ---- Names and secrets
