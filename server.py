@@ -499,6 +499,8 @@ def readable(content):
 
 def search_words(text):
     "A text as the search has it: what a person reads, each character of CJK a word."
+    if text.isascii() and START not in text:
+        return text
     return re.sub(f'({CJK})', r' \1 ', readable(text))
 
 def searchable(tbl, columns, when='not new.deleted', also=()):
@@ -1658,7 +1660,7 @@ class Tab:
         # A list's rows from its end to its beginning: the row that one stands above is there
         # before it.
         parts = sorted(self.parts.values(), key=lambda part: part[0], reverse=True)
-        self.parts, profile = {}, profiles[self.profile]
+        self.parts, profile = {}, first_row(profiles, 'id = ?', [self.profile])
         for _, component in parts:
             yield html_of(component(profile))
 
@@ -2874,7 +2876,7 @@ class Rows:
             await chatq(f'The model {said[0].lower()}{said[1:]}', profile=row.profile, undo=undo)
         elif said and not self.shared:
             await chatq(said, profile=row.profile)
-            if profiles[row.profile].commentary:
+            if first_row(profiles, 'id = ?', [row.profile]).commentary:
                 chatq.comment(row.profile)
 
     def show(self, row, tab=''):
