@@ -348,6 +348,8 @@ def choices(kind):
 
 def stored(value):
     "A value as SQLite takes it: str, int, float or None."
+    if type(value) in (int, float):
+        return value
     if value is UNSET:  # fastlite's word for an id that is not there yet
         return None
     if isinstance(value, Enum):
@@ -485,42 +487,21 @@ create trigger [find_{kind}_delete] after delete on [{kind}] begin {delete}; end
 create trigger [find_{kind}_update] after update on [{kind}] when {differs}
     begin {delete}; {insert} where {when}; end;"""
 
-# HTML of our own stands between these two signs in a message: nobody else's text may hold them.
-START, END = '\x02', '\x03'
-COMPONENT_HTML = re.compile(f'{START}(.*?){END}')
-CJK = '[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]'  # written without spaces between words
-
-def readable(content):
-    "The content of a message as a person reads it: components as their text, tables as Markdown."
-    def text_of_html(found):
-        html = re.sub('</tr>', ' |\n', re.sub('<t[dh][^>]*>', ' | ', found[1]))
-        return unescape(re.sub('<[^>]*>', '', html)).strip(' ')
-    return COMPONENT_HTML.sub(text_of_html, content)
-
-def search_words(text):
-    "A text as the search has it: what a person reads, each character of CJK a word."
-    if text.isascii() and START not in text:
-        return text
-    return re.sub(f'({CJK})', r' \1 ', readable(text))
-
 def searchable(tbl, columns, when='not new.deleted', also=()):
     "Full-text search over some columns of a table. `also`: further columns that `when` looks at."
     kind, number = tbl.name, zlib.crc32(tbl.name.encode()) % 1024  # for the rowids
-    known = db.q('select sql from sqlite_schema where name = ?', [f'find_{kind}_insert'])
+    known = db.q('select 1 from sqlite_schema where name = ?', [f'find_{kind}_insert'])
     text = " || ' ' || ".join(f'new.[{column}]' for column in columns)
-    text = f'search_words({text})'
     insert = ('insert into find(rowid, text, kind, ref, profile) '
               f"select new.id*1024 + {number}, {text}, '{kind}', new.id, new.profile")
     delete = f'delete from find where rowid = old.id*1024 + {number}'
     watched = *columns, 'profile', 'deleted', *also
     differs = ' or '.join(f'new.[{column}] is not old.[{column}]' for column in watched)
     db.conn.execute(TRIGGERS.format(**locals()))
-    # A new table, one made anew by a change of its class, or one that is searched otherwise now.
-    if known != db.q('select sql from sqlite_schema where name = ?', [f'find_{kind}_insert']):
+    if not known:  # a new table, or one made anew by a change of its class
         db.conn.execute(f"delete from find where kind = '{kind}'; {insert} from [{kind}] new "
                         f'where {when}')
 
-db.conn.create_scalar_function('search_words', search_words, 1, deterministic=True)
 purge(profiles)
 purge(messages, 'updated')
 finished = "not new.deleted and new.status <> 'streaming' and new.content <> '---'"
@@ -1197,6 +1178,17 @@ def check_box(label, **attrs):
 
 DOWNLOAD = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a button offers it
 NEW_CHAT = '---'  # the content of the event at which a new chat begins
+
+# HTML of our own stands between these two signs in a message: nobody else's text may hold them.
+START, END = '\x02', '\x03'
+COMPONENT_HTML = re.compile(f'{START}(.*?){END}')
+
+def readable(content):
+    "The content of a message as a person reads it: components as their text, tables as Markdown."
+    def text_of_html(found):
+        html = re.sub('</tr>', ' |\n', re.sub('<t[dh][^>]*>', ' | ', found[1]))
+        return unescape(re.sub('<[^>]*>', '', html)).strip(' ')
+    return COMPONENT_HTML.sub(text_of_html, content)
 
 def plain(text):
     "Text that means itself in Markdown: a title, a name, whatever somebody else has written."
@@ -2226,7 +2218,7 @@ class Sorter:
 
     def feed(self, text):
         self.rest += text
-        if self.rest[-1:] >= '\ud800' and self.rest[-1:] <= '\udbff':  # half a character
+        if '\ud800' <= self.rest[-1:] <= '\udbff':  # half a character
             return
         if not self.kind:
             start = self.rest.lstrip()
@@ -2237,14 +2229,14 @@ class Sorter:
             self.rest = start[7:] if is_thinking else self.rest
         if self.kind == 'Thinking':
             thinking, mark, answer = self.rest.partition('</think>')
-            if not mark:
-                keep = next((n for n in range(7, 0, -1) if thinking.endswith('</think>'[:n])), 0)
-                thinking, answer = thinking[:len(thinking) - keep], thinking[len(thinking) - keep:]
+            if not mark:  # its beginning may have come
+                held = re.search('(<(/(t(h(i(nk?)?)?)?)?)?)?$', thinking)[0]
+                thinking, answer = thinking.removesuffix(held), held
             yield from self.piece(thinking)
-            self.rest = answer.lstrip() if mark else answer
+            self.rest = answer
             if not mark:
                 return
-            self.kind = 'Answering'
+            self.kind, self.rest = 'Answering', answer.lstrip()
         yield from self.end()
 
     def end(self):
@@ -2876,7 +2868,7 @@ class Rows:
             await chatq(f'The model {said[0].lower()}{said[1:]}', profile=row.profile, undo=undo)
         elif said and not self.shared:
             await chatq(said, profile=row.profile)
-            if first_row(profiles, 'id = ?', [row.profile]).commentary:
+            if db.item('select commentary from profile where id = ?', [row.profile]):
                 chatq.comment(row.profile)
 
     def show(self, row, tab=''):
@@ -3167,11 +3159,11 @@ def job(f):
 
 def check_signature(f):
     "Ends the program with one sentence where a job has a parameter that can be no field."
-    parameters = [*signature(f, eval_str=True).parameters.values()][1:]
-    names = {p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    parameters = [*signature(f, eval_str=True).parameters.values()]
+    names = {p.name for p in parameters[1:] if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     names |= {field.name for field in fields_of(f)
               if field.kind not in (*COLUMN_TYPES, Lines) and not field.options}
-    if not signature(f).parameters or names:
+    if not parameters or names:
         what = ', '.join(names) or 'its first parameter'
         sys.exit(f'The job {f.__name__} can have no form: {what} is not as it should be. The first '
                  'parameter is the chat; the others are str, Lines, int, float, bool, date, '
@@ -3514,15 +3506,13 @@ async def find(q: str = ''):
     words = q.replace('\0', '').replace('"', '""').split()
     if not words:
         return Response('')
-    phrases = [' '.join(search_words(word).split()) for word in words]
-    hits = db.q(SEARCH, [' '.join(f'"{phrase}"*' for phrase in phrases)])
+    hits = db.q(SEARCH, [' '.join(f'"{word}"*' for word in words)])
     return Ul(*(hit(**row) for row in hits)) if hits else P('Nothing found.')
 
 def hit(kind, profile, name, place, text):
     "A row of the search's answer."
     if kind == 'message':
         text = re.sub(r'\\(?=[^\w\s])', '', text)  # Markdown's escapes
-    text = re.sub(f' ?([{START}{END}]?{CJK}[{START}{END}]?) ?', r'\1', text)
     text = escape(text, quote=False).replace(START, '<mark>').replace(END, '</mark>')
     where = Small(f'{kind.capitalize()} · {name}')
     return Li(A(Safe(text), where, href=f'/profile/{profile}?at={place}#{place}'))

@@ -248,22 +248,14 @@ def test_child_processes_open_nothing_and_print_to_the_terminal(work, way):
     assert work.server.out().count("from a child") >= 1200
 
 
-# ---- The search, and what is copied
+# ---- What is copied
 
-def test_what_is_found_copied_and_exported_is_what_a_person_sees(work):
+def test_what_is_copied_and_exported_is_what_a_person_sees(work):
     ident = work.run("shows")
     work.ended(ident)
-    assert "No matching" not in (found := work.web.get("/find?q=papaya").text) and "Papaya" in found
-    assert "<table" not in found and "Nothing found" in work.web.get("/find?q=tabindex").text
     for path in f"/source?id={ident}", f"/export?profile={work.profile}":
         text = work.web.get(path).text
         assert "| Papaya |" in text and "<t" not in text and "\x02" not in text
-
-
-def test_a_word_of_cjk_is_found_within_a_sentence(work):
-    work.post("/todo", title="\u660e\u65e5\u306e\u4f1a\u8b70\u306e\u8cc7\u6599\u3092\u4f5c\u308b", profile=work.profile)
-    found = soup(work.web.get("/find?q=\u4f1a\u8b70").text)
-    assert "\u660e\u65e5\u306e\u4f1a\u8b70\u306e\u8cc7\u6599" in found.get_text() and found.find("mark")
 
 
 # ---- Names and secrets
