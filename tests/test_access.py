@@ -366,8 +366,10 @@ def test_the_focus_stays_where_one_works_in_the_chat(chat):
     page.keyboard.press("Enter")
     expect(page.locator("#announce")).to_have_text("Stopped.")
     at_rest(page, "#msg-list")
+    stopped = chat.answer.get_attribute("data-rev")
     chat.button("Try again").focus()
     page.keyboard.press("Enter")
+    expect(chat.answer).not_to_have_attribute("data-rev", stopped)       # until then the stopped one is at rest, too
     chat.fake.release()
     wait_done(page)
     page.wait_for_function(f"() => !({LOST})()")
