@@ -3776,7 +3776,7 @@ def run():
     # Compression would cost more than it saves on one machine; asyncio is as fast as uvloop for
     # one person.
     config = uvicorn.Config(
-        Guard(app), loop='asyncio', log_level='warning', server_header=False,
+        Guard(app), loop='asyncio', log_level='warning', access_log=False, server_header=False,
         ws_per_message_deflate=False, ws_max_size=MAX_BODY, timeout_graceful_shutdown=2)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[sock])
