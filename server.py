@@ -62,6 +62,7 @@ import contextlib
 import contextvars
 import errno
 import functools
+import hashlib
 import importlib.util
 import json
 import logging
@@ -522,12 +523,12 @@ def clean(text, most, what):
                'Shorten it and try again.')
     return text
 
-def write_private(path, text):
-    "Writes a file that only this user can read, whole or not at all."
+def write_private(path, content):
+    "Writes a file (text or bytes) that only this user can read, whole or not at all."
     new = path.with_suffix('.new')
     new.unlink(missing_ok=True)
     new.touch(0o600)
-    new.write_text(text)
+    new.write_bytes(content if isinstance(content, bytes) else content.encode())
     new.replace(path)
 
 def one(tbl, id):
@@ -1110,6 +1111,7 @@ def use_theme(req):
         req.htmlkw['data_theme'] = theme
 
 async def lifespan(app):
+    tidy_files()
     tasks = [asyncio.create_task(work()) for work in BACKGROUND]
     yield
     tasks += chatq.tasks.values()
@@ -1133,6 +1135,37 @@ async def static_file(name: str):
     if name not in FILES:
         raise HTTPException(404)
     return FileResponse(FILES[name], headers={'cache-control': 'max-age=31536000, immutable'})
+
+# Files that were shown, sent or attached: beside the database, by hash, for this user alone.
+KEPT = DATA/f'{FILE.stem}.files'
+FILE_NAME = re.compile(r'/file/([0-9a-f]{64}\.[a-z0-9]{1,8})')
+# No file may ever run as a page of the app, also when its address is opened directly.
+FILE_HEADERS = {'content-security-policy': "sandbox; default-src 'none'",
+                'cache-control': 'private, max-age=31536000, immutable'}
+
+def keep_file(data: bytes, ending: str) -> str:
+    """Keeps a file under its hash and returns its address, `/file/{hash}.{ending}`. The same data
+    is one file."""
+    name = f'{hashlib.sha256(data).hexdigest()}.{ending}'
+    KEPT.mkdir(0o700, exist_ok=True)
+    if not (KEPT/name).exists():
+        write_private(KEPT/name, data)
+    return f'/file/{name}'
+
+def tidy_files():
+    "Deletes the files that no message names any more."
+    named = set()
+    for row in db.q("select content from message where content like '%/file/%'"):
+        named.update(FILE_NAME.findall(row['content']))
+    for path in KEPT.glob('*'):
+        if path.name not in named:
+            path.unlink()
+
+@app.get('/file/{name}')
+async def kept_file(name: str):
+    if not FILE_NAME.fullmatch(f'/file/{name}') or not (KEPT/name).exists():
+        raise HTTPException(404)
+    return FileResponse(KEPT/name, headers=FILE_HEADERS)
 
 @app.post
 async def switch_theme(sess, theme: str):
