@@ -39,7 +39,7 @@ __all__ = [
     'Listing',    # Listing(table(Link)): a table that is edited as a list, the same in every tab
     'SIDE',       # list of what stands beside the chat: functions of the profile, in order
     'HEAD',       # list of what stands in the header: functions of the profile, in order
-    'job_section',  # the jobs' forms, in SIDE
+    'chats_section', 'job_section',  # the list of chats and the jobs' forms, in SIDE
     'JOBS',       # list of the job functions; take one out with JOBS.remove(f)
     'TOOLS',      # list of the model's tool functions; TOOLS.clear() takes them all out
     'job',        # @job: a function becomes a form in the page, and a tool of the model
@@ -170,8 +170,8 @@ TOKEN = env['TOKEN'] or ('' if HOST in ('127.0.0.1', '::1') else secrets.token_u
 # ---- 2. Data: tables of plain classes, and the one place where the database is opened ------------
 
 class Profile:
-    """Whose list and chat it is. address and code are free text; model to commentary are its chat's
-    settings; memory is the id of the oldest message that the model remembers, 0 for all of them."""
+    """Whose lists and chats they are. address and code are free text; model to commentary are the
+    settings of its chats."""
     id: int
     profile: int = 0  # all profiles are one list
     name: str = ''
@@ -185,17 +185,32 @@ class Profile:
     temperature: str = ''
     context: str = ''
     commentary: bool = False
+    # Not stored: of the page that is drawn, the id of its chat, and what stands behind ? in its
+    # address.
+    chat, query = 0, MappingProxyType({})
+
+class Chat:
+    """A conversation of a profile. title: empty until it has more than events, and then taken from
+    a message of the role `title_from` until a person gives another one. state: running, unread or
+    nothing. memory: the id of the oldest message that the model remembers, 0 for all of them."""
+    id: int
+    profile: int = 0
+    title: str = ''
+    title_from: str = ''
+    state: str = ''
     memory: int = 0
-    query = MappingProxyType({})  # not stored: what stands behind ? in the address of its page
+    priority: float = 0.  # minus the time of its latest message: the newest stands first
+    deleted: float = 0.
 
 class Message:
-    """A row of a profile's timeline. role: user, assistant, event, job. status: queued, streaming,
+    """A row of a chat's timeline. role: user, assistant, event, job. status: queued, streaming,
     done, stopped, error (and `slot`: where the answer to a prompt belongs that never had its turn).
     rev grows with every change of any message: what a tab has not seen is `rev > seen`. job is JSON
     of a job's name and values, to run it again; undo of what to put back where the model has
     changed a row."""
     id: int
     profile: int = 0
+    chat: int = 0
     role: str = 'event'
     status: str = 'done'
     content: str = ''
@@ -460,12 +475,14 @@ async def writable():
 
 db = open_db(DB_FILE)
 try:
-    profiles, messages = table(Profile), table(Message)
+    profiles, chats, messages = table(Profile), table(Chat), table(Message)
 except apsw.Error as e:
     sys.exit(f'{DB_FILE} could not be brought up to date ({e}). It was left as it is.')
 db.conn.execute("""
-create index if not exists message_rev on message(profile, rev);
-create index if not exists message_profile on message(profile, id);
+drop index if exists message_rev;
+drop index if exists message_profile;
+create index if not exists message_chat_rev on message(chat, rev);
+create index if not exists message_chat on message(chat, id);
 create virtual table if not exists find using fts5(text, kind unindexed, ref unindexed,
     profile unindexed, tokenize = 'unicode61 remove_diacritics 2');""")
 if not first_row(profiles):
@@ -504,8 +521,10 @@ def searchable(tbl, columns, when='not new.deleted', also=()):
                         f'where {when}')
 
 purge(profiles)
+purge(chats)
 purge(messages, 'updated')
-finished = "not new.deleted and new.status <> 'streaming' and new.content <> '---'"
+db.q('delete from message where chat > 0 and chat not in (select id from chat)')
+finished = "not new.deleted and new.status <> 'streaming'"
 searchable(messages, ['content'], finished, also=['status'])
 
 def refuse(sentence, status=400):
@@ -1100,9 +1119,10 @@ async def on_error(req, exc):
     return FtResponse(page(sentence, P(A('Back to the app', href='/'))), status_code=status)
 
 async def before_request(req):
-    """The theme that the person has chosen, else the system's; and what changes something waits
-    for a lock of another program."""
+    """The theme that the person has chosen, else the system's; which tab asks; and what changes
+    something waits for a lock of another program."""
     use_theme(req)
+    asking_tab.set(req.headers.get('x-tab', ''))
     if req.method == 'POST':
         await writable()
 
@@ -1210,7 +1230,6 @@ def check_box(label, **attrs):
 # ---- 8. Messages: what a row of the timeline looks like, as pure functions -----------------------
 
 DOWNLOAD = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a button offers it
-NEW_CHAT = '---'  # the content of the event at which a new chat begins
 
 # HTML of our own stands between these two signs in a message: nobody else's text may hold them.
 START, END = '\x02', '\x03'
@@ -1248,8 +1267,7 @@ def message(m, html=None):
         progress_bar(m) if m.role == 'job' else None,
         question(m),
         footer(m),
-        cls='msg line' if m.content == NEW_CHAT else 'msg',
-        id=f'msg-{m.id}', data_role=m.role, data_status=m.status, data_rev=m.rev)
+        cls='msg', id=f'msg-{m.id}', data_role=m.role, data_status=m.status, data_rev=m.rev)
 
 def content_of(m, html):
     if m.role == 'user':
@@ -1260,8 +1278,6 @@ def content_of(m, html):
 
 def events(text):
     "Events in a row fold into one line: the last one, and behind it the others."
-    if text == NEW_CHAT:
-        return Span('New chat')
     *earlier, last = [Safe(inline_html(line)) for line in text.split('\n')]
     if not earlier:
         return last
@@ -1364,6 +1380,8 @@ def memory_line(oldest):
 # The message that is at work here: of the job that runs, or of the answer that uses a tool. It is
 # set in the job's thread or task, so that `print` and lists find it.
 at_work = contextvars.ContextVar('at_work', default=None)
+# The key of the tab whose request is being answered: what is said goes to the chat it has open.
+asking_tab = contextvars.ContextVar('asking_tab', default='')
 
 ANSI = re.compile(r'\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))')  # a terminal's colours
 
@@ -1421,7 +1439,7 @@ class Chatter:
     id. A tab is a position in this list, so that a slow one costs nothing. The open end of the text
     and the other parts (the bar, the note) are drawn as they are when the tab is due."""
     def __init__(self, row):
-        self.row, self.id, self.profile = row, row.id, row.profile
+        self.row, self.id, self.profile, self.chat = row, row.id, row.profile, row.chat
         self.running = self.silent = True  # silent: nothing has come yet
         self.thoughts = ''  # thinking that has come since the last frame
         self.save_timer = self.began = None  # began: (time, done) of the first progress,
@@ -1540,7 +1558,7 @@ class Chatter:
         "Changes fields of the row, and has the part that shows them drawn in the next frame."
         vars(self.row).update((name, as_unicode(value) if isinstance(value, str) else value)
                               for name, value in fields.items())
-        for tab in chatq.tabs_of(self.profile):
+        for tab in chatq.tabs_of(self.chat):
             if tab.messages.get(self.id):
                 tab.push((self.id, component), lambda _: component(self.row)(hx_swap_oob='true'))
         self.touch()
@@ -1548,7 +1566,7 @@ class Chatter:
     def touch(self):
         if not self.save_timer:
             self.save_timer = chatq.loop.call_later(1, self.save)
-        for tab in chatq.tabs_of(self.profile):
+        for tab in chatq.tabs_of(self.chat):
             tab.awake.set()
 
     def save(self):
@@ -1626,8 +1644,9 @@ class Chatter:
 
 class Tab:
     """One open page: what it still has to be sent, drained at screen speed by a task of its own."""
-    def __init__(self, ws, profile, key, first, last):
-        self.ws, self.profile = ws, profile
+    def __init__(self, ws, profile, chat, key, first, last):
+        # chat: its id; 0 for a new one, None for the profile's first one when there is one.
+        self.ws, self.profile, self.chat = ws, profile, chat
         self.key = key or None  # of no other tab
         self.first, self.last = first, last  # ids of the messages on the page
         # By the id of a message that is being written, what this tab has of it: the Chatter, how
@@ -1686,6 +1705,7 @@ class Tab:
         # before it.
         parts = sorted(self.parts.values(), key=lambda part: part[0], reverse=True)
         self.parts, profile = {}, first_row(profiles, 'id = ?', [self.profile])
+        profile.chat = self.chat or 0
         for _, component in parts:
             yield html_of(component(profile))
 
@@ -1712,8 +1732,8 @@ class Tab:
         return f'<div hx-swap-oob="beforeend:#msg-list">{html_of(component)}</div>'
 
     def newest_messages(self, profile):
-        rows = chatq.newest(self.profile)
-        timeline = chatq.timeline(rows, profile.memory)
+        rows = chatq.newest(profile.chat)
+        timeline = chatq.timeline(rows, memory_of(profile.chat))
         ids = [row.id for row in rows] or [0]
         for id in ids:
             self.follow(id)
@@ -1722,19 +1742,54 @@ class Tab:
 
 # ---- 11. chatq: the queue between the messages and the tabs --------------------------------------
 
-LAST = 'profile = ? and not deleted'  # the condition for the last message of a profile
+LAST = 'chat = ? and not deleted'  # the condition for the last message of a chat
 
 def can_join(m):
     "Whether an event may stand in one row with others."
-    is_event = m.role == 'event' and m.content != NEW_CHAT
-    return is_event and not m.undo and len(m.content) < 1000
+    return m.role == 'event' and not m.undo and len(m.content) < 1000
+
+def chat_with(id):
+    return first_row(chats, 'id = ? and not deleted', [id])
+
+def newest_chat(profile):
+    "The chat of a profile with the latest message; else one that has events alone."
+    return first_row(chats, 'profile = ? and not deleted', [profile], "title = '', priority, id")
+
+def memory_of(chat):
+    "The oldest message of a chat that the model remembers; 0 for all."
+    found = chat_with(chat)
+    return found.memory if found else 0
 
 # Half an answer is kept and marked; a prompt that had no turn keeps its place.
 AFTER_A_KILL = """
+update chat set state = '' where state = 'running';
 update message set status = 'slot' where status = 'queued' and role = 'assistant';
 update message set status = 'stopped', rev = ? where status in ('streaming', 'queued')
     or role = 'user' and status <> 'stopped' and id in (select id - 1 from message
                                                         where status = 'slot')"""
+
+def first_words(m):
+    "The title that a chat gets from a message: of a job's or script's without Markdown's marks."
+    text = m.content
+    if m.role == 'job':
+        text = re.sub(r'\\(?=[^\w\s])|[*_`#]', '', m.model or readable(text))
+    return ' '.join(text.split())[:60].strip()
+
+def sort_into_chats():
+    """Messages of a database from before there were chats: each stretch between two lines `---`
+    becomes one. A stretch of events alone joins the next one."""
+    old, chat = messages('chat = 0', order_by='profile, id'), None
+    for m in old:
+        if not chat or chat.profile != m.profile or m.content == '---' and chat.title:
+            chat = save(chats, Chat(profile=m.profile))
+        m.deleted |= m.role == 'event' and m.content == '---'
+        if m.role in ('user', 'job') and chat.title_from != 'user' and not m.deleted:
+            chat.title, chat.title_from = first_words(m), m.role
+        chat.priority = -m.updated
+        save(chats, chat)
+        messages.update(id=m.id, chat=chat.id, deleted=m.deleted)
+
+sort_into_chats()
 
 class Chatq:
     """The queue through which everything reaches the person. `await chatq('text')` puts a finished
@@ -1748,8 +1803,8 @@ class Chatq:
         newest = db.item('select max(rev) from message') or 0
         self.rev = max(int(time.time()*1000), newest + 1)
         self.list_rev = self.rev    # of the last change of a list
-        # The parts below hand in `lists` and `timeline`, components, and what answers: `answer` and
-        # `answer_into`.
+        # The parts below hand in `lists` and `timeline`, components, `show_chat`, which shows a
+        # chat in the list of chats, and what answers: `answer` and `answer_into`.
         db.conn.execute(AFTER_A_KILL, [self.rev])
 
     # The event loop: the database and the tabs are its thread's alone
@@ -1779,19 +1834,27 @@ class Chatq:
 
     # Messages
 
-    def tabs_of(self, profile):
-        return [tab for tab in self.tabs if tab.profile == profile]
+    def tabs_of(self, chat):
+        return [tab for tab in self.tabs if tab.chat == chat]
+
+    def tab(self, key):
+        "The tab with this key, None where it is gone."
+        return next((tab for tab in self.tabs if key and tab.key == key), None)
 
     def show_whole(self, row):
-        for tab in self.tabs_of(row.profile):
+        for tab in self.tabs_of(row.chat):
             tab.show(row.id)
 
     def store(self, row, **fields):
         "Stores a new or changed message, for pages that come back to find it."
         self.rev += 1
+        is_new = row.id is UNSET
         vars(row).update(fields, rev=self.rev, updated=time.time())
         row.error = as_unicode(row.error)
-        return save(messages, row)
+        save(messages, row)
+        if row.role != 'event':
+            self.update_chat(row, is_new)
+        return row
 
     def store_when_possible(self, row, **fields):
         "Stores a message that has ended, again and again while another program locks the database."
@@ -1818,18 +1881,59 @@ class Chatq:
             if profile in (None, tab.profile) and tab.key != but:
                 tab.push(key, component, *place)
 
-    def new(self, role, profile, **fields):
-        "A message of a profile, else of that of the chat at work, else of the first one."
-        chat = at_work.get()
-        profile = profile or (chat.profile if chat else first_profile().id)
-        return Message(role=role, profile=profile, created=time.time(), **fields)
+    def new(self, role, profile=None, chat=None, tab=None, **fields):
+        """A message of a chat: of the one with this id, that of the message at work, the one that
+        is open in the tab that asks, or else the newest one of the profile (or of the first)."""
+        tab = tab or self.tab(asking_tab.get())
+        for place in chat_with(chat), at_work.get(), tab:
+            if place and profile in (None, place.profile):
+                profile, chat = place.profile, getattr(place, 'chat', chat)
+                break
+        profile = profile or first_profile().id
+        if chat is None or chat and not chat_with(chat):
+            newest = newest_chat(profile)
+            chat = newest and newest.id
+        chat = chat or self.begin_chat(profile, tab)
+        return Message(role=role, profile=profile, chat=chat, created=time.time(), **fields)
+
+    def begin_chat(self, profile, tab):
+        "The id of a new chat, for the tab that begins it and those that have waited for the first."
+        empty = first_row(chats, "profile = ? and title = '' and not deleted", [profile])
+        chat = empty or save(chats, Chat(profile=profile))
+        for each in self.tabs:
+            if each.profile == profile and (each is tab or each.chat is None):
+                each.chat = chat.id
+        self.show_chat(chat)
+        return chat.id
+
+    def update_chat(self, row, is_new):
+        "Brings the chat of a message up to date, and its row in the list of chats."
+        chat = chat_with(row.chat)
+        if not chat:
+            return
+        before = vars(chat).copy()
+        if is_new:
+            chat.priority = -time.time()
+        better = {'user': ('', 'job'), 'job': ('',)}  # what a message's words are a better title than
+        if chat.title_from in better.get(row.role, ()):
+            chat.title = first_words(row)
+            chat.title_from = row.role if chat.title else ''
+        writing = any(each.chat == chat.id for each in self.writing.values())
+        if writing or row.status in ('queued', 'streaming'):
+            chat.state = 'running'
+        elif self.tabs_of(chat.id):
+            chat.state = ''
+        elif is_new or chat.state:
+            chat.state = 'unread'
+        if vars(chat) != before:
+            self.show_chat(save(chats, chat))
 
     @from_anywhere
     async def __call__(self, text, role='event', profile=None, undo=''):
         """Puts a finished message into the chat and gives its id. Text is Markdown. An event joins
         the one above it, unless it can be undone."""
         row = self.new(role, profile, content=text, undo=undo)
-        last = first_row(messages, LAST, [row.profile], 'id desc')
+        last = first_row(messages, LAST, [row.chat], 'id desc')
         if last and can_join(row) and can_join(last):
             last.content += f'\n{text}'
             row = last
@@ -1849,28 +1953,29 @@ class Chatq:
         chat = self.writing.get(row.id)
         return message(chat.row, chat.whole()) if chat else message(row)
 
-    def newest(self, profile, before=2**62, since=0):
+    def newest(self, chat, before=2**62, since=0):
         "The last messages before an id; at least all since one, for a search hit further up."
         hits = db.item(f'select count(*) from message where {LAST} and id >= ?',
-                       [profile, since or 2**62])
+                       [chat, since or 2**62])
         most = max(hits, PAGE_SIZE)
-        return messages(f'{LAST} and id < ?', [profile, before], 'id desc', most)[::-1]
+        return messages(f'{LAST} and id < ?', [chat, before], 'id desc', most)[::-1]
 
     # The model's turns
 
-    def ask(self, profile, text):
+    def ask(self, tab, text):
         """Puts a prompt in line: a row for it, and right below it the place for its answer, so that
         the order of ids is the order of the timeline whatever happens meanwhile."""
         with db.conn:
             for role, content in ('user', text), ('assistant', ''):
-                self.changed(self.new(role, profile, content=content, status='queued'))
+                self.changed(self.new(role, tab=tab, content=content, status='queued'))
 
     def comment(self, profile):
         """Puts a remark of the model on what was just done in line; what is done before its turn
         comes is in the same one."""
-        waiting = "profile = ? and role = 'assistant' and status = 'queued'"
-        if not first_row(messages, waiting, [profile]):
-            self.changed(self.new('assistant', profile, status='queued'))
+        row = self.new('assistant', profile, status='queued')
+        waiting = "chat = ? and role = 'assistant' and status = 'queued'"
+        if not first_row(messages, waiting, [row.chat]):
+            self.changed(row)
 
     def retry(self, row, keep=False):
         """Puts an answer (or a prompt's answer) in line again; `keep` what it has, to go on from
@@ -1933,21 +2038,23 @@ class Chatq:
         elif chat := self.writing.get(id):
             chat.finish('stopped', error='Cancelled here: the script is told at its next word.')
 
-    def stop(self, profile):
-        "Ends the answer that is being written, and with it the connection to the model."
-        for chat in self.writing.values():
-            if chat.row.role == 'assistant' and chat.profile == profile:
-                self.cancel(chat.id)
+    def stop(self, chat, *roles):
+        "Ends what messages of these roles write in a chat; of an answer also the model's work."
+        for each in [*self.writing.values()]:
+            if each.row.role in roles and each.chat == chat:
+                self.cancel(each.id)
 
-    def connect(self, ws, profile, key='', seen=None, first=None, last=None):
+    def connect(self, ws, profile, chat, key='', seen=None, first=None, last=None):
         """A tab has come (back): it gets what it missed since revision `seen`, and nothing else.
         `first` and `last` are the ids of the messages that it shows."""
-        tab = Tab(ws, profile, key, first or 0, last or 0)
+        tab = Tab(ws, profile, chat, key, first or 0, last or 0)
         seen = self.rev if seen is None else seen
-        missed = db.q('select id from message where profile = ? and rev > ? limit 1000',
-                      [profile, seen])
+        missed = db.q('select id from message where chat = ? and rev > ? limit 1000',
+                      [chat or 0, seen])
         tab.show(*(row['id'] for row in missed))
-        tab.show(*(id for id, chat in self.writing.items() if chat.profile == profile))
+        tab.show(*(id for id, each in self.writing.items() if each.chat == chat))
+        if chat and first_row(chats, "id = ? and state = 'unread'", [chat]):
+            self.show_chat(chats.update(id=chat, state=''))
         if self.list_rev > seen:
             tab.push('lists', self.lists)
         self.tabs.add(tab)
@@ -2482,16 +2589,13 @@ def all_tools():
 
 # What the model is sent
 
-PAST = """profile = :profile and id < :id and not deleted and status in ('done', 'stopped', 'error')
-    and id > (select coalesce(max(id), 0) from message where profile = :profile and id < :id
-              and role = 'event' and content = :new_chat and not deleted)"""
+PAST = "chat = ? and id < ? and not deleted and status in ('done', 'stopped', 'error')"
 
 def past_messages(row, limit):
-    """(role, text) of what stands above `row` since the last New chat, as much as fits into `limit`
-    characters; and the id of the oldest one, 0 where all fit."""
+    """(role, text) of what stands above `row` in its chat, as much as fits into `limit` characters;
+    and the id of the oldest one, 0 where all fit."""
     past, size, oldest = deque(), 0, 0
-    args = dict(profile=row.profile, id=row.id, new_chat=NEW_CHAT)
-    for m in messages(PAST, args, 'id desc'):
+    for m in messages(PAST, [row.chat, row.id], 'id desc'):
         text = readable(m.content).strip()
         if not text:
             continue
@@ -2573,7 +2677,7 @@ async def with_retries(chat, profile, turn, specs):
     for wait in (1, 2, 4, 0):
         prompt, oldest = history(chat.row, profile, limit)
         prompt += turn
-        show_memory(profile, oldest)
+        show_memory(chat.chat, oldest)
         watch = asyncio.create_task(say_what_it_does(chat, model))
         try:
             text, figures = await write_answer(stream(prompt, model, options, specs), chat)
@@ -2660,12 +2764,12 @@ def tool_values(function, given):
 
 # What goes on beside it
 
-def show_memory(profile, oldest):
-    "Moves the line that shows where the model's memory begins."
-    if profile.memory == oldest:
+def show_memory(chat, oldest):
+    "Moves the line that shows where the model's memory of a chat begins."
+    if memory_of(chat) == oldest:
         return
-    profiles.update(id=profile.id, memory=oldest)
-    for tab in chatq.tabs_of(profile.id):
+    chats.update(id=chat, memory=oldest)
+    for tab in chatq.tabs_of(chat):
         before = f'beforebegin:#msg-{oldest}' if oldest >= tab.first else 'afterbegin:#msg-list'
         line = Div(memory_line(oldest), hx_swap_oob=before)
         tab.push('memory', lambda _, line=line: (I(id='memory', hx_swap_oob='delete'), line))
@@ -2737,6 +2841,8 @@ class Rows:
     (when; Undo finds it by that)."""
     text, fields = 'name', ()  # the column that is the row's text, and further ones of its form
     shared = False             # one list for all profiles
+    part = LIST_PART           # rows that the list shows at first
+    can_move = True            # is its order the person's?
     empty = 'Type a name, then press Enter.'  # the word for an empty text
 
     def __init__(self, tbl):
@@ -2997,7 +3103,7 @@ class Listing(Rows):
         hit = profile.query.get('at', '').removeprefix(f'{self.kind}-')
         sql = (f'select count(*) from [{self.kind}] where profile = ? and deleted = 0 and '
                f'(priority, id) <= (select priority, id from [{self.kind}] where id = ?)')
-        most = max(LIST_PART, db.item(sql, [owner, hit]))
+        most = max(self.part, db.item(sql, [owner, hit]))
         return Ul(*self.items(owner, most), id=f'{self.kind}-list', hx_target='closest li',
                   hx_swap='outerHTML')
 
@@ -3028,7 +3134,7 @@ class Listing(Rows):
         name = self.name(row)
         return Safe(html_of(Li(
             icon_button('⠿', f'Move {name}', title='Drag, or Alt+↑ and Alt+↓', cls='quiet grip',
-                        tabindex='-1'),
+                        tabindex='-1') if self.can_move else None,
             self.content(row), self.actions(row),
             icon_button('✎', f'Rename {name}', title='Edit', hx_get=self.url('edit', id=row.id)),
             icon_button('×', f'Delete {name}', title='Delete',
@@ -3085,7 +3191,8 @@ def open_counts():
 
 def profile_contents(profile):
     "What a profile has, in words: ['2 todos', '1 message']."
-    for tbl in (*(listing.table for listing in LISTS.values()), messages):
+    lists = (listing.table for listing in LISTS.values() if listing.table is not chats)
+    for tbl in (*lists, messages):
         sql = f'select count(*) from [{tbl.name}] where profile = ? and not deleted'
         if number := db.item(sql, [profile.id]):
             yield count(number, tbl.name)
@@ -3104,8 +3211,9 @@ async def add(kind: str, data: dict, sess, x_tab: str = ''):
 @app.get
 async def rows(kind: str, profile: str = '', after: str = '', count: int = 0):
     "Rows of a list behind the one with the id `after`: a further part, or all that a page shows."
-    most = max(min(count, 10_000), LIST_PART)
-    return tuple(listing_of(kind).items(as_id(profile), most, as_id(after)))
+    listing = listing_of(kind)
+    most = max(min(count, 10_000), listing.part)
+    return tuple(listing.items(as_id(profile), most, as_id(after)))
 
 @app.get
 async def item_view(kind: str, id: int):
@@ -3173,6 +3281,8 @@ async def take_back(id: int):
 @app.post
 async def move(kind: str, id: int, before: int = 0, x_tab: str = ''):
     listing = listing_of(kind)
+    if not listing.can_move:
+        refuse('This list has an order of its own.')
     await listing.move(listing.row(id), before, x_tab)
 
 # ---- 18. Jobs: long work that talks while it runs ------------------------------------------------
@@ -3402,7 +3512,73 @@ async def forget(job: str, name: str, sess):
     write_private(SECRETS, json.dumps(kept))
     return job_form(function, get_profile(None, sess).id)
 
-# ---- 19. Chat: the page, what it is made of, and its routes --------------------------------------
+# ---- 19. Chats: the list of them -----------------------------------------------------------------
+
+class Chats(Listing):
+    "A profile's chats. The one with the latest message stands first, and nobody moves them."
+    text, part, can_move = 'title', 30, False
+
+    def content(self, chat):
+        dot = Span(cls='dot', role='img', aria_label=chat.state) if chat.state else None
+        return A(chat.title, dot, href=f'/chat/{chat.id}', cls='title')
+
+    def linked(self):
+        return {'chat-title': chat_title, 'export': export_link}
+
+    def select(self, where, args, most=-1, after=0):
+        "One that has events alone is not listed."
+        return super().select(f"title <> '' and {where}", args, most, after)
+
+    def show(self, chat, tab=''):
+        if chat.title:
+            return super().show(chat, tab)
+        for key, component in self.linked().items():
+            chatq.push(key, component, chat.profile)
+
+    async def tell(self, *args):
+        "What is done with chats is no news in one of them."
+
+    def checked(self, columns):
+        "A title that a person gives is not changed by a prompt."
+        columns = super().checked(columns)
+        return columns | dict(title_from='person') if 'title' in columns else columns
+
+    @from_anywhere
+    async def delete(self, row, said='', tab='', /):
+        "With all that is in it; what runs in it ends first."
+        for m in messages("chat = ? and status = 'queued'", [row.id]):
+            chatq.changed(m, status='stopped' if m.role == 'user' else 'slot')
+        chatq.stop(row.id, 'assistant', 'job')
+        return await super().delete(row, said, tab)
+
+    def after_delete(self, chat, tab):
+        gone = chatq.tab(tab)
+        if gone and gone.chat == chat.id:
+            return Redirect(f'/profile/{chat.profile}?undone=chat-{chat.id}')
+        return super().after_delete(chat, tab)
+
+chat_list = Chats(chats)
+chatq.show_chat = chat_list.show
+
+def chat_title(profile):
+    "The heading of the page: which chat is open in it."
+    chat = chat_with(profile.chat)
+    return H2(chat and chat.title or 'New chat', id='chat-title', data_chat=profile.chat or None,
+              hx_swap_oob='true')
+
+def export_link(profile):
+    return A('Save the chat as Markdown', href=export.to(chat=profile.chat), download='chat.md',
+             id='export', hx_swap_oob='true')
+
+def chats_section(profile):
+    "The list of chats, in SIDE."
+    new = A('New chat', href=new_chat.to(profile=profile.id), cls='new-chat', accesskey='n')
+    return Section(Div(H2('Chats'), new, cls='bar'), chat_list.ul(profile), cls='chats',
+                   aria_label='Chats')
+
+SIDE.insert(0, chats_section)
+
+# ---- 20. Chat: the page, what it is made of, and its routes --------------------------------------
 
 KEYS = {
     '?': 'This sheet', '/': 'Search', 'Enter': 'Send the message',
@@ -3412,38 +3588,60 @@ KEYS = {
     'Delete': 'Delete the item', 'Ctrl z': 'Bring back what was deleted'}
 
 async def profile_page(req, sess, id: int = None):
-    "The whole page of a profile. The address is the choice; a cookie remembers it for `/`."
+    """The page of a profile, with its newest chat. The address is the choice; a cookie remembers
+    it for `/`."""
     profile = get_profile(id, sess)
-    sess['profile'] = profile.id
-    profile.query = req.query_params
-    keys = icon_button('?', 'Keyboard shortcuts', popovertarget='keys')
-    header = Header(H1(A(NAME, href='/'), cls='brand'), *(part(profile) for part in HEAD),
-                    search_form(), theme_button(), keys, key_sheet())
-    side = Div(*(part(profile) for part in SIDE), cls='side')
-    main = Main(side, chat_section(profile), hx_ext='ws', ws_connect=f'/ws?profile={profile.id}',
-                data_rev=chatq.rev)
-    offline = 'The connection is down. It comes back by itself.'
-    return (Title(NAME), header, main, *words(way_back(profile.query)),
-            Div(offline, id='offline', role='status', hidden=True))
+    chat = newest_chat(profile.id)
+    return chat_page(req, sess, profile, chat, f'profile={profile.id}')
 
 for path in '/', '/profile/{id}':
     app.get(path)(profile_page)
 
+@app.get('/chat/new')
+async def new_chat(req, sess, profile: int = None):
+    "An empty chat, which is stored nowhere before its first message."
+    owner = get_profile(profile, sess)
+    empty = first_row(chats, "profile = ? and title = '' and not deleted", [owner.id])
+    return chat_page(req, sess, owner, empty, f'profile={owner.id}&chat=new')
+
+@app.get('/chat/{id}')
+async def one_chat(req, sess, id: int):
+    chat = one(chats, id)
+    return chat_page(req, sess, one(profiles, chat.profile), chat)
+
+def chat_page(req, sess, profile, chat, socket=''):
+    "A whole page. `socket`: what its socket asks for where there is no chat yet."
+    sess['profile'] = profile.id
+    profile.chat, profile.query = chat.id if chat else 0, req.query_params
+    if chat:
+        socket = f'chat={chat.id}'
+    keys = icon_button('?', 'Keyboard shortcuts', popovertarget='keys')
+    header = Header(H1(A(NAME, href='/'), cls='brand'), *(part(profile) for part in HEAD),
+                    search_form(), theme_button(), keys, key_sheet())
+    side = Div(*(part(profile) for part in SIDE), cls='side')
+    main = Main(side, chat_section(profile), hx_ext='ws', ws_connect=f'/ws?{socket}',
+                data_rev=chatq.rev)
+    offline = 'The connection is down. It comes back by itself.'
+    title = f'{chat.title} · {NAME}' if chat and chat.title else NAME
+    return (Title(title), header, main, *words(way_back(profile.query)),
+            Div(offline, id='offline', role='status', hidden=True))
+
 def way_back(query):
-    "The toast of the page where one lands after deleting the profile of the page before."
-    gone = first_row(profiles, 'deleted and id = ?', [query.get('undone')])
+    "The toast of the page where one lands after deleting what the page before has shown."
+    kind, _, id = query.get('undone', '').partition('-')
+    listing = LISTS.get(kind)
+    gone = listing and first_row(listing.table, 'deleted and id = ?', [id])
     if not gone:
         return ()
-    return toast(f'{gone.name} is deleted.', undo.to(kind='profile', stamp=gone.deleted)).children
+    return toast(f'{listing.name(gone)} is deleted.', listing.undo_url(gone.deleted)).children
 
 def chat_section(profile):
     since = as_id(profile.query.get('at', '').removeprefix('msg-'))  # a search hit further up
-    new = post_button('New chat', new_chat.to(profile=profile.id), cls='quiet')
     return Section(
-        Div(H2('Chat'), model_picker(profile), settings_panel(profile), new, cls='bar'),
-        timeline(chatq.newest(profile.id, since=since), profile.memory),
+        Div(chat_title(profile), model_picker(profile), settings_panel(profile), cls='bar'),
+        timeline(chatq.newest(profile.chat, since=since), memory_of(profile.chat)),
         Button('↓ More below', id='more', hidden=True),
-        composer(profile.id), cls='chat', aria_label='Chat')
+        composer(profile), cls='chat', aria_label='Chat')
 
 def search_form():
     label = 'Search todos and messages'
@@ -3476,9 +3674,9 @@ def timeline(rows, memory):
 
 def composer(profile):
     field = Textarea(id='msg', name='msg', rows=1, placeholder='Message', aria_label='Message',
-                     maxlength=MAX_TEXT, enterkeyhint='send', hx_post=warm.to(profile=profile),
+                     maxlength=MAX_TEXT, enterkeyhint='send', hx_post=warm.to(profile=profile.id),
                      hx_trigger='input throttle:60s', hx_params='none', hx_swap='none')
-    stop_button = post_button('Stop', stop.to(profile=profile), id='stop-btn')
+    stop_button = post_button('Stop', stop.to(), id='stop-btn')
     return Form(field, stop_button, Button('Send', id='send-btn'), id='chat-form', ws_send=True)
 
 def model_picker(profile):
@@ -3501,8 +3699,7 @@ def settings_panel(profile):
               Input(name='context', inputmode='numeric', placeholder="the model server's own",
                     maxlength=7)),
         check_box('Comment on what I do in the app', name='commentary'),
-        A('Save the chat as Markdown', href=export.to(profile=profile.id),
-          download=f'{profile.name}.md'),
+        export_link(profile),
         hx_post=settings.to(profile=profile.id), hx_trigger='change, submit', hx_swap='none',
         cls='panel')
     return Details(Summary('Settings'), fill_form(form, profile), cls='drop')
@@ -3527,10 +3724,12 @@ BACKGROUND.append(watch_backend)
 
 SEARCH = f"""
 select find.kind, p.id as profile, p.name, iif(m.id, 'msg', find.kind) || '-' || ref as place,
+       iif(find.kind = 'chat', find.ref, m.chat) as chat,
        snippet(find, 0, '{START}', '{END}', '…', 12) as text
 from find join profile p on p.id = find.profile
           left join message m on find.kind = 'message' and m.id = find.ref
 where not p.deleted and find match ?
+      and not exists (select 1 from chat where id = m.chat and deleted)
 order by m.role is 'event', rank  -- what was done comes last
 limit 20"""
 
@@ -3542,20 +3741,22 @@ async def find(q: str = ''):
     hits = db.q(SEARCH, [' '.join(f'"{word}"*' for word in words)])
     return Ul(*(hit(**row) for row in hits)) if hits else P('Nothing found.')
 
-def hit(kind, profile, name, place, text):
+def hit(kind, profile, name, place, chat, text):
     "A row of the search's answer."
     if kind == 'message':
         text = re.sub(r'\\(?=[^\w\s])', '', text)  # Markdown's escapes
     text = escape(text, quote=False).replace(START, '<mark>').replace(END, '</mark>')
     where = Small(f'{kind.capitalize()} · {name}')
-    return Li(A(Safe(text), where, href=f'/profile/{profile}?at={place}#{place}'))
+    page = f'/chat/{chat}' if chat else f'/profile/{profile}'
+    address = page if kind == 'chat' else f'{page}?at={place}#{place}'
+    return Li(A(Safe(text), where, href=address))
 
 @app.get
 async def older_messages(before: int, x_tab: str = ''):
-    rows = chatq.newest(one(messages, before).profile, before)
-    for tab in chatq.tabs:
-        if rows and tab.key == x_tab:
-            tab.first = rows[0].id
+    rows = chatq.newest(one(messages, before).chat, before)
+    tab = chatq.tab(x_tab)
+    if tab and rows:
+        tab.first = rows[0].id
     return message_rows(rows)
 
 @app.get
@@ -3563,14 +3764,10 @@ async def source(id: int):
     return PlainTextResponse(readable(one(messages, id).content))
 
 @app.post
-async def new_chat(profile: int):
-    last = first_row(messages, LAST, [one(profiles, profile).id], 'id desc')
-    if last and last.content != NEW_CHAT:
-        await chatq(NEW_CHAT, profile=profile)
-
-@app.post
-async def stop(profile: int):
-    chatq.stop(get_profile(profile).id)
+async def stop(chat: int = 0, x_tab: str = ''):
+    "Stops the answer in a chat; from a page in the one that it shows."
+    tab = chatq.tab(x_tab)
+    chatq.stop(tab.chat if tab else one(chats, chat).id, 'assistant')
 
 @app.post
 async def withdraw(id: int):
@@ -3633,7 +3830,7 @@ async def pull(id: int):
     missing = DOWNLOAD.search(m.error)
     if not missing:
         refuse('There is nothing to download here any more.')
-    chat = chatq.open('job', m.profile)
+    chat = chatq.open('job', chat=m.chat)
     chat.send(f'Downloading {quoted(missing[1])}')
     chat.progress(0)
 
@@ -3665,22 +3862,22 @@ def as_number(text, kind, least, most, sentence):
     refuse(f'{sentence}, or empty.')
 
 @app.get
-async def export(profile: int):
+async def export(chat: int):
     names = {'user': '## You', 'assistant': '## Model', 'job': '## App', 'event': ''}
-    where = "profile = ? and not deleted and content <> ''"
-    rows = messages(where, [one(profiles, profile).id], 'id')
+    rows = messages("chat = ? and not deleted and content <> ''", [chat], 'id')
     texts = (f'{names[m.role]}\n\n{readable(m.content)}'.strip() for m in rows)
     return Response('\n\n'.join(texts) + '\n', media_type='text/markdown',
                     headers={'content-disposition': 'attachment'})
 
-# ---- 20. Wire: scripts, the socket, and the start ------------------------------------------------
+# ---- 21. Wire: scripts, the socket, and the start ------------------------------------------------
 
 @app.post('/chatq')
 async def from_script(text: str = None, progress: str = '', done: str = '', id: str = '',
-                      profile: str = ''):
+                      profile: str = '', chat: str = ''):
     """A message from a script, cron or a notebook: `text` alone is a finished one; with `progress`
-    (0..100) it stays open until `done=1`; with `id` it replaces what that message said. Answers the
-    id as plain text."""
+    (0..100) it stays open until `done=1`; with `id` it replaces what that message said. It comes
+    into the chat with the id `chat`, else into the profile's newest. Answers the id as plain
+    text."""
     if text is not None:
         text = clean(text, MAX_TEXT, 'The text')
     if done not in ('', '0', '1'):
@@ -3688,18 +3885,25 @@ async def from_script(text: str = None, progress: str = '', done: str = '', id: 
     if not id and not text:
         refuse('Say something: the field text is empty.')
     percent = as_percent(progress)
-    row = script_message(id) if id else chatq.new('job', profile_named(profile).id)
+    row = script_message(id) if id else new_script_message(profile, chat, text)
     open_already = chatq.writing.get(row.id)
-    chat = open_already or chatq.open(row=row)
-    if text is not None and text != chat.text():
-        chat.update(text)
+    message = open_already or chatq.open(row=row)
+    if text is not None and text != message.text():
+        message.update(text)
     if progress:
-        chat.progress(percent)
+        message.progress(percent)
     if done == '1' or not (progress or open_already):
-        chat.finish()
+        message.finish()
     else:
-        chat.save()  # what is acknowledged is stored
-    return PlainTextResponse(str(chat.id))
+        message.save()  # what is acknowledged is stored
+    return PlainTextResponse(str(message.id))
+
+def new_script_message(profile, chat, text):
+    if not chat:
+        return chatq.new('job', profile_named(profile).id, content=text)
+    if not re.fullmatch('[0-9]{1,15}', chat):
+        refuse(f'chat is “{chat[:40]}”: it has to be the number in the address of a chat.')
+    return chatq.new('job', chat=one(chats, chat).id, content=text)
 
 def as_percent(text):
     try:
@@ -3732,10 +3936,19 @@ def profile_named(name):
 async def on_connect(ws):
     with contextlib.suppress(HTTPException):  # `ws` says so when it is spoken to
         query = ws.query_params
-        profile = get_profile(query.get('profile'), ws.session)
+        profile, chat = place_of(query, ws.session)
         seen, first, last = (as_id(query[name]) if name in query else None
                              for name in ('seen', 'first', 'last'))
-        ws.scope['tab'] = chatq.connect(ws, profile.id, query.get('tab', ''), seen, first, last)
+        ws.scope['tab'] = chatq.connect(ws, profile, chat, query.get('tab', ''), seen, first, last)
+
+def place_of(query, sess):
+    "The ids of the profile and the chat that a tab shows; for the latter see Tab."
+    if as_id(query.get('chat', '')):
+        chat = one(chats, as_id(query['chat']))
+        return one(profiles, chat.profile).id, chat.id
+    profile = get_profile(query.get('profile'), sess).id
+    newest = newest_chat(profile)
+    return profile, 0 if query.get('chat') == 'new' else newest and newest.id
 
 async def on_disconnect(ws):
     if tab := ws.scope.get('tab'):
@@ -3754,8 +3967,10 @@ async def ws(ws, msg: str = None):
         tab = ws.scope.get('tab')
         if not tab or not first_row(profiles, 'id = ? and not deleted', [tab.profile]):
             refuse('This profile is not there any more: choose another one.')
+        if tab.chat and not chat_with(tab.chat):
+            refuse('This chat is not there any more: choose another one, or begin a new one.')
         await writable()
-        chatq.ask(tab.profile, text)
+        chatq.ask(tab, text)
     except (HTTPException, apsw.BusyError) as e:
         _, sentence = sentence_for(e)
         return toast(sentence)(data_refused='1')  # the page puts the prompt back into its field
@@ -3843,7 +4058,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 from starlette.responses import PlainTextResponse
 
-# ---- 21. Profiles: whose lists and chat it is ----------------------------------------------------
+# ---- 22. Profiles: whose lists and chat it is ----------------------------------------------------
 
 class Profiles(Listing):
     "The list of all profiles, for the header."
@@ -3866,7 +4081,7 @@ class Profiles(Listing):
 
     def after_delete(self, p, tab):
         if any(each.profile == p.id and each.key == tab for each in chatq.tabs):
-            return Redirect(f'/?undone={p.id}')
+            return Redirect(f'/?undone=profile-{p.id}')
         return super().after_delete(p, tab)
 
 profile_list = Profiles(table(Profile))
@@ -3898,7 +4113,7 @@ HEAD.append(profile_panel)
 async def add_profile(data: dict, sess, x_tab: str = ''):
     return await profile_list.post(data, sess, x_tab)
 
-# ---- 22. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
+# ---- 23. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
 
 class Todo:
     "One thing to do."
@@ -3946,24 +4161,24 @@ def todo_section(profile):
         todo_filter(profile, profile.query.get('show', 'all')),
         cls='todos', aria_label='Todo')
 
-SIDE.insert(0, todo_section)
+SIDE.insert(1, todo_section)
 
 def todo_filter(profile, show):
     """The links under the list. The style sheet hides rows by `data-show`, so that what comes to
     match is in its place already."""
     def link(name):
-        return A(name.capitalize(), href=f'/profile/{profile.id}?show={name}', id=f'show-{name}',
+        return A(name.capitalize(), href=f'?show={name}', id=f'show-{name}',
                  aria_current='page' if name == show else None,
                  hx_get=filter_todos.to(profile=profile.id, show=name))
     return Nav(*map(link, ('all', 'active', 'completed')), cls='filter', aria_label='Filter',
                data_show=show, hx_target='this', hx_swap='outerHTML')
 
 @app.get
-async def filter_todos(profile: int, show: str = 'all'):
+async def filter_todos(profile: int, htmx, show: str = 'all'):
     "The filter stands in the address, for a reload and for the way back."
-    shown = get_profile(profile)
-    address = f'/profile/{shown.id}?show={quote(show)}'
-    return todo_filter(shown, show), HtmxResponseHeaders(push_url=address)
+    page = urlsplit(htmx.current_url or '').path
+    address = f'{page}?show={quote(show)}'
+    return todo_filter(get_profile(profile), show), HtmxResponseHeaders(push_url=address)
 
 def todo_bar(profile):
     "Mark all, the counter and Clear completed: what changes with every todo; empty without one."
@@ -4080,7 +4295,7 @@ def summarise_my_todos(chat):
     chat.model('Summarise this todo list in a few sentences: what is open, what is done, what to '
                f'begin with.\n\n{as_markdown(rows[:500])}')
 
-# ---- 23. Audit: a sample job that fetches pages --------------------------------------------------
+# ---- 24. Audit: a sample job that fetches pages --------------------------------------------------
 
 SELECTORS = {'title': 'title', 'description': 'meta[name=description i]', 'h1': 'h1',
              'canonical': 'link[rel~=canonical i]'}
@@ -4225,7 +4440,7 @@ def read_page(text):
     page.strip_tags(['title', 'script', 'style', 'noscript'])
     return facts | {'words': len(page.text(separator=' ').split())}
 
-# ---- 24. Main: the start -------------------------------------------------------------------------
+# ---- 25. Main: the start -------------------------------------------------------------------------
 
 if __name__ == '__main__':
     run()

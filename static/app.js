@@ -33,13 +33,29 @@ let online = false
 let sending = ''  // the prompt on its way, until the server has stored it
 let unsent = ''   // the prompt that is to be sent as soon as the connection is back
 
+// The chat that this page shows; a new one has no number before its first message.
+const openChat = () => byId('chat-title')?.dataset.chat
+
+// Its title has come, or a row of the list of chats: a new chat has its address now.
+function showChat() {
+  const title = byId('chat-title')
+  if (!title) return
+  const address = `/chat/${openChat()}`
+  const isListed = $(`#chat-${openChat()}`)
+  if (isListed && location.pathname === '/chat/new') history.replaceState({}, '', address)
+  for (const link of htmx.findAll('#chat-list a')) {
+    link.ariaCurrent = link.pathname === address ? 'page' : null
+  }
+}
+
 // Every connection says what this page has seen, and gets what it missed.
 htmx.createWebSocket = address => {
+  const place = openChat() ? address.replace(/\?.*/, `?chat=${openChat()}`) : address
   const messages = [...htmx.findAll('#msg-list > [id^=msg-]')]
   const seen = Math.max($('main').dataset.rev, ...messages.map(el => el.dataset.rev || 0))
   const first = number(messages[0])
   const last = number(messages.at(-1))
-  return new WebSocket(`${address}&tab=${TAB}&seen=${seen}&first=${first}&last=${last}`)
+  return new WebSocket(`${place}&tab=${TAB}&seen=${seen}&first=${first}&last=${last}`)
 }
 
 // The app is on this machine: it is worth asking often.
@@ -449,6 +465,7 @@ function refocus() {
 }
 
 on('htmx:afterSettle htmx:wsAfterMessage', () => {
+  showChat()
   refocus()
   toEnd()
 })
@@ -524,8 +541,10 @@ const asBlob = text => new Blob([text], { type: 'text/plain' })
 
 function start() {
   const isPhone = innerWidth <= 768  // it would open its keyboard
-  if (!isPhone && !/[?#]/.test(location.href)) byId('msg').focus()
+  const isNew = location.pathname === '/chat/new'
+  if (isNew || !isPhone && !/[?#]/.test(location.href)) byId('msg').focus()
   type(session[draft()] ?? '')
+  showChat()
   const singleKeys = byId('single-keys')
   singleKeys.checked = local.keys !== 'off'
   singleKeys.onchange = () => { local.keys = singleKeys.checked ? 'on' : 'off' }

@@ -81,16 +81,6 @@ def test_the_message_field_grows_with_its_text(chat):
     assert field.bounding_box()["height"] > 2 * low
 
 
-def test_a_second_new_chat_draws_no_second_line(chat):
-    for _ in range(2):
-        chat.post("new_chat", profile=chat.profile)
-    assert not chat.rows("content = '---'")                           # nor is one drawn on top of an empty chat
-    chat.answered("Hi")
-    for _ in range(2):
-        chat.post("new_chat", profile=chat.profile)
-    assert len(chat.rows("content = '---'")) == 1
-
-
 def test_an_empty_prompt_is_a_gentle_hint(chat):
     for nothing in "", "  \n ":
         chat.page.locator("#msg").fill(nothing)
@@ -531,16 +521,6 @@ def test_undo_is_offered_also_when_the_answer_comes_after_the_change(chat):
     chat.prompts.get_by_role("button", name=re.compile("^Delete")).click()
     chat.page.get_by_role("button", name="Undo", exact=True).click()
     expect(chat.prompts).to_have_count(1)
-
-
-def test_new_chat_draws_a_line_below_which_the_models_memory_starts(chat):
-    chat.answered("old", Script(text="stale"))
-    chat.page.get_by_role("button", name="New chat", exact=True).click()
-    expect(chat.page.locator("[data-role=event]")).to_contain_text("New chat")
-    chat.answered("fresh")
-    assert said(chat.fake.chats[-1]) == [("user", "fresh")]
-    expect(chat.page.locator("#msg-list")).to_contain_text("stale")     # but one can still read it
-    assert roles(chat.page) == ["user", "assistant", "event", "user", "assistant"]
 
 
 def test_thoughts_and_answer_in_one_go_are_both_there(chat):

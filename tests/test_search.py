@@ -80,7 +80,7 @@ def test_hits_are_put_away_by_leaving_them_and_come_back(chat, hits, word):
     add(chat, f"Buy {word} seeds")
     look_for(chat.page, word)
     expect(hits.first).to_be_visible()
-    chat.page.get_by_role("heading", name="Chat", exact=True).click()
+    chat.page.locator("#chat-title").click()
     expect(hits.first).to_be_hidden()
     chat.page.locator("#search").focus()
     expect(hits.first).to_be_visible()
