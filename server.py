@@ -2327,7 +2327,9 @@ def is_secret(kind):
     return isinstance(kind, type) and issubclass(kind, Secret)
 
 class WrongValue(ValueError):
-    "A value that does not fit its column, as a sentence for the person."
+    "What does not fit: a sentence for the person, by the name of each column or parameter."
+    def __str__(self):
+        return '; '.join(f'{name}: {why}' for name, why in self.args[0].items())
 
 for each in ModelError, WrongValue:  # a route of an app's own may raise them
     app.exception_handlers[each] = app.exception_handlers[HTTPException]
@@ -2341,6 +2343,7 @@ class Field:
     kind: type
     default: object = REQUIRED
     largest: float = inf  # as a number
+    most: int = MAX_TEXT  # characters
     secret: str = ''      # the name under which a secret is kept
 
     @property
@@ -2365,10 +2368,9 @@ def fields_of(function):
         if is_secret(field.kind):
             field.secret = field.kind.shared or f'{function.__name__}.{field.name}'
             field.kind = str
+        if field.kind is Lines:
+            field.most = MAX_BODY
     return fields
-
-def column_fields(tbl, names):
-    return [Field(name, tbl.types[name], getattr(tbl.cls, name, ''), 2**63 - 1) for name in names]
 
 def as_typed(value):
     "A value as it stands in a form."
@@ -2408,9 +2410,8 @@ def parse_all(fields, given):
     for field in fields:
         text = given.get(field.name)
         text = text if isinstance(text, str) else as_typed(text)
-        longest = MAX_BODY if field.kind is Lines else MAX_TEXT
         try:
-            values[field.name] = parse(field, clean(text, longest, 'This'))
+            values[field.name] = parse(field, clean(text, field.most, 'This'))
         except (ValueError, HTTPException) as e:
             wrong[field.name] = getattr(e, 'detail', str(e))
     return values, wrong
@@ -2655,7 +2656,7 @@ def tool_values(function, given):
         raise ValueError(f'no parameter {", ".join(unknown)}')
     values, wrong = parse_all(fields, defaults | given)  # a box that is left out is not unticked
     if wrong:
-        raise ValueError('; '.join(f'{name}: {why}' for name, why in wrong.items()))
+        raise WrongValue(wrong)
     return values
 
 # What goes on beside it
@@ -2835,9 +2836,9 @@ class Rows:
                 return await self.move(row, before, tab)
         await self.change(row, '', tab, 'Moved', priority=priority)
 
-    async def post(self, data, sess, tab):
-        """What a POST of the add form does: a row for each line of the text that was typed or
-        pasted. Answers them."""
+    async def post(self, data: dict, sess, x_tab: str = ''):
+        """The route of the add form: a row for each line of the text that was typed or pasted.
+        Answers them."""
         typed = data.get(self.text, '')
         typed = typed[-1] if isinstance(typed, list) else typed  # a field that was sent twice
         text = clean(typed, MAX_BODY, 'The text')
@@ -2847,16 +2848,20 @@ class Rows:
         if len(lines) > 500:
             refuse(f'These are {len(lines)} lines: at most 500 can be added at once.')
         rows = [self.parse_line(line, len(lines) > 1) for line in lines]
-        for row in rows:
-            clean(row[self.text], MAX_TITLE, 'The text')
         owner = 0 if self.shared else get_profile(data.get('profile'), sess).id
-        with db.conn:  # one transaction, and so one write
-            added = [await self.add('', tab, profile=owner, **row) for row in rows]
+        with db.conn:  # all of them or none, and one write
+            added = [await self.add('', x_tab, profile=owner, **row) for row in rows]
             more = f' and {count(len(rows) - 1, f"more {self.kind}")}' if len(rows) > 1 else ''
             await self.tell(f'Added {quoted(self.name(added[0]))}{more}', 'Added', added[0])
         return ''.join(map(self.item, added))
 
     # How it comes about
+
+    async def rename(self, row, text, tab='', **fields):
+        "Changes the text of a row, with an event in the chat, and further fields; see `add`."
+        old, text = self.name(row), text.replace('\n', ' ')
+        said = '' if text == old else f'Renamed {quoted(old)} to {quoted(text)}'
+        return await self.change(row, said, tab, **{self.text: text}, **fields)
 
     def name(self, row):
         return getattr(row, self.text)
@@ -2879,17 +2884,23 @@ class Rows:
     def checked(self, columns):
         "Values fit for their columns. Raises ValueError with a sentence."
         if unknown := columns.keys() - self.types.keys():
-            raise WrongValue(f'{self.kind} has no {", ".join(unknown)}; '
-                             f'it has: {", ".join(self.types)}.')
+            has = f'; it has: {", ".join(self.types)}'
+            raise WrongValue({name: f'{self.kind} has no {name}{has}' for name in unknown})
         given = [name for name, value in columns.items() if value is not None]
-        values, wrong = parse_all(column_fields(self.table, given), columns)
-        if len(values.get(self.text, '')) > MAX_TITLE:
-            wrong[self.text] = f'at most {MAX_TITLE} characters fit'
+        values, wrong = parse_all(self.form_fields(given), columns)
+        if self.text in values:
+            values[self.text] = values[self.text].replace('\n', ' ')
         if values.get(self.text) == '':
-            wrong[self.text] = 'it is empty'
+            wrong[self.text] = 'It needs a name, and it is empty.'
         if wrong:
-            raise WrongValue('; '.join(f'{name}: {why}' for name, why in wrong.items()))
+            raise WrongValue(wrong)
         return columns | values
+
+    def form_fields(self, names):
+        "Columns as fields of a form."
+        for name in names:
+            most = MAX_TITLE if name == self.text else MAX_TEXT
+            yield Field(name, self.types[name], getattr(self.table.cls, name, ''), 2**63 - 1, most)
 
     async def tell(self, said, verb, row, before=''):
         """An event in the chat: with Undo where the model did it, and where the profile wants it
@@ -3049,7 +3060,7 @@ class Listing(Rows):
         """A row as a form: leaving it saves, Escape gives up; a list with more than its text is
         saved by its button. `typed` and `wrong`: what was refused, and why, by name."""
         typed, id = vars(row) | typed, f'{self.kind}-{row.id}'
-        text, *more = column_fields(self.table, [self.text, *self.fields])
+        text, *more = self.form_fields([self.text, *self.fields])
         attrs = dict(aria_label=f'New name of {self.name(row)}', autofocus=True,
                      maxlength=MAX_TITLE, autocomplete='off')
 
@@ -3092,55 +3103,48 @@ def profile_contents(profile):
 
 # ---- 17. Routes of lists -------------------------------------------------------------------------
 
-def listing_of(kind):
+def listing_of(kind: str):
     if kind not in LISTS:
         raise HTTPException(404)
     return LISTS[kind]
 
+# A route's `listing: Listing` is the one that `kind` in the address names.
+Listing.__from_request__ = listing_of
+
 @app.post
-async def add(kind: str, data: dict, sess, x_tab: str = ''):
-    return await listing_of(kind).post(data, sess, x_tab)
+async def add(listing: Listing, data: dict, sess, x_tab: str = ''):
+    return await listing.post(data, sess, x_tab)
 
 @app.get
-async def rows(kind: str, profile: str = '', after: str = '', count: int = 0):
+async def rows(listing: Listing, profile: str = '', after: str = '', count: int = 0):
     "Rows of a list behind the one with the id `after`: a further part, or all that a page shows."
     most = max(min(count, 10_000), LIST_PART)
-    return tuple(listing_of(kind).items(as_id(profile), most, as_id(after)))
+    return tuple(listing.items(as_id(profile), most, as_id(after)))
 
 @app.get
-async def item_view(kind: str, id: int):
-    listing = listing_of(kind)
+async def item_view(listing: Listing, id: int):
     return listing.placed(listing.row(id))  # it may have been moved while it was edited
 
 @app.get
-async def edit(kind: str, id: int):
-    listing = listing_of(kind)
+async def edit(listing: Listing, id: int):
     return listing.edit_form(listing.row(id))
 
 @app.post
-async def rename(kind: str, id: int, req, x_tab: str = ''):
+async def rename(listing: Listing, id: int, req, x_tab: str = ''):
     """Changes the text of a row, and its further fields: from a page all of them, since a box that
     is not ticked is not sent. 422 with the form where a value does not fit."""
-    listing, typed = listing_of(kind), dict(await req.form())
-    row = listing.row(id)
-    text = typed.get(listing.text, typed.get('name', ''))
-    text = clean(text, MAX_TITLE, 'The name').replace('\n', ' ')
+    row, typed = listing.row(id), dict(await req.form())
+    text = clean(typed.get(listing.text, typed.get('name', '')), MAX_TITLE, 'The name')
     if not text and not listing.fields:
-        return await delete(kind, id, x_tab=x_tab)
-    names = [name for name in listing.fields if x_tab or name in typed]
-    values, wrong = parse_all(column_fields(listing.table, names), typed)
-    if not text:
-        wrong[listing.text] = 'It needs a name: type one, or press Escape.'
-    if wrong:
-        return FtResponse(listing.edit_form(row, typed, wrong), status_code=422)
-    old = listing.name(row)
-    said = '' if text == old else f'Renamed {quoted(old)} to {quoted(text)}'
-    values[listing.text] = text
-    return listing.placed(await listing.change(row, said, x_tab, **values))
+        return await delete(listing, id, x_tab=x_tab)
+    fields = {name: typed.get(name, '') for name in listing.fields if x_tab or name in typed}
+    try:
+        return listing.placed(await listing.rename(row, text, x_tab, **fields))
+    except WrongValue as e:
+        return FtResponse(listing.edit_form(row, typed, e.args[0]), status_code=422)
 
 @app.post
-async def delete(kind: str, id: int, sure: int = 0, x_tab: str = ''):
-    listing = listing_of(kind)
+async def delete(listing: Listing, id: int, sure: int = 0, x_tab: str = ''):
     row = listing.row(id)
     if not sure and (question := listing.confirm(row)):
         return question
@@ -3148,13 +3152,12 @@ async def delete(kind: str, id: int, sure: int = 0, x_tab: str = ''):
     return listing.after_delete(row, x_tab)
 
 @app.post
-async def undo(kind: str, stamp: float):
+async def undo(listing: Listing, stamp: float):
     "Brings back what was deleted with this stamp, at its place."
-    listing = listing_of(kind)
     rows = listing.table('deleted and deleted = ?', [stamp])
     if not rows:
         raise HTTPException(404)
-    back = count(len(rows), kind)
+    back = count(len(rows), listing.kind)
     await listing.change_all(rows, f'Brought back {back}', deleted=0.)
     return toast('It is back.' if len(rows) == 1 else f'{back} are back.')
 
@@ -3171,8 +3174,7 @@ async def take_back(id: int):
     chatq.changed(m)
 
 @app.post
-async def move(kind: str, id: int, before: int = 0, x_tab: str = ''):
-    listing = listing_of(kind)
+async def move(listing: Listing, id: int, before: int = 0, x_tab: str = ''):
     await listing.move(listing.row(id), before, x_tab)
 
 # ---- 18. Jobs: long work that talks while it runs ------------------------------------------------
@@ -3894,9 +3896,7 @@ def profile_panel(profile):
 
 HEAD.append(profile_panel)
 
-@app.post('/profile')
-async def add_profile(data: dict, sess, x_tab: str = ''):
-    return await profile_list.post(data, sess, x_tab)
+app.post('/profile')(profile_list.post)
 
 # ---- 22. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
 
@@ -3981,9 +3981,7 @@ def todo_bar(profile):
                Span(Strong(f'{left:,}'), items, id='todo-count'),
                clear if True in counts else None)
 
-@app.post('/todo')
-async def add_todos(data: dict, sess, x_tab: str = ''):
-    return await todos.post(data, sess, x_tab)
+app.post('/todo')(todos.post)
 
 @app.post('/toggle/{id}')
 async def toggle(id: int, x_tab: str = ''):
@@ -4024,11 +4022,6 @@ def todo_with(id):
             return todo
     raise ValueError(f'there is no todo {id}: list_todos tells the ids')
 
-def one_line(title):
-    if line := ' '.join(title.split()):
-        return line
-    raise ValueError('the title is empty')
-
 @tool
 async def list_todos(chat):
     "Lists the person's todos, in order, with their ids."
@@ -4039,7 +4032,7 @@ async def list_todos(chat):
 @tool
 async def add_todo(chat, title: str):
     "Adds a todo at the end of the list."
-    todo = await todos.add(title=one_line(title))
+    todo = await todos.add(title=title)
     return f'Added as todo {todo.id}.'
 
 @tool
@@ -4053,9 +4046,7 @@ async def finish_todo(chat, id: int):
 @tool
 async def rename_todo(chat, id: int, title: str):
     "Gives a todo another title."
-    todo, title = todo_with(id), one_line(title)
-    said = f'Renamed “{plain(todo.title)}” to “{plain(title)}”'
-    await todos.change(todo, said, title=title)
+    await todos.rename(todo_with(id), title)
 
 @tool
 async def move_todo(chat, id: int, before_id: int = 0):
