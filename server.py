@@ -2795,8 +2795,7 @@ class Rows:
         """Changes columns of a row (or of the row with this id), and gives the changed row; see
         `add`."""
         before = one(self.table, getattr(row, 'id', row))
-        values = {name: stored(value) for name, value in self.checked(columns).items()}
-        row = self.table.update(id=before.id, **values)  # fastlite would make a Decimal a float
+        row = save(self.table, replace(before, **self.checked(columns)))
         self.show(row, tab)
         await self.tell(said, verb, row, {name: getattr(before, name) for name in columns})
         return row
@@ -2812,10 +2811,8 @@ class Rows:
         if not rows:
             return
         columns = self.checked(columns)
-        changes = ', '.join(f'[{name}] = ?' for name in columns)
-        ids = json.dumps([row.id for row in rows])
-        db.q(f'update [{self.kind}] set {changes} where id in (select value from json_each(?))',
-             [*columns.values(), ids])
+        with db.conn:
+            rows = [save(self.table, replace(row, **columns)) for row in rows]
         if len(rows) == 1:
             self.show(rows[0])
         else:
