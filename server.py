@@ -90,7 +90,7 @@ from itertools import groupby, pairwise
 from math import inf, isfinite
 from types import MappingProxyType, SimpleNamespace, UnionType
 from typing import Literal, Union, get_args, get_origin
-from urllib.parse import quote, unquote_to_bytes, urlencode, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import apsw
 import httpx
@@ -588,12 +588,11 @@ def has_token(request):
 
 def without_token(request):
     "The token goes from the link into a cookie: out of the address, and so of the history."
-    query = dict(request.query_params)
-    del query['token']
     path = quote('/' + request.scope['path'].lstrip('/\\'))
-    response = RedirectResponse(f'{path}?{urlencode(query)}'.rstrip('?'), 303)
+    query = request.url.remove_query_params('token').query
+    response = RedirectResponse(f'{path}?{query}'.rstrip('?'), 303)
     response.set_cookie(f'{SLUG}_token', TOKEN, max_age=30*86400, httponly=True,
-                        samesite='strict', secure=request.scope['scheme'] == 'https')
+                        samesite='strict', secure=request.url.scheme == 'https')
     return response
 
 def own_headers(scope):
@@ -2999,13 +2998,11 @@ class Listing(Rows):
                     hx_target=f'#{self.kind}-list', hx_swap='beforeend scroll:bottom')
 
     def ul(self, profile):
-        """The list as it stands in the page, down to the row that a search hit leads to: the rest
-        comes as one scrolls there."""
+        """The list as it stands in the page: its first rows, the rest comes as one scrolls there;
+        all of them where a search hit leads to one."""
         owner = 0 if self.shared else profile.id
-        hit = profile.query.get('at', '').removeprefix(f'{self.kind}-')
-        sql = (f'select count(*) from [{self.kind}] where profile = ? and deleted = 0 and '
-               f'(priority, id) <= (select priority, id from [{self.kind}] where id = ?)')
-        most = max(LIST_PART, db.item(sql, [owner, hit]))
+        has_hit = profile.query.get('at', '').startswith(f'{self.kind}-')
+        most = 10**6 if has_hit else LIST_PART
         return Ul(*self.items(owner, most), id=f'{self.kind}-list', hx_target='closest li',
                   hx_swap='outerHTML')
 
@@ -3949,8 +3946,9 @@ def todo_filter(profile, show):
     """The links under the list. The style sheet hides rows by `data-show`, so that what comes to
     match is in its place already."""
     def link(name):
-        return A(name.capitalize(), href=f'/profile/{profile.id}?show={name}', id=f'show-{name}',
-                 aria_current='page' if name == show else None,
+        address = f'/profile/{profile.id}?show={name}'
+        return A(name.capitalize(), href=address, id=f'show-{name}',
+                 aria_current='page' if name == show else None, hx_push_url=address,
                  hx_get=filter_todos.to(profile=profile.id, show=name))
     return Nav(*map(link, ('all', 'active', 'completed')), cls='filter', aria_label='Filter',
                data_show=show, hx_target='this', hx_swap='outerHTML')
@@ -3958,9 +3956,7 @@ def todo_filter(profile, show):
 @app.get
 async def filter_todos(profile: int, show: str = 'all'):
     "The filter stands in the address, for a reload and for the way back."
-    shown = get_profile(profile)
-    address = f'/profile/{shown.id}?show={quote(show)}'
-    return todo_filter(shown, show), HtmxResponseHeaders(push_url=address)
+    return todo_filter(get_profile(profile), show)
 
 def todo_bar(profile):
     "Mark all, the counter and Clear completed: what changes with every todo; empty without one."
