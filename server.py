@@ -2430,7 +2430,7 @@ def control(field, value, **attrs):
         return Select(*options, **attrs)
     if field.kind is Lines:  # without a maxlength: a browser would cut what is pasted
         return Textarea(text, rows=2, **attrs)
-    usual = dict(type='text', value=text, maxlength=MAX_TEXT)
+    usual = dict(type='text', value=text, maxlength=field.most)
     if field.secret:
         usual |= dict(type='password', value='')
     return Input(**usual | INPUTS.get(field.kind, {}) | attrs)
@@ -2759,9 +2759,7 @@ class Rows:
         all."""
         chat = at_work.get()
         profile = profile or (chat and chat.profile)
-        if self.shared or not profile:
-            return chatq.read(self.select, '1', [])
-        return chatq.read(self.select, 'profile = ?', [profile])
+        return chatq.read(self.select, 0 if self.shared else profile)
 
     def row(self, id):
         "The row with this id. Raises HTTPException 404."
@@ -2868,14 +2866,17 @@ class Rows:
                'where profile = ? and deleted = 0')
         return db.item(sql, [profile])
 
-    def select(self, where, args, most=-1, after=0):
-        "Rows in order, at most so many, behind the one with the id `after`."
+    def select(self, profile, most=-1, after=0):
+        "Rows of a profile, or for None of all, in order: so many, behind the one with this id."
+        where = 'deleted = 0'
+        if profile is not None:
+            where += ' and profile = :profile'
         if after:
-            place = f'select priority, id from [{self.kind}] where id = ?'
-            where, args = f'{where} and (priority, id) > ({place})', [*args, after]
-        sql = (f'select * from [{self.kind}] where {where} and deleted = 0 '
-               'order by priority, id limit ?')
-        return [self.table.cls(**row) for row in db.q(sql, [*args, most])]
+            where += (' and (priority, id) > '
+                      f'(select priority, id from [{self.kind}] where id = :after)')
+        sql = f'select * from [{self.kind}] where {where} order by priority, id limit :most'
+        args = dict(profile=profile, after=after, most=most)
+        return [self.table.cls(**row) for row in db.q(sql, args)]
 
     def checked(self, columns):
         "Values fit for their columns. Raises ValueError with a sentence."
@@ -2928,7 +2929,7 @@ class Rows:
 
     def placed(self, row):
         "A row that tells a page which element it stands above; 'end' where there is none."
-        rows = self.select('profile = ?', [row.profile], 1, row.id)
+        rows = self.select(row.profile, 1, row.id)
         return self.item(row, f'{self.kind}-{rows[0].id}' if rows else 'end')
 
 # The priority of the row above a place; where there is none, two less than that of the one below.
@@ -3008,7 +3009,7 @@ class Listing(Rows):
 
     def items(self, owner, most, after=0):
         "So many rows as components, and where there are more a sign that loads them."
-        rows = self.select('profile = ?', [owner], most + 1, after)
+        rows = self.select(owner, most + 1, after)
         yield from map(self.item, rows[:most])
         if len(rows) > most:
             yield Li(id=f'{self.kind}-{rows[most].id}-part', cls='part',
@@ -3056,7 +3057,7 @@ class Listing(Rows):
         typed, id = vars(row) | typed, f'{self.kind}-{row.id}'
         text, *more = self.form_fields([self.text, *self.fields])
         attrs = dict(aria_label=f'New name of {self.name(row)}', autofocus=True,
-                     maxlength=MAX_TITLE, autocomplete='off')
+                     autocomplete='off')
 
         def field(each, **attrs):
             return labelled(each, typed[each.name], id, wrong.get(each.name), **attrs)
