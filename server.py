@@ -2851,9 +2851,11 @@ class Rows:
 
     # How it comes about
 
+    @from_anywhere
     async def rename(self, row, text, tab='', **fields):
-        "Changes the text of a row, with an event in the chat, and further fields; see `add`."
-        old, text = self.name(row), text.replace('\n', ' ')
+        "Changes the text of a row, with an event in the chat, and further fields; see `change`."
+        row, text = one(self.table, getattr(row, 'id', row)), text.replace('\n', ' ')
+        old = self.name(row)
         said = '' if text == old else f'Renamed {quoted(old)} to {quoted(text)}'
         return await self.change(row, said, tab, **{self.text: text}, **fields)
 
