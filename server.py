@@ -90,7 +90,7 @@ from itertools import groupby, pairwise
 from math import inf, isfinite
 from types import MappingProxyType, SimpleNamespace, UnionType
 from typing import Literal, Union, get_args, get_origin
-from urllib.parse import quote, unquote_to_bytes, urlencode, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import apsw
 import httpx
@@ -607,12 +607,11 @@ def has_token(request):
 
 def without_token(request):
     "The token goes from the link into a cookie: out of the address, and so of the history."
-    query = dict(request.query_params)
-    del query['token']
     path = quote('/' + request.scope['path'].lstrip('/\\'))
-    response = RedirectResponse(f'{path}?{urlencode(query)}'.rstrip('?'), 303)
+    query = request.url.remove_query_params('token').query
+    response = RedirectResponse(f'{path}?{query}'.rstrip('?'), 303)
     response.set_cookie(f'{SLUG}_token', TOKEN, max_age=30*86400, httponly=True,
-                        samesite='strict', secure=request.scope['scheme'] == 'https')
+                        samesite='strict', secure=request.url.scheme == 'https')
     return response
 
 def own_headers(scope):
@@ -2434,7 +2433,9 @@ def is_secret(kind):
     return isinstance(kind, type) and issubclass(kind, Secret)
 
 class WrongValue(ValueError):
-    "A value that does not fit its column, as a sentence for the person."
+    "What does not fit: a sentence for the person, by the name of each column or parameter."
+    def __str__(self):
+        return '; '.join(f'{name}: {why}' for name, why in self.args[0].items())
 
 for each in ModelError, WrongValue:  # a route of an app's own may raise them
     app.exception_handlers[each] = app.exception_handlers[HTTPException]
@@ -2448,6 +2449,7 @@ class Field:
     kind: type
     default: object = REQUIRED
     largest: float = inf  # as a number
+    most: int = MAX_TEXT  # characters
     secret: str = ''      # the name under which a secret is kept
 
     @property
@@ -2472,10 +2474,9 @@ def fields_of(function):
         if is_secret(field.kind):
             field.secret = field.kind.shared or f'{function.__name__}.{field.name}'
             field.kind = str
+        if field.kind is Lines:
+            field.most = MAX_BODY
     return fields
-
-def column_fields(tbl, names):
-    return [Field(name, tbl.types[name], getattr(tbl.cls, name, ''), 2**63 - 1) for name in names]
 
 def as_typed(value):
     "A value as it stands in a form."
@@ -2515,9 +2516,8 @@ def parse_all(fields, given):
     for field in fields:
         text = given.get(field.name)
         text = text if isinstance(text, str) else as_typed(text)
-        longest = MAX_BODY if field.kind is Lines else MAX_TEXT
         try:
-            values[field.name] = parse(field, clean(text, longest, 'This'))
+            values[field.name] = parse(field, clean(text, field.most, 'This'))
         except (ValueError, HTTPException) as e:
             wrong[field.name] = getattr(e, 'detail', str(e))
     return values, wrong
@@ -2537,7 +2537,7 @@ def control(field, value, **attrs):
         return Select(*options, **attrs)
     if field.kind is Lines:  # without a maxlength: a browser would cut what is pasted
         return Textarea(text, rows=2, **attrs)
-    usual = dict(type='text', value=text, maxlength=MAX_TEXT)
+    usual = dict(type='text', value=text, maxlength=field.most)
     if field.secret:
         usual |= dict(type='password', value='')
     return Input(**usual | INPUTS.get(field.kind, {}) | attrs)
@@ -2759,7 +2759,7 @@ def tool_values(function, given):
         raise ValueError(f'no parameter {", ".join(unknown)}')
     values, wrong = parse_all(fields, defaults | given)  # a box that is left out is not unticked
     if wrong:
-        raise ValueError('; '.join(f'{name}: {why}' for name, why in wrong.items()))
+        raise WrongValue(wrong)
     return values
 
 # What goes on beside it
@@ -2865,9 +2865,7 @@ class Rows:
         all."""
         chat = at_work.get()
         profile = profile or (chat and chat.profile)
-        if self.shared or not profile:
-            return chatq.read(self.select, '1', [])
-        return chatq.read(self.select, 'profile = ?', [profile])
+        return chatq.read(self.select, 0 if self.shared else profile)
 
     def row(self, id):
         "The row with this id. Raises HTTPException 404."
@@ -2900,8 +2898,7 @@ class Rows:
         """Changes columns of a row (or of the row with this id), and gives the changed row; see
         `add`."""
         before = one(self.table, getattr(row, 'id', row))
-        values = {name: stored(value) for name, value in self.checked(columns).items()}
-        row = self.table.update(id=before.id, **values)  # fastlite would make a Decimal a float
+        row = save(self.table, replace(before, **self.checked(columns)))
         self.show(row, tab)
         await self.tell(said, verb, row, {name: getattr(before, name) for name in columns})
         return row
@@ -2917,10 +2914,8 @@ class Rows:
         if not rows:
             return
         columns = self.checked(columns)
-        changes = ', '.join(f'[{name}] = ?' for name in columns)
-        ids = json.dumps([row.id for row in rows])
-        db.q(f'update [{self.kind}] set {changes} where id in (select value from json_each(?))',
-             [*columns.values(), ids])
+        with db.conn:
+            rows = [save(self.table, replace(row, **columns)) for row in rows]
         if len(rows) == 1:
             self.show(rows[0])
         else:
@@ -2941,9 +2936,9 @@ class Rows:
                 return await self.move(row, before, tab)
         await self.change(row, '', tab, 'Moved', priority=priority)
 
-    async def post(self, data, sess, tab):
-        """What a POST of the add form does: a row for each line of the text that was typed or
-        pasted. Answers them."""
+    async def post(self, data: dict, sess, x_tab: str = ''):
+        """The route of the add form: a row for each line of the text that was typed or pasted.
+        Answers them."""
         typed = data.get(self.text, '')
         typed = typed[-1] if isinstance(typed, list) else typed  # a field that was sent twice
         text = clean(typed, MAX_BODY, 'The text')
@@ -2953,16 +2948,22 @@ class Rows:
         if len(lines) > 500:
             refuse(f'These are {len(lines)} lines: at most 500 can be added at once.')
         rows = [self.parse_line(line, len(lines) > 1) for line in lines]
-        for row in rows:
-            clean(row[self.text], MAX_TITLE, 'The text')
         owner = 0 if self.shared else get_profile(data.get('profile'), sess).id
-        with db.conn:  # one transaction, and so one write
-            added = [await self.add('', tab, profile=owner, **row) for row in rows]
+        with db.conn:  # all of them or none, and one write
+            added = [await self.add('', x_tab, profile=owner, **row) for row in rows]
             more = f' and {count(len(rows) - 1, f"more {self.kind}")}' if len(rows) > 1 else ''
             await self.tell(f'Added {quoted(self.name(added[0]))}{more}', 'Added', added[0])
         return ''.join(map(self.item, added))
 
     # How it comes about
+
+    @from_anywhere
+    async def rename(self, row, text, tab='', **fields):
+        "Changes the text of a row, with an event in the chat, and further fields; see `change`."
+        row, text = one(self.table, getattr(row, 'id', row)), text.replace('\n', ' ')
+        old = self.name(row)
+        said = '' if text == old else f'Renamed {quoted(old)} to {quoted(text)}'
+        return await self.change(row, said, tab, **{self.text: text}, **fields)
 
     def name(self, row):
         return getattr(row, self.text)
@@ -2973,29 +2974,38 @@ class Rows:
                'where profile = ? and deleted = 0')
         return db.item(sql, [profile])
 
-    def select(self, where, args, most=-1, after=0):
-        "Rows in order, at most so many, behind the one with the id `after`."
+    def select(self, profile, most=-1, after=0):
+        "Rows of a profile, or for None of all, in order: so many, behind the one with this id."
+        where = 'deleted = 0'
+        if profile is not None:
+            where += ' and profile = :profile'
         if after:
-            place = f'select priority, id from [{self.kind}] where id = ?'
-            where, args = f'{where} and (priority, id) > ({place})', [*args, after]
-        sql = (f'select * from [{self.kind}] where {where} and deleted = 0 '
-               'order by priority, id limit ?')
-        return [self.table.cls(**row) for row in db.q(sql, [*args, most])]
+            where += (' and (priority, id) > '
+                      f'(select priority, id from [{self.kind}] where id = :after)')
+        sql = f'select * from [{self.kind}] where {where} order by priority, id limit :most'
+        args = dict(profile=profile, after=after, most=most)
+        return [self.table.cls(**row) for row in db.q(sql, args)]
 
     def checked(self, columns):
         "Values fit for their columns. Raises ValueError with a sentence."
         if unknown := columns.keys() - self.types.keys():
-            raise WrongValue(f'{self.kind} has no {", ".join(unknown)}; '
-                             f'it has: {", ".join(self.types)}.')
+            has = f'; it has: {", ".join(self.types)}'
+            raise WrongValue({name: f'{self.kind} has no {name}{has}' for name in unknown})
         given = [name for name, value in columns.items() if value is not None]
-        values, wrong = parse_all(column_fields(self.table, given), columns)
-        if len(values.get(self.text, '')) > MAX_TITLE:
-            wrong[self.text] = f'at most {MAX_TITLE} characters fit'
+        values, wrong = parse_all(self.form_fields(given), columns)
+        if self.text in values:
+            values[self.text] = values[self.text].replace('\n', ' ')
         if values.get(self.text) == '':
-            wrong[self.text] = 'it is empty'
+            wrong[self.text] = 'It needs a name, and it is empty.'
         if wrong:
-            raise WrongValue('; '.join(f'{name}: {why}' for name, why in wrong.items()))
+            raise WrongValue(wrong)
         return columns | values
+
+    def form_fields(self, names):
+        "Columns as fields of a form."
+        for name in names:
+            most = MAX_TITLE if name == self.text else MAX_TEXT
+            yield Field(name, self.types[name], getattr(self.table.cls, name, ''), 2**63 - 1, most)
 
     async def tell(self, said, verb, row, before=''):
         """An event in the chat: with Undo where the model did it, and where the profile wants it
@@ -3027,7 +3037,7 @@ class Rows:
 
     def placed(self, row):
         "A row that tells a page which element it stands above; 'end' where there is none."
-        rows = self.select('profile = ?', [row.profile], 1, row.id)
+        rows = self.select(row.profile, 1, row.id)
         return self.item(row, f'{self.kind}-{rows[0].id}' if rows else 'end')
 
 # The priority of the row above a place; where there is none, two less than that of the one below.
@@ -3097,19 +3107,17 @@ class Listing(Rows):
                     hx_target=f'#{self.kind}-list', hx_swap='beforeend scroll:bottom')
 
     def ul(self, profile):
-        """The list as it stands in the page, down to the row that a search hit leads to: the rest
-        comes as one scrolls there."""
+        """The list as it stands in the page: its first rows, the rest comes as one scrolls there;
+        all of them where a search hit leads to one."""
         owner = 0 if self.shared else profile.id
-        hit = profile.query.get('at', '').removeprefix(f'{self.kind}-')
-        sql = (f'select count(*) from [{self.kind}] where profile = ? and deleted = 0 and '
-               f'(priority, id) <= (select priority, id from [{self.kind}] where id = ?)')
-        most = max(self.part, db.item(sql, [owner, hit]))
+        has_hit = profile.query.get('at', '').startswith(f'{self.kind}-')
+        most = 10**6 if has_hit else self.part
         return Ul(*self.items(owner, most), id=f'{self.kind}-list', hx_target='closest li',
                   hx_swap='outerHTML')
 
     def items(self, owner, most, after=0):
         "So many rows as components, and where there are more a sign that loads them."
-        rows = self.select('profile = ?', [owner], most + 1, after)
+        rows = self.select(owner, most + 1, after)
         yield from map(self.item, rows[:most])
         if len(rows) > most:
             yield Li(id=f'{self.kind}-{rows[most].id}-part', cls='part',
@@ -3155,9 +3163,9 @@ class Listing(Rows):
         """A row as a form: leaving it saves, Escape gives up; a list with more than its text is
         saved by its button. `typed` and `wrong`: what was refused, and why, by name."""
         typed, id = vars(row) | typed, f'{self.kind}-{row.id}'
-        text, *more = column_fields(self.table, [self.text, *self.fields])
+        text, *more = self.form_fields([self.text, *self.fields])
         attrs = dict(aria_label=f'New name of {self.name(row)}', autofocus=True,
-                     maxlength=MAX_TITLE, autocomplete='off')
+                     autocomplete='off')
 
         def field(each, **attrs):
             return labelled(each, typed[each.name], id, wrong.get(each.name), **attrs)
@@ -3199,56 +3207,48 @@ def profile_contents(profile):
 
 # ---- 17. Routes of lists -------------------------------------------------------------------------
 
-def listing_of(kind):
+def listing_of(kind: str):
     if kind not in LISTS:
         raise HTTPException(404)
     return LISTS[kind]
 
+# A route's `listing: Listing` is the one that `kind` in the address names.
+Listing.__from_request__ = listing_of
+
 @app.post
-async def add(kind: str, data: dict, sess, x_tab: str = ''):
-    return await listing_of(kind).post(data, sess, x_tab)
+async def add(listing: Listing, data: dict, sess, x_tab: str = ''):
+    return await listing.post(data, sess, x_tab)
 
 @app.get
-async def rows(kind: str, profile: str = '', after: str = '', count: int = 0):
+async def rows(listing: Listing, profile: str = '', after: str = '', count: int = 0):
     "Rows of a list behind the one with the id `after`: a further part, or all that a page shows."
-    listing = listing_of(kind)
     most = max(min(count, 10_000), listing.part)
     return tuple(listing.items(as_id(profile), most, as_id(after)))
 
 @app.get
-async def item_view(kind: str, id: int):
-    listing = listing_of(kind)
+async def item_view(listing: Listing, id: int):
     return listing.placed(listing.row(id))  # it may have been moved while it was edited
 
 @app.get
-async def edit(kind: str, id: int):
-    listing = listing_of(kind)
+async def edit(listing: Listing, id: int):
     return listing.edit_form(listing.row(id))
 
 @app.post
-async def rename(kind: str, id: int, req, x_tab: str = ''):
+async def rename(listing: Listing, id: int, req, x_tab: str = ''):
     """Changes the text of a row, and its further fields: from a page all of them, since a box that
     is not ticked is not sent. 422 with the form where a value does not fit."""
-    listing, typed = listing_of(kind), dict(await req.form())
-    row = listing.row(id)
-    text = typed.get(listing.text, typed.get('name', ''))
-    text = clean(text, MAX_TITLE, 'The name').replace('\n', ' ')
+    row, typed = listing.row(id), dict(await req.form())
+    text = clean(typed.get(listing.text, typed.get('name', '')), MAX_TITLE, 'The name')
     if not text and not listing.fields:
-        return await delete(kind, id, x_tab=x_tab)
-    names = [name for name in listing.fields if x_tab or name in typed]
-    values, wrong = parse_all(column_fields(listing.table, names), typed)
-    if not text:
-        wrong[listing.text] = 'It needs a name: type one, or press Escape.'
-    if wrong:
-        return FtResponse(listing.edit_form(row, typed, wrong), status_code=422)
-    old = listing.name(row)
-    said = '' if text == old else f'Renamed {quoted(old)} to {quoted(text)}'
-    values[listing.text] = text
-    return listing.placed(await listing.change(row, said, x_tab, **values))
+        return await delete(listing, id, x_tab=x_tab)
+    fields = {name: typed.get(name, '') for name in listing.fields if x_tab or name in typed}
+    try:
+        return listing.placed(await listing.rename(row, text, x_tab, **fields))
+    except WrongValue as e:
+        return FtResponse(listing.edit_form(row, typed, e.args[0]), status_code=422)
 
 @app.post
-async def delete(kind: str, id: int, sure: int = 0, x_tab: str = ''):
-    listing = listing_of(kind)
+async def delete(listing: Listing, id: int, sure: int = 0, x_tab: str = ''):
     row = listing.row(id)
     if not sure and (question := listing.confirm(row)):
         return question
@@ -3256,13 +3256,12 @@ async def delete(kind: str, id: int, sure: int = 0, x_tab: str = ''):
     return listing.after_delete(row, x_tab)
 
 @app.post
-async def undo(kind: str, stamp: float):
+async def undo(listing: Listing, stamp: float):
     "Brings back what was deleted with this stamp, at its place."
-    listing = listing_of(kind)
     rows = listing.table('deleted and deleted = ?', [stamp])
     if not rows:
         raise HTTPException(404)
-    back = count(len(rows), kind)
+    back = count(len(rows), listing.kind)
     await listing.change_all(rows, f'Brought back {back}', deleted=0.)
     return toast('It is back.' if len(rows) == 1 else f'{back} are back.')
 
@@ -3279,8 +3278,7 @@ async def take_back(id: int):
     chatq.changed(m)
 
 @app.post
-async def move(kind: str, id: int, before: int = 0, x_tab: str = ''):
-    listing = listing_of(kind)
+async def move(listing: Listing, id: int, before: int = 0, x_tab: str = ''):
     if not listing.can_move:
         refuse('This list has an order of its own.')
     await listing.move(listing.row(id), before, x_tab)
@@ -4109,9 +4107,7 @@ def profile_panel(profile):
 
 HEAD.append(profile_panel)
 
-@app.post('/profile')
-async def add_profile(data: dict, sess, x_tab: str = ''):
-    return await profile_list.post(data, sess, x_tab)
+app.post('/profile')(profile_list.post)
 
 # ---- 23. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
 
@@ -4167,8 +4163,9 @@ def todo_filter(profile, show):
     """The links under the list. The style sheet hides rows by `data-show`, so that what comes to
     match is in its place already."""
     def link(name):
-        return A(name.capitalize(), href=f'?show={name}', id=f'show-{name}',
-                 aria_current='page' if name == show else None,
+        address = f'?show={name}'
+        return A(name.capitalize(), href=address, id=f'show-{name}',
+                 aria_current='page' if name == show else None, hx_push_url=address,
                  hx_get=filter_todos.to(profile=profile.id, show=name))
     return Nav(*map(link, ('all', 'active', 'completed')), cls='filter', aria_label='Filter',
                data_show=show, hx_target='this', hx_swap='outerHTML')
@@ -4176,9 +4173,7 @@ def todo_filter(profile, show):
 @app.get
 async def filter_todos(profile: int, htmx, show: str = 'all'):
     "The filter stands in the address, for a reload and for the way back."
-    page = urlsplit(htmx.current_url or '').path
-    address = f'{page}?show={quote(show)}'
-    return todo_filter(get_profile(profile), show), HtmxResponseHeaders(push_url=address)
+    return todo_filter(get_profile(profile), show)
 
 def todo_bar(profile):
     "Mark all, the counter and Clear completed: what changes with every todo; empty without one."
@@ -4196,9 +4191,7 @@ def todo_bar(profile):
                Span(Strong(f'{left:,}'), items, id='todo-count'),
                clear if True in counts else None)
 
-@app.post('/todo')
-async def add_todos(data: dict, sess, x_tab: str = ''):
-    return await todos.post(data, sess, x_tab)
+app.post('/todo')(todos.post)
 
 @app.post('/toggle/{id}')
 async def toggle(id: int, x_tab: str = ''):
@@ -4239,11 +4232,6 @@ def todo_with(id):
             return todo
     raise ValueError(f'there is no todo {id}: list_todos tells the ids')
 
-def one_line(title):
-    if line := ' '.join(title.split()):
-        return line
-    raise ValueError('the title is empty')
-
 @tool
 async def list_todos(chat):
     "Lists the person's todos, in order, with their ids."
@@ -4254,7 +4242,7 @@ async def list_todos(chat):
 @tool
 async def add_todo(chat, title: str):
     "Adds a todo at the end of the list."
-    todo = await todos.add(title=one_line(title))
+    todo = await todos.add(title=title)
     return f'Added as todo {todo.id}.'
 
 @tool
@@ -4268,9 +4256,7 @@ async def finish_todo(chat, id: int):
 @tool
 async def rename_todo(chat, id: int, title: str):
     "Gives a todo another title."
-    todo, title = todo_with(id), one_line(title)
-    said = f'Renamed “{plain(todo.title)}” to “{plain(title)}”'
-    await todos.change(todo, said, title=title)
+    await todos.rename(todo_with(id), title)
 
 @tool
 async def move_todo(chat, id: int, before_id: int = 0):
