@@ -80,6 +80,7 @@ from collections import Counter, deque
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
+from email.utils import parsedate_to_datetime
 from enum import Enum
 from functools import lru_cache
 from html import escape, unescape
@@ -181,6 +182,7 @@ class Profile:
     priority: float = 0.
     deleted: float = 0.
     model: str = ''
+    think: str = ''  # '': as the model likes; off, on, low, medium, high
     voice: str = ''
     temperature: str = ''
     context: str = ''
@@ -1729,6 +1731,17 @@ def can_join(m):
     is_event = m.role == 'event' and m.content != NEW_CHAT
     return is_event and not m.undo and len(m.content) < 1000
 
+def in_line(before, profile):
+    """What a message of a profile says while it waits for the model, which writes `before`, a
+    Chatter, now."""
+    if not before:
+        return 'In line for the model'
+    name = before.row.model
+    if before.row.role != 'job':
+        where = 'above' if before.profile == profile else f'in {profiles[before.profile].name}'
+        name = f'the answer {where}'
+    return f'In line: {name} is before it'
+
 # Half an answer is kept and marked; a prompt that had no turn keeps its place.
 AFTER_A_KILL = """
 update message set status = 'slot' where status = 'queued' and role = 'assistant';
@@ -1743,6 +1756,7 @@ class Chatq:
     def __init__(self):
         self.tabs, self.writing, self.tasks = set(), {}, {}  # the last two by message id
         self.due = asyncio.Event()  # a prompt waits
+        self.answering = None  # the answer whose turn it is
         self.loop, self.thread = None, threading.get_ident()
         # Starts at the clock in ms, so that no page has seen more, whatever was counted before.
         newest = db.item('select max(rev) from message') or 0
@@ -1847,6 +1861,8 @@ class Chatq:
     def show(self, row):
         "A message as a page shows it; of one that is being written all that has come."
         chat = self.writing.get(row.id)
+        if row.role == 'user' and row.status == 'queued':
+            row.note = in_line(self.answering, row.profile)
         return message(chat.row, chat.whole()) if chat else message(row)
 
     def newest(self, profile, before=2**62, since=0):
@@ -1904,9 +1920,12 @@ class Chatq:
 
     async def take_turn(self, row):
         self.move_prompt(row, 'queued', 'done')
-        chat = self.open(row=row)
+        self.answering = chat = self.open(row=row)
+        for prompt in messages("role = 'user' and status = 'queued' and not deleted"):
+            self.show_whole(prompt)
         # The task itself would take a cancellation for a Stop.
         await asyncio.wait([self.start(chat, self.answer(chat))])
+        self.answering = None
 
     def start(self, chat, work):
         "Runs the coroutine that writes into `chat` in a task of its own; `cancel` ends it."
@@ -1962,7 +1981,11 @@ class ModelError(Exception):
     "Why there is no answer: a sentence for the person, with the next step in it."
 
 class Busy(ModelError):
-    "The model server has too much to do just now (503)."
+    "The model server has too much to do just now."
+    wait = 0.  # for so many seconds, where it says that
+
+class Refused(ModelError):
+    "Something in the request that this server does not take."
 
 class TooLong(ModelError):
     "The prompt does not fit into the model's context."
@@ -1972,9 +1995,13 @@ class Model:
     kind = url = problem = ''  # kind: ollama, openai, built-in, or '' for nothing
     models = {}                # name -> bytes
     keys = {OPENAI: env['OPENAI_API_KEY']}  # by base URL
-    with_tools = set()         # names of those that can use tools
+    can = {}                   # name -> set of words for what it can, where the server says
+    with_tools = with_vision = thinking = frozenset()  # names of those that can, or may
+    refused = {}               # name -> parts of a request that its server does not take
     chars_per_token = {}       # by name, as measured
     talking = asyncio.Lock()   # one answer at a time, a job's too
+    speaker = None             # the Chatter that it is for
+    busy = ''                  # until when the server is left in peace, in words
 
 def is_near(url):
     "Whether an address is one of this machine or of its network."
@@ -2041,15 +2068,47 @@ async def find_backend():
         else:
             problem = how_to_get_ollama()
     found = Model.kind, Model.url, Model.models, Model.problem = kind, url, models, problem
+    await find_abilities()
     return found
 
-def can_chat(model):
-    "Whether a model of a server's list is one for a chat, and none that only embeds texts."
-    capabilities = model.get('capabilities')
-    name = str(model.get('name') or model.get('id')).lower()
-    if capabilities:
-        return 'completion' in capabilities
-    return not re.search('embed|bge-|minilm', name)
+# Models that think, by their names, and those whose thinking has levels.
+THINKERS = r'gpt-oss|gpt-5|\bo\d|qwen3|deepseek-r|magistral|think|reason'
+LEVELED = r'gpt-|\bo\d'
+
+def ways_to_think(model):
+    "What can be chosen for a model's thinking, apart from the model's own way."
+    if model not in Model.thinking:
+        return ()
+    return ('low', 'medium', 'high') if re.search(LEVELED, model) else ('off', 'on')
+
+async def find_abilities():
+    "Sorts the models by what they can. An Ollama from before 2026 is asked for each, once."
+    is_openai = Model.kind == 'openai'
+    for name in Model.models:
+        if name not in Model.can and (data := await ask_ollama('POST', '/api/show', model=name)):
+            Model.can[name] = set(data.get('capabilities') or ())
+
+    def able(words, untold=''):
+        return {name for name in Model.models if words & Model.can.get(name, set())
+                or is_openai and name not in Model.can and re.search(untold, name)}
+    # Where an OpenAI server does not tell, the request shows whether it can.
+    Model.with_tools = set(Model.models) if is_openai else able({'tools'})
+    Model.with_vision = able({'vision', 'image', 'multimodal', 'vlm'})
+    Model.thinking = able({'thinking', 'reasoning'}, THINKERS)
+
+def words_of(model):
+    "What a server's list says that a model can, or is; nothing where it does not tell."
+    can, shape = model.get('capabilities') or (), model.get('architecture')
+    if isinstance(can, dict):  # Mistral
+        can = [word for word, true in can.items() if true]
+    seen = shape.get('input_modalities') or () if isinstance(shape, dict) else ()  # OpenRouter
+    return {*can, *seen, *(model.get('supported_parameters') or ()), model.get('type')} - {None}
+
+def can_chat(name, words):
+    "Whether a model is one for a chat, and none that only embeds texts."
+    if words and not OPENAI:
+        return 'completion' in words
+    return not re.search('embed|bge-|minilm', f'{name} {words}'.lower())
 
 async def list_models(url):
     "The models of a server, with their size where it says so."
@@ -2059,10 +2118,20 @@ async def list_models(url):
         expected = 'an OpenAI-compatible server. Check OPENAI_BASE_URL'
     async with http(url, 5) as client:
         reply = await client.get(url + path)
-    if OPENAI and reply.status_code not in (200, 404):
-        raise server_error(reply.status_code, reply.text)
+        if OPENAI and reply.status_code not in (200, 404):
+            raise server_error(reply.status_code, reply.text)
+        if 'organization_owner' in reply.text:  # LM Studio, which tells more at another address
+            more = await client.get(f"{url.removesuffix('/v1')}/api/v0/models")
+            reply = more if '"data"' in more.text else reply
     try:
-        return {str(m[name]): int(m.get('size', 0)) for m in reply.json()[rows] if can_chat(m)}
+        data = reply.json()
+        # llama-server tells what its models can in a second list, which is like Ollama's.
+        for model, more in zip(data[rows], data.get('models') or ()):
+            model.setdefault('capabilities', more.get('capabilities'))
+        can = {str(model[name]): words_of(model) for model in data[rows]}
+        Model.can |= {name: words for name, words in can.items() if words}
+        return {model[name]: int(model.get('size') or 0) for model in data[rows]
+                if can_chat(model[name], can[model[name]])}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f'What answers at {url} is not {expected}.')
 
@@ -2089,15 +2158,6 @@ async def ask_ollama(method, path, **body):
         return reply.raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return {}
-
-async def can_use_tools(model):
-    "Whether Ollama says so (POST /api/show, docs/api.md). The other back ends don't tell."
-    if model not in Model.with_tools:
-        data = await ask_ollama('POST', '/api/show', model=model)
-        if 'tools' not in (data.get('capabilities') or []):
-            return False
-        Model.with_tools.add(model)
-    return True
 
 async def loaded_models():
     "The models that Ollama has in memory now, with the context in force for each, in tokens."
@@ -2152,13 +2212,15 @@ def server_error(status, text, model=''):
     if status in (401, 403):
         return ModelError('The model server wants a key: set OPENAI_API_KEY and start again. '
                           f'It says: {text}')
-    if status == 503:
+    if status in (429, 503):
         return Busy('The model server is busy and did not take the prompt after several tries. '
-                    'Try again in a moment.')
+                    f'Try again in a moment. It says: {text}')
     if 'memory' in low:
         return ModelError(f"{model} does not fit into this machine's memory. Choose a smaller "
                           f'model above, or a smaller context in the settings. It says: {text}')
-    kind = TooLong if status == 400 and 'context' in low else ModelError
+    kind = ModelError
+    if status in (400, 422) or status > 400 and 'tool' in low:
+        kind = TooLong if 'context' in low else Refused
     return kind(f'The model server refused: {text or f"status {status}"}')
 
 async def lines_of(reply):
@@ -2174,7 +2236,7 @@ async def lines_of(reply):
 def parse_line(line, model):
     try:
         data = json.loads(line)
-        error = data.get('error')
+        error = data.get('error') or data.get('object') == 'error' and data  # vLLM
     except (ValueError, AttributeError):
         raise ModelError(f'What answers at {Model.url} does not speak the protocol of a '
                          'model server. Check its address.')
@@ -2191,8 +2253,15 @@ async def replies(url, path, body):
         async with http(url) as client, client.stream('POST', url + path, json=body) as reply:
             if reply.status_code != 200:
                 await reply.aread()
-                raise server_error(reply.status_code, reply.text, model)
+                error = server_error(reply.status_code, reply.text, model)
+                error.wait = retry_after(reply)
+                raise error
+            if OPENAI and 'json' in reply.headers.get('content-type', ''):  # it does not stream
+                yield parse_line(await reply.aread(), model)
+                return
             async for line in lines_of(reply):
+                if line.startswith(b'error:'):  # llama-server
+                    raise server_error(200, line[6:].decode(errors='replace'), model)
                 line = line.removeprefix(b'data:').strip()
                 if line == b'[DONE]':
                     yield dict(done=True)
@@ -2209,6 +2278,51 @@ async def replies(url, path, body):
         raise ModelError('The connection to the model server broke off. '
                          'What had come is kept: go on from there, or try again.')
 
+def retry_after(reply):
+    "For how many seconds a server wants to be left in peace: it names them, or a date."
+    said = reply.headers.get('retry-after')
+    with contextlib.suppress(ValueError, TypeError):
+        return int(said) if said.isdigit() else parsedate_to_datetime(said).timestamp() - time.time()
+    return 0.
+
+# What a request can do without, and the words in which servers refuse it.
+OPTIONAL = dict(tools='tool|function', stream_options='stream_options|usage', think='think',
+                reasoning_effort='reason|effort', chat_template_kwargs='template|kwargs')
+
+async def patient_replies(url, path, body):
+    """As `replies`, of a server that may refuse some of the body, and is asked without that, or
+    that is busy, and is asked again later."""
+    model, waits = body['model'], iter((1, 2, 4))
+    without = set(Model.refused.get(model, ()))
+    while True:
+        sent = {part: value for part, value in body.items() if part not in without}
+        try:
+            async for data in replies(url, path, sent):
+                Model.refused[model] = without  # since it works
+                yield data
+            return
+        except Refused as e:
+            able = OPTIONAL.keys() & sent
+            if not able:
+                raise
+            without |= {part for part in able if re.search(OPTIONAL[part], str(e))} or able
+        except Busy as e:
+            wait = next(waits, 0)
+            if not wait:
+                raise
+            await be_patient(max(e.wait, wait))
+
+async def be_patient(wait):
+    "Waits for a busy server, a minute at most, and has the person told."
+    if wait > 60:
+        raise ModelError(f'The model server is busy for the next {wait/60:.0f} minutes. '
+                         'Try again then, or choose another model.')
+    Model.busy = f'The model server is busy: trying again in {wait:.0f} s'
+    try:
+        await asyncio.sleep(wait)
+    finally:
+        Model.busy = ''
+
 def text_of(data, key):
     "The text of a field, whatever a server sent: a list of parts too, and nothing but text."
     value = data.get(key) or ''
@@ -2216,20 +2330,58 @@ def text_of(data, key):
         value = ''.join(str(part.get('text') or '') for part in value if isinstance(part, dict))
     return re.sub('[\x00-\x08\x0b-\x1f\x7f]', '', str(value))
 
-def chat_request(prompt, model, options, tools):
+def chat_request(prompt, model, options, tools, think):
     """The path and the body of a chat: POST /api/chat (Ollama, docs/api.md), else POST
     /chat/completions (OpenAI's API reference, chat streaming)."""
-    body = dict(model=model, messages=prompt)
+    body, is_on = dict(model=model, messages=prompt), dict(on=True, off=False).get(think)
+    if tools:
+        body['tools'] = tools
     if Model.kind == 'ollama':
         # Without truncate and shift: what does not fit is cut by us, and said, and never silently.
         body |= dict(options=options, truncate=False, shift=False)
-        if tools:
-            body['tools'] = tools
+        if think:
+            body['think'] = think if is_on is None else is_on
         return '/api/chat', body
-    body |= dict(stream=True, stream_options=dict(include_usage=True))
+    body |= dict(messages=[*map(as_openai, prompt)], stream=True,
+                 stream_options=dict(include_usage=True))
+    if think:
+        body['reasoning_effort'] = dict(on='medium', off='none').get(think, think)
+    if is_on is not None:  # vLLM and llama-server know it by this
+        body['chat_template_kwargs'] = dict(enable_thinking=is_on)
     if 'temperature' in options:
         body['temperature'] = options['temperature']
     return '/chat/completions', body
+
+def as_openai(message):
+    "A message in the words of OpenAI's protocol, where a call has an id and its arguments are JSON."
+    message = {key: value for key, value in message.items() if key != 'tool_name'}
+    if calls := message.get('tool_calls'):
+        message['tool_calls'] = [dict(id=call['id'], type='function', function=dict(
+            name=call['function']['name'], arguments=as_json(call['function']['arguments'])))
+            for call in calls]
+    return message
+
+def as_json(arguments):
+    "Arguments that a server can read: what the model broke is not sent back to it."
+    with contextlib.suppress(ValueError):
+        if isinstance(json.loads(arguments), dict):
+            return arguments
+    return '{}'
+
+def join_calls(calls, pieces):
+    """Adds pieces of tool calls (OpenAI) to the calls that they belong to: that with their index or
+    their id. What has neither goes on with the last call, or begins one where it has a name."""
+    for piece in pieces:
+        said, id = piece.get('function') or {}, piece.get('id')
+        name, arguments = said.get('name'), said.get('arguments') or ''
+        key = id if piece.get('index') is None else piece['index']
+        call = next((call for call in calls[::-1] if key in (None, call['key'], call['id'])), None)
+        if not call or name and (key is None or id not in (None, call['id'])):
+            call = dict(key=key, id=id or secrets.token_hex(5)[:9],  # Mistral wants nine characters
+                        function=dict(name=name, arguments=''))
+            calls.append(call)
+        call['function']['arguments'] += (arguments if isinstance(arguments, str)
+                                          else json.dumps(arguments))
 
 def as_ollama(data):
     "An object of OpenAI's protocol in the words of Ollama's."
@@ -2238,6 +2390,7 @@ def as_ollama(data):
     usage = data.get('usage') or {}
     thinking = part.get('reasoning_content') or part.get('reasoning')
     return dict(message=dict(thinking=thinking, content=part.get('content')),
+                calls=part.get('tool_calls'),
                 done=data.get('done') or choice.get('finish_reason'),
                 done_reason=choice.get('finish_reason'),
                 eval_count=usage.get('completion_tokens'),
@@ -2283,16 +2436,43 @@ class Sorter:
             whole = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
             yield self.kind, whole
 
-async def stream(prompt, model, options, tools=()):
+async def say_what_it_does(chat, model):
+    "Until something comes: who is before it, does it load (absent from /api/ps), or read?"
+    while chat:
+        await asyncio.sleep(.3)
+        word = Model.busy
+        if Model.speaker is not chat:
+            word = in_line(Model.speaker, chat.profile)
+        elif not word:
+            is_there = Model.kind != 'ollama' or model in await loaded_models()
+            word = 'Reading the prompt' if is_there else f'Loading {model}'
+        chat.note(word)
+
+@contextlib.asynccontextmanager
+async def turn_to_talk(model):
+    "Waits until nobody else talks to the model; gives what says so until it is cancelled."
+    chat = at_work.get()
+    watch = asyncio.create_task(say_what_it_does(chat, model))
+    try:
+        async with Model.talking:
+            Model.speaker = chat
+            yield watch
+    finally:
+        watch.cancel()
+
+async def stream(prompt, model, options, tools=(), think=''):
     """The model's answer in pieces, from whichever back end there is: ('Thinking', text),
     ('Answering', text), and at the end ('end', fields of Message, and the tool `calls`, and `cut`:
     it ran out of room). Raises ModelError, also where an answer ends without its figures."""
-    path, body = chat_request(prompt, model, options, tools)
+    path, body = chat_request(prompt, model, options, tools, think)
     start, calls, end, sort = None, [], {}, Sorter()
-    async with Model.talking:
-        async for data in replies(Model.url or await start_built_in(), path, body):
+    async with turn_to_talk(model) as watch:
+        async for data in patient_replies(Model.url or await start_built_in(), path, body):
+            watch.cancel()
             start = start or time.perf_counter()
-            data = data if Model.kind == 'ollama' else as_ollama(data)
+            if Model.kind != 'ollama':
+                data = as_ollama(data)
+                join_calls(calls, data['calls'] or [])
             part = data.get('message') or {}
             if thinking := text_of(part, 'thinking'):
                 yield 'Thinking', as_unicode(thinking)
@@ -2530,6 +2710,10 @@ def model_options(profile):
         options['num_ctx'] = int(profile.context)
     return options
 
+def how_to_think(profile, model):
+    "The profile's choice, where it is one for this model."
+    return profile.think if profile.think in ways_to_think(model) else ''
+
 # What it answers
 
 async def answer(chat):
@@ -2540,11 +2724,14 @@ async def answer(chat):
         figures = await rounds(chat, profile)
     except ModelError as e:
         return chat.finish('error', error=str(e))
+    is_cut, has_acted = figures.pop('cut'), figures.pop('has_acted')
     if not chat.text().strip():
+        if has_acted:  # it is no error, and trying again would act twice
+            chat.send('*The model used tools and said nothing further.*')
+            return chat.finish(**figures)
         error = 'The model answered nothing. Try again, or choose another model.'
-        del figures['cut']
         return chat.finish('error', **figures, error=error)
-    if figures.pop('cut'):
+    if is_cut:
         error = 'The answer reached the end of what the model can hold.'
         return chat.finish('stopped', **figures, error=error)
     chat.finish(**figures)
@@ -2552,46 +2739,40 @@ async def answer(chat):
 async def rounds(chat, profile):
     "Answers, and carries out the tools that the answer calls, until one calls none."
     specs, turn = [], []  # turn: what was said in it so far
-    if await can_use_tools(chat.row.model):
+    if chat.row.model in Model.with_tools:
         specs = [tool_spec(*each) for each in all_tools().items()]
     for left in reversed(range(ROUNDS)):  # in the last one it has to do with what it knows
-        text, figures = await with_retries(chat, profile, turn, specs if left else [])
+        text, figures = await cut_to_fit(chat, profile, turn, specs if left else [])
         calls = figures.pop('calls')
         if not calls:
             break
         turn.append(dict(role='assistant', content=text, tool_calls=calls))
         for call in calls:
             turn.append(await use_tool(chat, call))
-    return figures
+    return figures | dict(has_acted=bool(turn))
 
-async def with_retries(chat, profile, turn, specs):
-    """Streams the answer into `chat` and returns its text and figures. A busy server is asked
-    again, visibly, and what is too long for the model is cut."""
+async def cut_to_fit(chat, profile, turn, specs):
+    """Streams the answer into `chat` and returns its text and figures. What is too long for the
+    model is cut."""
     model, options = chat.row.model, model_options(profile)
+    think = how_to_think(profile, model)
     window = options.get('num_ctx') or (await loaded_models()).get(model) or CONTEXT
     limit = int(window*.75*Model.chars_per_token.get(model, 3.5))  # a quarter is for the answer
-    for wait in (1, 2, 4, 0):
+    for tries_left in reversed(range(4)):
         prompt, oldest = history(chat.row, profile, limit)
         prompt += turn
         show_memory(profile, oldest)
-        watch = asyncio.create_task(say_what_it_does(chat, model))
         try:
-            text, figures = await write_answer(stream(prompt, model, options, specs), chat)
+            pieces = stream(prompt, model, options, specs, think)
+            text, figures = await write_answer(pieces, chat)
             if figures['prompt_tokens'] and not specs:
                 length = sum(len(each['content']) for each in prompt)
                 Model.chars_per_token[model] = length/figures['prompt_tokens']
             return text, figures | dict(window=window)
-        except (Busy, TooLong) as e:
-            if not wait:
+        except TooLong:
+            if not tries_left:
                 raise
-            watch.cancel()
-            if isinstance(e, TooLong):
-                limit = limit*3//5
-                continue
-            chat.note(f'The model server is busy: trying again in {wait} s')
-            await asyncio.sleep(wait)
-        finally:
-            watch.cancel()
+            limit = limit*3//5
 
 async def write_answer(pieces, chat):
     "Writes the pieces of `stream` into a message; returns the text, and what stands at their end."
@@ -2611,11 +2792,9 @@ async def own_prompt(prompt, system, chat):
     "The `stream` for a prompt of a job's or a route's own: one at a time with the chat's."
     profile = profiles[chat.profile] if chat else first_profile()
     model = await chosen_model(profile)
-    if chat and Model.talking.locked():
-        chat.note('In line for the model')
     said = [dict(role='system', content=system or profile.voice or VOICE),
             dict(role='user', content=prompt)]
-    return stream(said, model, {})
+    return stream(said, model, {}, think=how_to_think(profile, model))
 
 @from_anywhere
 async def ask_model(prompt, system=''):
@@ -2631,8 +2810,9 @@ async def answer_into(chat, prompt, system):
 async def use_tool(chat, call):
     """Carries out a tool call of the model, and returns the message with its result. Whatever is
     wrong with it goes back to the model as text, for it to try again."""
-    tools, name = all_tools(), ''
-    with contextlib.suppress(TypeError, KeyError):
+    tools, name, id = all_tools(), '', None
+    with contextlib.suppress(TypeError, KeyError, AttributeError):
+        id = call.get('id')
         name, given = str(call['function']['name']), call['function'].get('arguments') or {}
     try:
         if name not in tools:
@@ -2641,7 +2821,8 @@ async def use_tool(chat, call):
         result = str(await tools[name](chat, **values) or 'Done.')
     except (ValueError, TypeError, RecursionError, HTTPException) as e:
         result = f'This did not work: {getattr(e, "detail", e)}'
-    return dict(role='tool', tool_name=name, content=result)
+    told = dict(role='tool', tool_name=name, content=result)
+    return told | dict(tool_call_id=id) if id else told
 
 def tool_values(function, given):
     "The arguments of a tool call as values. Raises ValueError with a sentence for the model."
@@ -2669,15 +2850,6 @@ def show_memory(profile, oldest):
         before = f'beforebegin:#msg-{oldest}' if oldest >= tab.first else 'afterbegin:#msg-list'
         line = Div(memory_line(oldest), hx_swap_oob=before)
         tab.push('memory', lambda _, line=line: (I(id='memory', hx_swap_oob='delete'), line))
-
-async def say_what_it_does(chat, model):
-    "Until the first token: is the model being loaded (absent from /api/ps), or does it read?"
-    while True:
-        await asyncio.sleep(.3)
-        is_there = Model.kind != 'ollama' or model in await loaded_models()
-        if not chat.silent:
-            return
-        chat.note('Reading the prompt' if is_there else f'Loading {model}')
 
 async def preload(profile):
     "Loads the model, and what renders its answer, while the person still types."
@@ -3440,7 +3612,7 @@ def chat_section(profile):
     since = as_id(profile.query.get('at', '').removeprefix('msg-'))  # a search hit further up
     new = post_button('New chat', new_chat.to(profile=profile.id), cls='quiet')
     return Section(
-        Div(H2('Chat'), model_picker(profile), settings_panel(profile), new, cls='bar'),
+        Div(H2('Chat'), *pickers(profile), settings_panel(profile), new, cls='bar'),
         timeline(chatq.newest(profile.id, since=since), profile.memory),
         Button('↓ More below', id='more', hidden=True),
         composer(profile.id), cls='chat', aria_label='Chat')
@@ -3482,13 +3654,35 @@ def composer(profile):
     return Form(field, stop_button, Button('Send', id='send-btn'), id='chat-form', ws_send=True)
 
 def model_picker(profile):
+    "The models to choose from; where there are many, a field to find one in."
     chosen = pick_model(profile)
     models = Model.models if chosen in Model.models else {chosen: 0} | Model.models
     options = [Option(f'{name}  {size/1e9:.1f} GB' if size else name or 'No model', value=name,
                       selected=name == chosen) for name, size in models.items()]
-    return Select(*options, id='model', name='model', aria_label='Model', disabled=is_fixed(),
-                  title='Set by OLLAMA_MODEL' if is_fixed() else None, hx_swap='none',
-                  hx_post=choose_model.to(profile=profile.id), hx_swap_oob='true')
+    choose = dict(hx_post=choose_model.to(profile=profile.id), hx_swap='none', disabled=is_fixed())
+    select = Select(*options, id='model', name='model', aria_label='Model', hx_params='model',
+                    title='Set by OLLAMA_MODEL' if is_fixed() else None, **choose)
+    field = ()
+    if len(models) > 12:
+        # It belongs to no form: Enter chooses, and sends nothing.
+        field = (Input(id='find-model', name='find', list='models', form='', hx_params='find',
+                       placeholder=f'Find one of {len(models)}', aria_label='Find a model',
+                       autocomplete='off', hx_trigger='change', **choose),
+                 Datalist(*(Option(value=name) for name in models), id='models'))
+    return Span(*field, select, id='model-picker', hx_swap_oob='true')
+
+def think_picker(profile):
+    "How the chosen model is to think, where it can."
+    model = pick_model(profile)
+    chosen, names = how_to_think(profile, model), {'': 'auto'}
+    options = [Option(f'Thinking: {names.get(way, way)}', value=way, selected=way == chosen)
+               for way in ('', *ways_to_think(model))]
+    return Select(*options, id='think', name='think', aria_label='Thinking', hx_params='think',
+                  hx_post=choose_think.to(profile=profile.id), hx_swap='none',
+                  hidden=len(options) == 1, hx_swap_oob='true')
+
+def pickers(profile):
+    return model_picker(profile), think_picker(profile)
 
 def settings_panel(profile):
     form = Form(
@@ -3516,7 +3710,7 @@ async def watch_backend():
     found = await find_backend()
     say_hello()
     while True:
-        chatq.push('model', model_picker)
+        chatq.push('model', pickers)
         shown = found
         while shown == found:
             await asyncio.sleep(5 if Model.models else 2)
@@ -3620,8 +3814,25 @@ async def reply(id: int, n: int):
     chat.answered.set_result(n)
 
 @app.post
-async def choose_model(profile: int, model: str = ''):
-    profiles.update(id=one(profiles, profile).id, model=clean(model, 200, 'The model'))
+async def choose_model(profile: int, model: str = '', find: str = '', x_tab: str = ''):
+    "Chooses a model by its name, or the first one that has all words of `find` in it."
+    words = find.lower().split()
+    if words and find not in Model.models:
+        hits = [name for name in Model.models if all(word in name.lower() for word in words)]
+        find = hits[0] if hits else refuse(f'No model is called “{shorten(find, 40)}”.')
+    return change_choice(profile, x_tab, model=clean(find or model, 200, 'The model'))
+
+@app.post
+async def choose_think(profile: int, think: str = '', x_tab: str = ''):
+    if think not in ('', 'off', 'on', 'low', 'medium', 'high'):
+        refuse('Thinking is off, on, low, medium or high, or empty for the model\'s own way.')
+    return change_choice(profile, x_tab, think=think)
+
+def change_choice(profile, tab, **choice):
+    "Stores what was chosen, and shows it in every tab of the profile."
+    row = profiles.update(id=one(profiles, profile).id, **choice)
+    chatq.push('model', pickers, row.id, tab)
+    return pickers(row)
 
 @app.post
 async def cancel(id: int):
