@@ -1424,7 +1424,7 @@ class Chatter:
     and the other parts (the bar, the note) are drawn as they are when the tab is due."""
     def __init__(self, row):
         self.row, self.id, self.profile = row, row.id, row.profile
-        self.running = self.silent = True  # silent: nothing has come yet
+        self.running = True
         self.thoughts = ''  # thinking that has come since the last frame
         self.save_timer = self.began = None  # began: (time, done) of the first progress,
         self.last = 0.                       # and the latest `done`
@@ -1524,13 +1524,11 @@ class Chatter:
         if self.room < 0:
             text = f'\n\nThis is more than {MAX_OUTPUT:,} characters: the rest is left out.'
         self.unread.append(text)
-        self.silent = False
         self.touch()
 
     def think(self, text):
         "Appends to the model's thinking, which stands folded beside the answer."
         self.thoughts += text
-        self.silent = False
         self.touch()
 
     def thought_for(self, seconds):
@@ -1981,8 +1979,7 @@ class ModelError(Exception):
     "Why there is no answer: a sentence for the person, with the next step in it."
 
 class Busy(ModelError):
-    "The model server has too much to do just now."
-    wait = 0.  # for so many seconds, where it says that
+    "The model server has too much to do just now: `wait` is for how many seconds, if it says so."
 
 class Refused(ModelError):
     "Something in the request that this server does not take."
@@ -1995,7 +1992,7 @@ class Model:
     kind = url = problem = ''  # kind: ollama, openai, built-in, or '' for nothing
     models = {}                # name -> bytes
     keys = {OPENAI: env['OPENAI_API_KEY']}  # by base URL
-    can = {}                   # name -> set of words for what it can, where the server says
+    can = {}                   # name -> what the server tells of what it can
     with_tools = with_vision = thinking = frozenset()  # names of those that can, or may
     refused = {}               # name -> parts of a request that its server does not take
     chars_per_token = {}       # by name, as measured
@@ -2082,56 +2079,53 @@ def ways_to_think(model):
     return ('low', 'medium', 'high') if re.search(LEVELED, model) else ('off', 'on')
 
 async def find_abilities():
-    "Sorts the models by what they can. An Ollama from before 2026 is asked for each, once."
-    is_openai = Model.kind == 'openai'
-    for name in Model.models:
-        if name not in Model.can and (data := await ask_ollama('POST', '/api/show', model=name)):
-            Model.can[name] = set(data.get('capabilities') or ())
+    "Sorts the models by what they can, as far as the server tells; a request shows the rest."
+    for name in Model.models.keys() - Model.can:  # an Ollama from before 2026 tells it one by one
+        if data := await ask_ollama('POST', '/api/show', model=name):
+            Model.can[name] = told_of(data)
 
-    def able(words, untold=''):
-        return {name for name in Model.models if words & Model.can.get(name, set())
-                or is_openai and name not in Model.can and re.search(untold, name)}
-    # Where an OpenAI server does not tell, the request shows whether it can.
-    Model.with_tools = set(Model.models) if is_openai else able({'tools'})
-    Model.with_vision = able({'vision', 'image', 'multimodal', 'vlm'})
-    Model.thinking = able({'thinking', 'reasoning'}, THINKERS)
+    def able(words):
+        told = {name: Model.can.get(name, '"vision"' if OPENAI else '') for name in Model.models}
+        return {name for name in told if re.search(f'"({words})"(?!: false)', told[name])}
+    Model.with_tools = set(Model.models) if OPENAI else able('tools')
+    Model.with_vision = able('vision|image|multimodal|vlm')
+    Model.thinking = able('thinking|reasoning')
+    if OPENAI:
+        Model.thinking |= {name for name in Model.models if re.search(THINKERS, name)}
 
-def words_of(model):
-    "What a server's list says that a model can, or is; nothing where it does not tell."
-    can, shape = model.get('capabilities') or (), model.get('architecture')
-    if isinstance(can, dict):  # Mistral
-        can = [word for word, true in can.items() if true]
-    seen = shape.get('input_modalities') or () if isinstance(shape, dict) else ()  # OpenRouter
-    return {*can, *seen, *(model.get('supported_parameters') or ()), model.get('type')} - {None}
+def told_of(model):
+    "What a server tells of what a model can, each in its own way, as text to search in."
+    keys = 'capabilities', 'architecture', 'supported_parameters', 'type'
+    return json.dumps([model[key] for key in keys if model.get(key)])
 
-def can_chat(name, words):
+def can_chat(name, told):
     "Whether a model is one for a chat, and none that only embeds texts."
-    if words and not OPENAI:
-        return 'completion' in words
-    return not re.search('embed|bge-|minilm', f'{name} {words}'.lower())
+    if told and not OPENAI:
+        return 'completion' in told
+    return not re.search('embed|bge-|minilm', f'{name} {told}'.lower())
 
 async def list_models(url):
     "The models of a server, with their size where it says so."
-    path, rows, name, expected = '/api/tags', 'models', 'name', 'Ollama. Check OLLAMA_HOST'
+    path, rows, key, expected = '/api/tags', 'models', 'name', 'Ollama. Check OLLAMA_HOST'
     if OPENAI:
-        path, rows, name = '/models', 'data', 'id'
+        path, rows, key = '/models', 'data', 'id'
         expected = 'an OpenAI-compatible server. Check OPENAI_BASE_URL'
     async with http(url, 5) as client:
         reply = await client.get(url + path)
-        if OPENAI and reply.status_code not in (200, 404):
-            raise server_error(reply.status_code, reply.text)
         if 'organization_owner' in reply.text:  # LM Studio, which tells more at another address
-            more = await client.get(f"{url.removesuffix('/v1')}/api/v0/models")
-            reply = more if '"data"' in more.text else reply
+            more = await client.get(url.removesuffix('/v1') + '/api/v0/models')
+            reply = more if 'data' in more.text else reply
+    if OPENAI and reply.status_code not in (200, 404):
+        raise server_error(reply.status_code, reply.text)
     try:
         data = reply.json()
         # llama-server tells what its models can in a second list, which is like Ollama's.
-        for model, more in zip(data[rows], data.get('models') or ()):
+        for model, more in zip(data[rows], data.get('models', []), strict=False):
             model.setdefault('capabilities', more.get('capabilities'))
-        can = {str(model[name]): words_of(model) for model in data[rows]}
-        Model.can |= {name: words for name, words in can.items() if words}
-        return {model[name]: int(model.get('size') or 0) for model in data[rows]
-                if can_chat(model[name], can[model[name]])}
+        told = {str(model[key]): told_of(model) for model in data[rows]}
+        Model.can |= {name: words for name, words in told.items() if words != '[]'}
+        return {model[key]: int(model.get('size') or 0) for model in data[rows]
+                if can_chat(model[key], Model.can.get(model[key]))}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f'What answers at {url} is not {expected}.')
 
@@ -2191,7 +2185,7 @@ async def chosen_model(profile):
                                           'Download one: `ollama pull llama3.2`')
     return model
 
-# What it says
+# ---- 12. Protocol: what is said to a model server, and what it answers ---------------------------
 
 def server_error(status, text, model=''):
     """The ModelError for an error that a model server gave; its text may be JSON, and JSON within
@@ -2280,10 +2274,12 @@ async def replies(url, path, body):
 
 def retry_after(reply):
     "For how many seconds a server wants to be left in peace: it names them, or a date."
-    said = reply.headers.get('retry-after')
+    said = reply.headers.get('retry-after', '')
     with contextlib.suppress(ValueError, TypeError):
-        return int(said) if said.isdigit() else parsedate_to_datetime(said).timestamp() - time.time()
-    return 0.
+        if said.isdigit():
+            return int(said)
+        return parsedate_to_datetime(said).timestamp() - time.time()
+    return 0
 
 # What a request can do without, and the words in which servers refuse it.
 OPTIONAL = dict(tools='tool|function', stream_options='stream_options|usage', think='think',
@@ -2292,20 +2288,20 @@ OPTIONAL = dict(tools='tool|function', stream_options='stream_options|usage', th
 async def patient_replies(url, path, body):
     """As `replies`, of a server that may refuse some of the body, and is asked without that, or
     that is busy, and is asked again later."""
-    model, waits = body['model'], iter((1, 2, 4))
-    without = set(Model.refused.get(model, ()))
+    without, waits = Model.refused.get(body['model'], set()), iter((1, 2, 4))
     while True:
         sent = {part: value for part, value in body.items() if part not in without}
         try:
             async for data in replies(url, path, sent):
-                Model.refused[model] = without  # since it works
+                Model.refused[body['model']] = without  # since it works
                 yield data
             return
         except Refused as e:
             able = OPTIONAL.keys() & sent
             if not able:
                 raise
-            without |= {part for part in able if re.search(OPTIONAL[part], str(e))} or able
+            named = {part for part in able if re.search(OPTIONAL[part], str(e))}
+            without = without | (named or able)
         except Busy as e:
             wait = next(waits, 0)
             if not wait:
@@ -2342,8 +2338,7 @@ def chat_request(prompt, model, options, tools, think):
         if think:
             body['think'] = think if is_on is None else is_on
         return '/api/chat', body
-    body |= dict(messages=[*map(as_openai, prompt)], stream=True,
-                 stream_options=dict(include_usage=True))
+    body |= dict(stream=True, stream_options=dict(include_usage=True))
     if think:
         body['reasoning_effort'] = dict(on='medium', off='none').get(think, think)
     if is_on is not None:  # vLLM and llama-server know it by this
@@ -2352,36 +2347,30 @@ def chat_request(prompt, model, options, tools, think):
         body['temperature'] = options['temperature']
     return '/chat/completions', body
 
-def as_openai(message):
-    "A message in the words of OpenAI's protocol, where a call has an id and its arguments are JSON."
-    message = {key: value for key, value in message.items() if key != 'tool_name'}
-    if calls := message.get('tool_calls'):
-        message['tool_calls'] = [dict(id=call['id'], type='function', function=dict(
-            name=call['function']['name'], arguments=as_json(call['function']['arguments'])))
-            for call in calls]
-    return message
-
-def as_json(arguments):
-    "Arguments that a server can read: what the model broke is not sent back to it."
-    with contextlib.suppress(ValueError):
-        if isinstance(json.loads(arguments), dict):
-            return arguments
-    return '{}'
-
 def join_calls(calls, pieces):
-    """Adds pieces of tool calls (OpenAI) to the calls that they belong to: that with their index or
-    their id. What has neither goes on with the last call, or begins one where it has a name."""
+    """Adds pieces of tool calls (OpenAI) to those that they belong to, by index or id. What has
+    neither goes on with the last one, or begins one where it has a name."""
     for piece in pieces:
         said, id = piece.get('function') or {}, piece.get('id')
         name, arguments = said.get('name'), said.get('arguments') or ''
-        key = id if piece.get('index') is None else piece['index']
-        call = next((call for call in calls[::-1] if key in (None, call['key'], call['id'])), None)
-        if not call or name and (key is None or id not in (None, call['id'])):
-            call = dict(key=key, id=id or secrets.token_hex(5)[:9],  # Mistral wants nine characters
-                        function=dict(name=name, arguments=''))
-            calls.append(call)
-        call['function']['arguments'] += (arguments if isinstance(arguments, str)
-                                          else json.dumps(arguments))
+        key = next((key for key in (piece.get('index'), id) if key is not None), None)
+        if key is None:
+            key = len(calls) if name else [0, *calls][-1]
+        elif name and id and key in calls and calls[key]['id'] != id:
+            key = id
+        call = calls.setdefault(key, dict(  # Mistral wants an id of nine characters
+            id=id or secrets.token_hex(5)[1:], type='function',
+            function=dict(name=name, arguments='')))
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments)
+        call['function']['arguments'] += arguments
+
+def as_object(arguments):
+    "Arguments as JSON of an object: servers want it back. No tool takes what the model broke."
+    with contextlib.suppress(ValueError):
+        if isinstance(json.loads(arguments or '{}'), dict):
+            return arguments or '{}'
+    return json.dumps(dict(unreadable=arguments))
 
 def as_ollama(data):
     "An object of OpenAI's protocol in the words of Ollama's."
@@ -2465,14 +2454,14 @@ async def stream(prompt, model, options, tools=(), think=''):
     ('Answering', text), and at the end ('end', fields of Message, and the tool `calls`, and `cut`:
     it ran out of room). Raises ModelError, also where an answer ends without its figures."""
     path, body = chat_request(prompt, model, options, tools, think)
-    start, calls, end, sort = None, [], {}, Sorter()
+    start, calls, joined, end, sort = None, [], {}, {}, Sorter()
     async with turn_to_talk(model) as watch:
         async for data in patient_replies(Model.url or await start_built_in(), path, body):
             watch.cancel()
             start = start or time.perf_counter()
             if Model.kind != 'ollama':
                 data = as_ollama(data)
-                join_calls(calls, data['calls'] or [])
+                join_calls(joined, data['calls'] or [])
             part = data.get('message') or {}
             if thinking := text_of(part, 'thinking'):
                 yield 'Thinking', as_unicode(thinking)
@@ -2482,6 +2471,9 @@ async def stream(prompt, model, options, tools=(), think=''):
             end |= {key: value for key, value in data.items() if value}
     for piece in sort.end():
         yield piece
+    for call in joined.values():
+        call['function']['arguments'] = as_object(call['function']['arguments'])
+        calls.append(call)
     if not end.get('done'):
         raise ModelError('The answer broke off before its end: the model server stopped without a '
                          'word. Go on from there, or try again.')
@@ -2810,9 +2802,8 @@ async def answer_into(chat, prompt, system):
 async def use_tool(chat, call):
     """Carries out a tool call of the model, and returns the message with its result. Whatever is
     wrong with it goes back to the model as text, for it to try again."""
-    tools, name, id = all_tools(), '', None
-    with contextlib.suppress(TypeError, KeyError, AttributeError):
-        id = call.get('id')
+    tools, name = all_tools(), ''
+    with contextlib.suppress(TypeError, KeyError):
         name, given = str(call['function']['name']), call['function'].get('arguments') or {}
     try:
         if name not in tools:
@@ -2821,8 +2812,8 @@ async def use_tool(chat, call):
         result = str(await tools[name](chat, **values) or 'Done.')
     except (ValueError, TypeError, RecursionError, HTTPException) as e:
         result = f'This did not work: {getattr(e, "detail", e)}'
-    told = dict(role='tool', tool_name=name, content=result)
-    return told | dict(tool_call_id=id) if id else told
+    which = dict(tool_name=name) if Model.kind == 'ollama' else dict(tool_call_id=call['id'])
+    return dict(role='tool', content=result, **which)
 
 def tool_values(function, given):
     "The arguments of a tool call as values. Raises ValueError with a sentence for the model."
@@ -3660,26 +3651,24 @@ def model_picker(profile):
     options = [Option(f'{name}  {size/1e9:.1f} GB' if size else name or 'No model', value=name,
                       selected=name == chosen) for name, size in models.items()]
     choose = dict(hx_post=choose_model.to(profile=profile.id), hx_swap='none', disabled=is_fixed())
-    select = Select(*options, id='model', name='model', aria_label='Model', hx_params='model',
-                    title='Set by OLLAMA_MODEL' if is_fixed() else None, **choose)
+    select = Select(*options, id='model', name='model', aria_label='Model', **choose,
+                    title='Set by OLLAMA_MODEL' if is_fixed() else None)
     field = ()
     if len(models) > 12:
         # It belongs to no form: Enter chooses, and sends nothing.
-        field = (Input(id='find-model', name='find', list='models', form='', hx_params='find',
-                       placeholder=f'Find one of {len(models)}', aria_label='Find a model',
-                       autocomplete='off', hx_trigger='change', **choose),
+        field = (Input(id='find-model', name='find', list='models', form='none', **choose,
+                       placeholder=f'Find one of {len(models)}', aria_label='Find a model'),
                  Datalist(*(Option(value=name) for name in models), id='models'))
     return Span(*field, select, id='model-picker', hx_swap_oob='true')
 
 def think_picker(profile):
     "How the chosen model is to think, where it can."
     model = pick_model(profile)
-    chosen, names = how_to_think(profile, model), {'': 'auto'}
-    options = [Option(f'Thinking: {names.get(way, way)}', value=way, selected=way == chosen)
-               for way in ('', *ways_to_think(model))]
-    return Select(*options, id='think', name='think', aria_label='Thinking', hx_params='think',
-                  hx_post=choose_think.to(profile=profile.id), hx_swap='none',
-                  hidden=len(options) == 1, hx_swap_oob='true')
+    ways = ways_to_think(model)
+    options = [Option(f'Thinking: {way or "auto"}', value=way,
+                      selected=way == how_to_think(profile, model)) for way in ('', *ways)]
+    return Select(*options, id='think', name='think', aria_label='Thinking', hidden=not ways,
+                  hx_post=choose_think.to(profile=profile.id), hx_swap='none', hx_swap_oob='true')
 
 def pickers(profile):
     return model_picker(profile), think_picker(profile)
@@ -3814,25 +3803,23 @@ async def reply(id: int, n: int):
     chat.answered.set_result(n)
 
 @app.post
-async def choose_model(profile: int, model: str = '', find: str = '', x_tab: str = ''):
+async def choose_model(profile: int, model: str = '', find: str = ''):
     "Chooses a model by its name, or the first one that has all words of `find` in it."
     words = find.lower().split()
-    if words and find not in Model.models:
+    if words:
         hits = [name for name in Model.models if all(word in name.lower() for word in words)]
-        find = hits[0] if hits else refuse(f'No model is called “{shorten(find, 40)}”.')
-    return change_choice(profile, x_tab, model=clean(find or model, 200, 'The model'))
+        model = min(hits, key=len, default='') or refuse(f'No model is called “{find[:40]}”.')
+    choose(profile, model=clean(model, 200, 'The model'))
 
 @app.post
-async def choose_think(profile: int, think: str = '', x_tab: str = ''):
+async def choose_think(profile: int, think: str = ''):
     if think not in ('', 'off', 'on', 'low', 'medium', 'high'):
         refuse('Thinking is off, on, low, medium or high, or empty for the model\'s own way.')
-    return change_choice(profile, x_tab, think=think)
+    choose(profile, think=think)
 
-def change_choice(profile, tab, **choice):
-    "Stores what was chosen, and shows it in every tab of the profile."
+def choose(profile, **choice):
     row = profiles.update(id=one(profiles, profile).id, **choice)
-    chatq.push('model', pickers, row.id, tab)
-    return pickers(row)
+    chatq.push('model', pickers, row.id)
 
 @app.post
 async def cancel(id: int):
