@@ -3657,7 +3657,7 @@ def model_picker(profile):
     if len(models) > 12:
         # It belongs to no form: Enter chooses, and sends nothing.
         field = (Input(id='find-model', name='find', list='models', form='none', **choose,
-                       placeholder=f'Find one of {len(models)}', aria_label='Find a model'),
+                       placeholder='Find', aria_label='Find a model'),
                  Datalist(*(Option(value=name) for name in models), id='models'))
     return Span(*field, select, id='model-picker', hx_swap_oob='true')
 
