@@ -80,6 +80,7 @@ from collections import Counter, deque
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
+from email.utils import parsedate_to_datetime
 from enum import Enum
 from functools import lru_cache
 from html import escape, unescape
@@ -181,6 +182,7 @@ class Profile:
     priority: float = 0.
     deleted: float = 0.
     model: str = ''
+    think: str = ''  # '': as the model likes; off, on, low, medium, high
     voice: str = ''
     temperature: str = ''
     context: str = ''
@@ -1439,7 +1441,7 @@ class Chatter:
     and the other parts (the bar, the note) are drawn as they are when the tab is due."""
     def __init__(self, row):
         self.row, self.id, self.profile, self.chat = row, row.id, row.profile, row.chat
-        self.running = self.silent = True  # silent: nothing has come yet
+        self.running = True
         self.thoughts = ''  # thinking that has come since the last frame
         self.save_timer = self.began = None  # began: (time, done) of the first progress,
         self.last = 0.                       # and the latest `done`
@@ -1539,13 +1541,11 @@ class Chatter:
         if self.room < 0:
             text = f'\n\nThis is more than {MAX_OUTPUT:,} characters: the rest is left out.'
         self.unread.append(text)
-        self.silent = False
         self.touch()
 
     def think(self, text):
         "Appends to the model's thinking, which stands folded beside the answer."
         self.thoughts += text
-        self.silent = False
         self.touch()
 
     def thought_for(self, seconds):
@@ -1759,6 +1759,17 @@ def memory_of(chat):
     found = chat_with(chat)
     return found.memory if found else 0
 
+def in_line(before, chat):
+    """What a message of a chat says while it waits for the model, which writes `before`, a
+    Chatter, now."""
+    if not before:
+        return 'In line for the model'
+    name = before.row.model
+    if before.row.role != 'job':
+        where = 'above' if before.chat == chat else f'in “{chats[before.chat].title}”'
+        name = f'the answer {where}'
+    return f'In line: {name} is before it'
+
 # Half an answer is kept and marked; a prompt that had no turn keeps its place.
 AFTER_A_KILL = """
 update chat set state = '' where state = 'running';
@@ -1797,6 +1808,7 @@ class Chatq:
     def __init__(self):
         self.tabs, self.writing, self.tasks = set(), {}, {}  # the last two by message id
         self.due = asyncio.Event()  # a prompt waits
+        self.answering = None  # the answer whose turn it is
         self.loop, self.thread = None, threading.get_ident()
         # Starts at the clock in ms, so that no page has seen more, whatever was counted before.
         newest = db.item('select max(rev) from message') or 0
@@ -1950,6 +1962,8 @@ class Chatq:
     def show(self, row):
         "A message as a page shows it; of one that is being written all that has come."
         chat = self.writing.get(row.id)
+        if row.role == 'user' and row.status == 'queued':
+            row.note = in_line(self.answering, row.chat)
         return message(chat.row, chat.whole()) if chat else message(row)
 
     def newest(self, chat, before=2**62, since=0):
@@ -2008,9 +2022,12 @@ class Chatq:
 
     async def take_turn(self, row):
         self.move_prompt(row, 'queued', 'done')
-        chat = self.open(row=row)
+        self.answering = chat = self.open(row=row)
+        for prompt in messages("role = 'user' and status = 'queued' and not deleted"):
+            self.show_whole(prompt)
         # The task itself would take a cancellation for a Stop.
         await asyncio.wait([self.start(chat, self.answer(chat))])
+        self.answering = None
 
     def start(self, chat, work):
         "Runs the coroutine that writes into `chat` in a task of its own; `cancel` ends it."
@@ -2068,7 +2085,10 @@ class ModelError(Exception):
     "Why there is no answer: a sentence for the person, with the next step in it."
 
 class Busy(ModelError):
-    "The model server has too much to do just now (503)."
+    "The model server has too much to do just now: `wait` is for how many seconds, if it says so."
+
+class Refused(ModelError):
+    "Something in the request that this server does not take."
 
 class TooLong(ModelError):
     "The prompt does not fit into the model's context."
@@ -2078,9 +2098,13 @@ class Model:
     kind = url = problem = ''  # kind: ollama, openai, built-in, or '' for nothing
     models = {}                # name -> bytes
     keys = {OPENAI: env['OPENAI_API_KEY']}  # by base URL
-    with_tools = set()         # names of those that can use tools
+    can = {}                   # name -> what the server tells of what it can
+    with_tools = with_vision = thinking = frozenset()  # names of those that can, or may
+    refused = {}               # name -> parts of a request that its server does not take
     chars_per_token = {}       # by name, as measured
     talking = asyncio.Lock()   # one answer at a time, a job's too
+    speaker = None             # the Chatter that it is for
+    busy = ''                  # until when the server is left in peace, in words
 
 def is_near(url):
     "Whether an address is one of this machine or of its network."
@@ -2147,28 +2171,67 @@ async def find_backend():
         else:
             problem = how_to_get_ollama()
     found = Model.kind, Model.url, Model.models, Model.problem = kind, url, models, problem
+    await find_abilities()
     return found
 
-def can_chat(model):
-    "Whether a model of a server's list is one for a chat, and none that only embeds texts."
-    capabilities = model.get('capabilities')
-    name = str(model.get('name') or model.get('id')).lower()
-    if capabilities:
-        return 'completion' in capabilities
-    return not re.search('embed|bge-|minilm', name)
+# Models that think, by their names, and those whose thinking has levels.
+THINKERS = r'gpt-oss|gpt-5|\bo\d|qwen3|deepseek-r|magistral|think|reason'
+LEVELED = r'gpt-|\bo\d'
+
+def ways_to_think(model):
+    "What can be chosen for a model's thinking, apart from the model's own way."
+    if model not in Model.thinking:
+        return ()
+    return ('low', 'medium', 'high') if re.search(LEVELED, model) else ('off', 'on')
+
+async def find_abilities():
+    "Sorts the models by what they can, as far as the server tells; a request shows the rest."
+    for name in Model.models.keys() - Model.can:  # an Ollama from before 2026 tells it one by one
+        if data := await ask_ollama('POST', '/api/show', model=name):
+            Model.can[name] = told_of(data)
+
+    def able(words):
+        told = {name: Model.can.get(name, '"vision"' if OPENAI else '') for name in Model.models}
+        return {name for name in told if re.search(f'"({words})"(?!: false)', told[name])}
+    Model.with_tools = set(Model.models) if OPENAI else able('tools')
+    Model.with_vision = able('vision|image|multimodal|vlm')
+    Model.thinking = able('thinking|reasoning')
+    if OPENAI:
+        Model.thinking |= {name for name in Model.models if re.search(THINKERS, name)}
+
+def told_of(model):
+    "What a server tells of what a model can, each in its own way, as text to search in."
+    keys = 'capabilities', 'architecture', 'supported_parameters', 'type'
+    return json.dumps([model[key] for key in keys if model.get(key)])
+
+def can_chat(name, told):
+    "Whether a model is one for a chat, and none that only embeds texts."
+    if told and not OPENAI:
+        return 'completion' in told
+    return not re.search('embed|bge-|minilm', f'{name} {told}'.lower())
 
 async def list_models(url):
     "The models of a server, with their size where it says so."
-    path, rows, name, expected = '/api/tags', 'models', 'name', 'Ollama. Check OLLAMA_HOST'
+    path, rows, key, expected = '/api/tags', 'models', 'name', 'Ollama. Check OLLAMA_HOST'
     if OPENAI:
-        path, rows, name = '/models', 'data', 'id'
+        path, rows, key = '/models', 'data', 'id'
         expected = 'an OpenAI-compatible server. Check OPENAI_BASE_URL'
     async with http(url, 5) as client:
         reply = await client.get(url + path)
+        if 'organization_owner' in reply.text:  # LM Studio, which tells more at another address
+            more = await client.get(url.removesuffix('/v1') + '/api/v0/models')
+            reply = more if 'data' in more.text else reply
     if OPENAI and reply.status_code not in (200, 404):
         raise server_error(reply.status_code, reply.text)
     try:
-        return {str(m[name]): int(m.get('size', 0)) for m in reply.json()[rows] if can_chat(m)}
+        data = reply.json()
+        # llama-server tells what its models can in a second list, which is like Ollama's.
+        for model, more in zip(data[rows], data.get('models', []), strict=False):
+            model.setdefault('capabilities', more.get('capabilities'))
+        told = {str(model[key]): told_of(model) for model in data[rows]}
+        Model.can |= {name: words for name, words in told.items() if words != '[]'}
+        return {model[key]: int(model.get('size') or 0) for model in data[rows]
+                if can_chat(model[key], Model.can.get(model[key]))}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f'What answers at {url} is not {expected}.')
 
@@ -2195,15 +2258,6 @@ async def ask_ollama(method, path, **body):
         return reply.raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return {}
-
-async def can_use_tools(model):
-    "Whether Ollama says so (POST /api/show, docs/api.md). The other back ends don't tell."
-    if model not in Model.with_tools:
-        data = await ask_ollama('POST', '/api/show', model=model)
-        if 'tools' not in (data.get('capabilities') or []):
-            return False
-        Model.with_tools.add(model)
-    return True
 
 async def loaded_models():
     "The models that Ollama has in memory now, with the context in force for each, in tokens."
@@ -2237,7 +2291,7 @@ async def chosen_model(profile):
                                           'Download one: `ollama pull llama3.2`')
     return model
 
-# What it says
+# ---- 12. Protocol: what is said to a model server, and what it answers ---------------------------
 
 def server_error(status, text, model=''):
     """The ModelError for an error that a model server gave; its text may be JSON, and JSON within
@@ -2258,13 +2312,15 @@ def server_error(status, text, model=''):
     if status in (401, 403):
         return ModelError('The model server wants a key: set OPENAI_API_KEY and start again. '
                           f'It says: {text}')
-    if status == 503:
+    if status in (429, 503):
         return Busy('The model server is busy and did not take the prompt after several tries. '
-                    'Try again in a moment.')
+                    f'Try again in a moment. It says: {text}')
     if 'memory' in low:
         return ModelError(f"{model} does not fit into this machine's memory. Choose a smaller "
                           f'model above, or a smaller context in the settings. It says: {text}')
-    kind = TooLong if status == 400 and 'context' in low else ModelError
+    kind = ModelError
+    if status in (400, 422) or status > 400 and 'tool' in low:
+        kind = TooLong if 'context' in low else Refused
     return kind(f'The model server refused: {text or f"status {status}"}')
 
 async def lines_of(reply):
@@ -2280,7 +2336,7 @@ async def lines_of(reply):
 def parse_line(line, model):
     try:
         data = json.loads(line)
-        error = data.get('error')
+        error = data.get('error') or data.get('object') == 'error' and data  # vLLM
     except (ValueError, AttributeError):
         raise ModelError(f'What answers at {Model.url} does not speak the protocol of a '
                          'model server. Check its address.')
@@ -2297,8 +2353,15 @@ async def replies(url, path, body):
         async with http(url) as client, client.stream('POST', url + path, json=body) as reply:
             if reply.status_code != 200:
                 await reply.aread()
-                raise server_error(reply.status_code, reply.text, model)
+                error = server_error(reply.status_code, reply.text, model)
+                error.wait = retry_after(reply)
+                raise error
+            if OPENAI and 'json' in reply.headers.get('content-type', ''):  # it does not stream
+                yield parse_line(await reply.aread(), model)
+                return
             async for line in lines_of(reply):
+                if line.startswith(b'error:'):  # llama-server
+                    raise server_error(200, line[6:].decode(errors='replace'), model)
                 line = line.removeprefix(b'data:').strip()
                 if line == b'[DONE]':
                     yield dict(done=True)
@@ -2315,6 +2378,53 @@ async def replies(url, path, body):
         raise ModelError('The connection to the model server broke off. '
                          'What had come is kept: go on from there, or try again.')
 
+def retry_after(reply):
+    "For how many seconds a server wants to be left in peace: it names them, or a date."
+    said = reply.headers.get('retry-after', '')
+    with contextlib.suppress(ValueError, TypeError):
+        if said.isdigit():
+            return int(said)
+        return parsedate_to_datetime(said).timestamp() - time.time()
+    return 0
+
+# What a request can do without, and the words in which servers refuse it.
+OPTIONAL = dict(tools='tool|function', stream_options='stream_options|usage', think='think',
+                reasoning_effort='reason|effort', chat_template_kwargs='template|kwargs')
+
+async def patient_replies(url, path, body):
+    """As `replies`, of a server that may refuse some of the body, and is asked without that, or
+    that is busy, and is asked again later."""
+    without, waits = Model.refused.get(body['model'], set()), iter((1, 2, 4))
+    while True:
+        sent = {part: value for part, value in body.items() if part not in without}
+        try:
+            async for data in replies(url, path, sent):
+                Model.refused[body['model']] = without  # since it works
+                yield data
+            return
+        except Refused as e:
+            able = OPTIONAL.keys() & sent
+            if not able:
+                raise
+            named = {part for part in able if re.search(OPTIONAL[part], str(e))}
+            without = without | (named or able)
+        except Busy as e:
+            wait = next(waits, 0)
+            if not wait:
+                raise
+            await be_patient(max(e.wait, wait))
+
+async def be_patient(wait):
+    "Waits for a busy server, a minute at most, and has the person told."
+    if wait > 60:
+        raise ModelError(f'The model server is busy for the next {wait/60:.0f} minutes. '
+                         'Try again then, or choose another model.')
+    Model.busy = f'The model server is busy: trying again in {wait:.0f} s'
+    try:
+        await asyncio.sleep(wait)
+    finally:
+        Model.busy = ''
+
 def text_of(data, key):
     "The text of a field, whatever a server sent: a list of parts too, and nothing but text."
     value = data.get(key) or ''
@@ -2322,20 +2432,51 @@ def text_of(data, key):
         value = ''.join(str(part.get('text') or '') for part in value if isinstance(part, dict))
     return re.sub('[\x00-\x08\x0b-\x1f\x7f]', '', str(value))
 
-def chat_request(prompt, model, options, tools):
+def chat_request(prompt, model, options, tools, think):
     """The path and the body of a chat: POST /api/chat (Ollama, docs/api.md), else POST
     /chat/completions (OpenAI's API reference, chat streaming)."""
-    body = dict(model=model, messages=prompt)
+    body, is_on = dict(model=model, messages=prompt), dict(on=True, off=False).get(think)
+    if tools:
+        body['tools'] = tools
     if Model.kind == 'ollama':
         # Without truncate and shift: what does not fit is cut by us, and said, and never silently.
         body |= dict(options=options, truncate=False, shift=False)
-        if tools:
-            body['tools'] = tools
+        if think:
+            body['think'] = think if is_on is None else is_on
         return '/api/chat', body
     body |= dict(stream=True, stream_options=dict(include_usage=True))
+    if think:
+        body['reasoning_effort'] = dict(on='medium', off='none').get(think, think)
+    if is_on is not None:  # vLLM and llama-server know it by this
+        body['chat_template_kwargs'] = dict(enable_thinking=is_on)
     if 'temperature' in options:
         body['temperature'] = options['temperature']
     return '/chat/completions', body
+
+def join_calls(calls, pieces):
+    """Adds pieces of tool calls (OpenAI) to those that they belong to, by index or id. What has
+    neither goes on with the last one, or begins one where it has a name."""
+    for piece in pieces:
+        said, id = piece.get('function') or {}, piece.get('id')
+        name, arguments = said.get('name'), said.get('arguments') or ''
+        key = next((key for key in (piece.get('index'), id) if key is not None), None)
+        if key is None:
+            key = len(calls) if name else [0, *calls][-1]
+        elif name and id and key in calls and calls[key]['id'] != id:
+            key = id
+        call = calls.setdefault(key, dict(  # Mistral wants an id of nine characters
+            id=id or secrets.token_hex(5)[1:], type='function',
+            function=dict(name=name, arguments='')))
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments)
+        call['function']['arguments'] += arguments
+
+def as_object(arguments):
+    "Arguments as JSON of an object: servers want it back. No tool takes what the model broke."
+    with contextlib.suppress(ValueError):
+        if isinstance(json.loads(arguments or '{}'), dict):
+            return arguments or '{}'
+    return json.dumps(dict(unreadable=arguments))
 
 def as_ollama(data):
     "An object of OpenAI's protocol in the words of Ollama's."
@@ -2344,6 +2485,7 @@ def as_ollama(data):
     usage = data.get('usage') or {}
     thinking = part.get('reasoning_content') or part.get('reasoning')
     return dict(message=dict(thinking=thinking, content=part.get('content')),
+                calls=part.get('tool_calls'),
                 done=data.get('done') or choice.get('finish_reason'),
                 done_reason=choice.get('finish_reason'),
                 eval_count=usage.get('completion_tokens'),
@@ -2389,16 +2531,43 @@ class Sorter:
             whole = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
             yield self.kind, whole
 
-async def stream(prompt, model, options, tools=()):
+async def say_what_it_does(chat, model):
+    "Until something comes: who is before it, does it load (absent from /api/ps), or read?"
+    while chat:
+        await asyncio.sleep(.3)
+        word = Model.busy
+        if Model.speaker is not chat:
+            word = in_line(Model.speaker, chat.chat)
+        elif not word:
+            is_there = Model.kind != 'ollama' or model in await loaded_models()
+            word = 'Reading the prompt' if is_there else f'Loading {model}'
+        chat.note(word)
+
+@contextlib.asynccontextmanager
+async def turn_to_talk(model):
+    "Waits until nobody else talks to the model; gives what says so until it is cancelled."
+    chat = at_work.get()
+    watch = asyncio.create_task(say_what_it_does(chat, model))
+    try:
+        async with Model.talking:
+            Model.speaker = chat
+            yield watch
+    finally:
+        watch.cancel()
+
+async def stream(prompt, model, options, tools=(), think=''):
     """The model's answer in pieces, from whichever back end there is: ('Thinking', text),
     ('Answering', text), and at the end ('end', fields of Message, and the tool `calls`, and `cut`:
     it ran out of room). Raises ModelError, also where an answer ends without its figures."""
-    path, body = chat_request(prompt, model, options, tools)
-    start, calls, end, sort = None, [], {}, Sorter()
-    async with Model.talking:
-        async for data in replies(Model.url or await start_built_in(), path, body):
+    path, body = chat_request(prompt, model, options, tools, think)
+    start, calls, joined, end, sort = None, [], {}, {}, Sorter()
+    async with turn_to_talk(model) as watch:
+        async for data in patient_replies(Model.url or await start_built_in(), path, body):
+            watch.cancel()
             start = start or time.perf_counter()
-            data = data if Model.kind == 'ollama' else as_ollama(data)
+            if Model.kind != 'ollama':
+                data = as_ollama(data)
+                join_calls(joined, data['calls'] or [])
             part = data.get('message') or {}
             if thinking := text_of(part, 'thinking'):
                 yield 'Thinking', as_unicode(thinking)
@@ -2408,6 +2577,9 @@ async def stream(prompt, model, options, tools=()):
             end |= {key: value for key, value in data.items() if value}
     for piece in sort.end():
         yield piece
+    for call in joined.values():
+        call['function']['arguments'] = as_object(call['function']['arguments'])
+        calls.append(call)
     if not end.get('done'):
         raise ModelError('The answer broke off before its end: the model server stopped without a '
                          'word. Go on from there, or try again.')
@@ -2634,6 +2806,10 @@ def model_options(profile):
         options['num_ctx'] = int(profile.context)
     return options
 
+def how_to_think(profile, model):
+    "The profile's choice, where it is one for this model."
+    return profile.think if profile.think in ways_to_think(model) else ''
+
 # What it answers
 
 async def answer(chat):
@@ -2644,11 +2820,14 @@ async def answer(chat):
         figures = await rounds(chat, profile)
     except ModelError as e:
         return chat.finish('error', error=str(e))
+    is_cut, has_acted = figures.pop('cut'), figures.pop('has_acted')
     if not chat.text().strip():
+        if has_acted:  # it is no error, and trying again would act twice
+            chat.send('*The model used tools and said nothing further.*')
+            return chat.finish(**figures)
         error = 'The model answered nothing. Try again, or choose another model.'
-        del figures['cut']
         return chat.finish('error', **figures, error=error)
-    if figures.pop('cut'):
+    if is_cut:
         error = 'The answer reached the end of what the model can hold.'
         return chat.finish('stopped', **figures, error=error)
     chat.finish(**figures)
@@ -2656,46 +2835,40 @@ async def answer(chat):
 async def rounds(chat, profile):
     "Answers, and carries out the tools that the answer calls, until one calls none."
     specs, turn = [], []  # turn: what was said in it so far
-    if await can_use_tools(chat.row.model):
+    if chat.row.model in Model.with_tools:
         specs = [tool_spec(*each) for each in all_tools().items()]
     for left in reversed(range(ROUNDS)):  # in the last one it has to do with what it knows
-        text, figures = await with_retries(chat, profile, turn, specs if left else [])
+        text, figures = await cut_to_fit(chat, profile, turn, specs if left else [])
         calls = figures.pop('calls')
         if not calls:
             break
         turn.append(dict(role='assistant', content=text, tool_calls=calls))
         for call in calls:
             turn.append(await use_tool(chat, call))
-    return figures
+    return figures | dict(has_acted=bool(turn))
 
-async def with_retries(chat, profile, turn, specs):
-    """Streams the answer into `chat` and returns its text and figures. A busy server is asked
-    again, visibly, and what is too long for the model is cut."""
+async def cut_to_fit(chat, profile, turn, specs):
+    """Streams the answer into `chat` and returns its text and figures. What is too long for the
+    model is cut."""
     model, options = chat.row.model, model_options(profile)
+    think = how_to_think(profile, model)
     window = options.get('num_ctx') or (await loaded_models()).get(model) or CONTEXT
     limit = int(window*.75*Model.chars_per_token.get(model, 3.5))  # a quarter is for the answer
-    for wait in (1, 2, 4, 0):
+    for tries_left in reversed(range(4)):
         prompt, oldest = history(chat.row, profile, limit)
         prompt += turn
         show_memory(chat.chat, oldest)
-        watch = asyncio.create_task(say_what_it_does(chat, model))
         try:
-            text, figures = await write_answer(stream(prompt, model, options, specs), chat)
+            pieces = stream(prompt, model, options, specs, think)
+            text, figures = await write_answer(pieces, chat)
             if figures['prompt_tokens'] and not specs:
                 length = sum(len(each['content']) for each in prompt)
                 Model.chars_per_token[model] = length/figures['prompt_tokens']
             return text, figures | dict(window=window)
-        except (Busy, TooLong) as e:
-            if not wait:
+        except TooLong:
+            if not tries_left:
                 raise
-            watch.cancel()
-            if isinstance(e, TooLong):
-                limit = limit*3//5
-                continue
-            chat.note(f'The model server is busy: trying again in {wait} s')
-            await asyncio.sleep(wait)
-        finally:
-            watch.cancel()
+            limit = limit*3//5
 
 async def write_answer(pieces, chat):
     "Writes the pieces of `stream` into a message; returns the text, and what stands at their end."
@@ -2715,11 +2888,9 @@ async def own_prompt(prompt, system, chat):
     "The `stream` for a prompt of a job's or a route's own: one at a time with the chat's."
     profile = profiles[chat.profile] if chat else first_profile()
     model = await chosen_model(profile)
-    if chat and Model.talking.locked():
-        chat.note('In line for the model')
     said = [dict(role='system', content=system or profile.voice or VOICE),
             dict(role='user', content=prompt)]
-    return stream(said, model, {})
+    return stream(said, model, {}, think=how_to_think(profile, model))
 
 @from_anywhere
 async def ask_model(prompt, system=''):
@@ -2745,7 +2916,8 @@ async def use_tool(chat, call):
         result = str(await tools[name](chat, **values) or 'Done.')
     except (ValueError, TypeError, RecursionError, HTTPException) as e:
         result = f'This did not work: {getattr(e, "detail", e)}'
-    return dict(role='tool', tool_name=name, content=result)
+    which = dict(tool_name=name) if Model.kind == 'ollama' else dict(tool_call_id=call['id'])
+    return dict(role='tool', content=result, **which)
 
 def tool_values(function, given):
     "The arguments of a tool call as values. Raises ValueError with a sentence for the model."
@@ -2773,15 +2945,6 @@ def show_memory(chat, oldest):
         before = f'beforebegin:#msg-{oldest}' if oldest >= tab.first else 'afterbegin:#msg-list'
         line = Div(memory_line(oldest), hx_swap_oob=before)
         tab.push('memory', lambda _, line=line: (I(id='memory', hx_swap_oob='delete'), line))
-
-async def say_what_it_does(chat, model):
-    "Until the first token: is the model being loaded (absent from /api/ps), or does it read?"
-    while True:
-        await asyncio.sleep(.3)
-        is_there = Model.kind != 'ollama' or model in await loaded_models()
-        if not chat.silent:
-            return
-        chat.note('Reading the prompt' if is_there else f'Loading {model}')
 
 async def preload(profile):
     "Loads the model, and what renders its answer, while the person still types."
@@ -3636,7 +3799,7 @@ def way_back(query):
 def chat_section(profile):
     since = as_id(profile.query.get('at', '').removeprefix('msg-'))  # a search hit further up
     return Section(
-        Div(chat_title(profile), model_picker(profile), settings_panel(profile), cls='bar'),
+        Div(chat_title(profile), *pickers(profile), settings_panel(profile), cls='bar'),
         timeline(chatq.newest(profile.chat, since=since), memory_of(profile.chat)),
         Button('↓ More below', id='more', hidden=True),
         composer(profile), cls='chat', aria_label='Chat')
@@ -3678,13 +3841,33 @@ def composer(profile):
     return Form(field, stop_button, Button('Send', id='send-btn'), id='chat-form', ws_send=True)
 
 def model_picker(profile):
+    "The models to choose from; where there are many, a field to find one in."
     chosen = pick_model(profile)
     models = Model.models if chosen in Model.models else {chosen: 0} | Model.models
     options = [Option(f'{name}  {size/1e9:.1f} GB' if size else name or 'No model', value=name,
                       selected=name == chosen) for name, size in models.items()]
-    return Select(*options, id='model', name='model', aria_label='Model', disabled=is_fixed(),
-                  title='Set by OLLAMA_MODEL' if is_fixed() else None, hx_swap='none',
-                  hx_post=choose_model.to(profile=profile.id), hx_swap_oob='true')
+    choose = dict(hx_post=choose_model.to(profile=profile.id), hx_swap='none', disabled=is_fixed())
+    select = Select(*options, id='model', name='model', aria_label='Model', **choose,
+                    title='Set by OLLAMA_MODEL' if is_fixed() else None)
+    field = ()
+    if len(models) > 12:
+        # It belongs to no form: Enter chooses, and sends nothing.
+        field = (Input(id='find-model', name='find', list='models', form='none', **choose,
+                       placeholder='Find', aria_label='Find a model'),
+                 Datalist(*(Option(value=name) for name in models), id='models'))
+    return Span(*field, select, id='model-picker', hx_swap_oob='true')
+
+def think_picker(profile):
+    "How the chosen model is to think, where it can."
+    model = pick_model(profile)
+    ways = ways_to_think(model)
+    options = [Option(f'Thinking: {way or "auto"}', value=way,
+                      selected=way == how_to_think(profile, model)) for way in ('', *ways)]
+    return Select(*options, id='think', name='think', aria_label='Thinking', hidden=not ways,
+                  hx_post=choose_think.to(profile=profile.id), hx_swap='none', hx_swap_oob='true')
+
+def pickers(profile):
+    return model_picker(profile), think_picker(profile)
 
 def settings_panel(profile):
     form = Form(
@@ -3711,7 +3894,7 @@ async def watch_backend():
     found = await find_backend()
     say_hello()
     while True:
-        chatq.push('model', model_picker)
+        chatq.push('model', pickers)
         shown = found
         while shown == found:
             await asyncio.sleep(5 if Model.models else 2)
@@ -3815,8 +3998,23 @@ async def reply(id: int, n: int):
     chat.answered.set_result(n)
 
 @app.post
-async def choose_model(profile: int, model: str = ''):
-    profiles.update(id=one(profiles, profile).id, model=clean(model, 200, 'The model'))
+async def choose_model(profile: int, model: str = '', find: str = ''):
+    "Chooses a model by its name, or the first one that has all words of `find` in it."
+    words = find.lower().split()
+    if words:
+        hits = [name for name in Model.models if all(word in name.lower() for word in words)]
+        model = min(hits, key=len, default='') or refuse(f'No model is called “{find[:40]}”.')
+    choose(profile, model=clean(model, 200, 'The model'))
+
+@app.post
+async def choose_think(profile: int, think: str = ''):
+    if think not in ('', 'off', 'on', 'low', 'medium', 'high'):
+        refuse('Thinking is off, on, low, medium or high, or empty for the model\'s own way.')
+    choose(profile, think=think)
+
+def choose(profile, **choice):
+    row = profiles.update(id=one(profiles, profile).id, **choice)
+    chatq.push('model', pickers, row.id)
 
 @app.post
 async def cancel(id: int):

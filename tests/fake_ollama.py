@@ -61,6 +61,7 @@ class Script:
     load_seconds: float = 0          # not a byte until loaded, and not in /api/ps either
     load_gate: bool = False          # the same until fake.load()
     busy: int = 0                    # so many 503 first
+    retry_after: str = ""            # so many 429 with this header instead
     garbage: bytes | None = None     # these very bytes instead of an HTTP reply
     prompt_eval_count: int | None = None
     done_reason: str = "stop"
@@ -131,6 +132,10 @@ class FakeOllama:
         self.api_key = None               # wanted as a bearer token under /v1
         self.impostor = None              # these bytes for whatever is asked; b"": silence
         self.prefix = ""                  # a base path, as behind a reverse proxy
+        self.unknown = {}                 # parts of a body that it does not know -> (status, what it says)
+        self.tells = {}                   # name -> what /v1/models tells of it besides
+        self.second_list = []             # `models` in /v1/models, as llama-server has it
+        self.lm_studio = []               # what LM Studio has at /api/v0/models
         self.requests, self.chats, self.hangups, self.sent = [], [], [], []
         self.loaded = {}                  # name -> context length in force
         self._scripts, self._partial = [], {}
@@ -265,7 +270,8 @@ class FakeOllama:
         known = {"GET /": self._root, "HEAD /": self._root, "GET /api/version": self._version,
                  "GET /api/tags": self._tags, "GET /api/ps": self._ps, "POST /api/show": self._show,
                  "POST /api/chat": self._chat, "POST /api/pull": self._pull,
-                 "GET /v1/models": self._v1_models, "POST /v1/chat/completions": self._chat}
+                 "GET /v1/models": self._v1_models, "GET /api/v0/models": self._v0_models,
+                 "POST /v1/chat/completions": self._chat}
         do = known.get(f"{r.method} {r.path}")
         if not do:
             return conn.reply(404, b"404 page not found", "text/plain")
@@ -301,9 +307,13 @@ class FakeOllama:
                    "model_info": {"general.architecture": arch, f"{arch}.context_length": m["context"]}})
 
     async def _v1_models(self, conn, r):
-        conn.json({"object": "list", "data": [
-            {"id": m["name"], "object": "model", "created": 1767225600, "owned_by": "library"}
-            for m in self.models]})
+        owner = "organization_owner" if self.lm_studio else "library"
+        data = [{"id": m["name"], "object": "model", "created": 1767225600, "owned_by": owner}
+                | self.tells.get(m["name"], {}) for m in self.models]
+        conn.json({"object": "list", "data": data} | ({"models": self.second_list} if self.second_list else {}))
+
+    async def _v0_models(self, conn, r):
+        conn.json({"object": "list", "data": self.lm_studio})
 
     def _find(self, body):
         name = body.get("model") or body.get("name") or ""
@@ -322,6 +332,9 @@ class FakeOllama:
             conn.json(talk.failure(text, status), status)
         if not m:
             return refuse(404, f"model '{body.get('model')}' not found")
+        for part, (status, text) in self.unknown.items():
+            if part in body:
+                return refuse(status, text)
         for want, able in ("think", "thinking"), ("tools", "tools"):
             if body.get(want) and able not in m["capabilities"]:
                 return refuse(400, f"\"{m['name']}\" does not support {able}")
@@ -344,6 +357,9 @@ class FakeOllama:
                 script.busy -= 1
                 if script.busy < 0 and self._scripts:
                     self._scripts.pop(0)
+            if script.busy >= 0 and script.retry_after:
+                body = dumps(talk.failure("Rate limit reached", 429)).encode()
+                return conn.reply(429, body, f"application/json\r\nRetry-After: {script.retry_after}")
             if script.busy >= 0:
                 return refuse(503, BUSY)
             if script.garbage is not None:

@@ -798,12 +798,12 @@ def test_an_openai_style_server_and_its_errors(app, fake, window):
     server = app(env={"OPENAI_BASE_URL": f"{fake.url}/v1", "OPENAI_API_KEY": "secret"})
     page = window.open(server.url)
     fake.script(Script(text="Hello there", thinking=["hm"]),
-                Script(status=400, error="unsupported parameter: stream_options"),
+                *(Script(status=400, error="unsupported parameter: top_k") for _ in range(2)),
                 Script(text="one two", error="GPU on fire", error_after=1))
     ask(page, "p1")
     expect(wait_done(page).locator(".content")).to_have_text("Hello there")
     expect(page.locator(".thinking div")).to_have_text("hm")
-    for text in "unsupported parameter: stream_options", "GPU on fire":
+    for text in "unsupported parameter: top_k", "GPU on fire":
         ask(page, "p2")
         expect(wait_done(page).locator(".error")).to_have_text(re.compile(rf"^[^{{}}]*{text}[^{{}}]*$"))
     expect(wait_done(page).locator(".content")).to_have_text("one")

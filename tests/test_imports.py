@@ -545,7 +545,7 @@ def test_the_model_from_a_job(grown, work, model, window):
     form, job = page.locator("#job-review"), page.locator("[data-role=job]")
     form.get_by_label("Text").fill("A long text")
     page.get_by_role("button", name="Run Review").click()
-    expect(job.locator(".note")).to_have_text("In line for the model")
+    expect(job.locator(".note")).to_have_text("In line: the answer above is before it")
     assert len(model.chats) == before + 1
     model.release()
     model.wait_chat(before + 3)
