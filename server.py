@@ -90,6 +90,7 @@ from itertools import groupby, pairwise
 from math import inf, isfinite
 from types import MappingProxyType, SimpleNamespace, UnionType
 from typing import Literal, Union, get_args, get_origin
+from unicodedata import normalize
 from urllib.parse import quote, unquote_to_bytes, urlencode, urlsplit
 
 import apsw
@@ -467,7 +468,9 @@ db.conn.execute("""
 create index if not exists message_rev on message(profile, rev);
 create index if not exists message_profile on message(profile, id);
 create virtual table if not exists find using fts5(text, kind unindexed, ref unindexed,
-    profile unindexed, tokenize = 'unicode61 remove_diacritics 2');""")
+    profile unindexed, tokenize = 'unicode61 remove_diacritics 2');
+create table if not exists find_due(id integer primary key, kind text, ref integer);
+create index if not exists find_due_ref on find_due(kind, ref);""")
 if not first_row(profiles):
     save(profiles, Profile(name='Default'))
 
@@ -477,31 +480,48 @@ def purge(tbl, when='deleted'):
     db.q(f"""delete from [{tbl.name}] where deleted and {when} < unixepoch() - 86400
              or profile not in (select 0 union select id from profile)""")
 
-# The search's rows are kept by triggers, so that no other code has to think of them. They are made
-# anew at each start, since a fork may change the columns.
+# What has changed since the search has seen it is noted by triggers, in plain SQL: no other code
+# has to think of it, and other programs may write to the tables. They are made anew at each start,
+# since a fork may change the columns.
 TRIGGERS = """
+create temp table was as select sql from sqlite_schema where name = 'find_{kind}_update';
 drop trigger if exists [find_{kind}_insert];
 drop trigger if exists [find_{kind}_update];
 drop trigger if exists [find_{kind}_delete];
-create trigger [find_{kind}_insert] after insert on [{kind}] begin {insert} where {when}; end;
-create trigger [find_{kind}_delete] after delete on [{kind}] begin {delete}; end;
-create trigger [find_{kind}_update] after update on [{kind}] when {differs}
-    begin {delete}; {insert} where {when}; end;"""
+create trigger [find_{kind}_insert] after insert on [{kind}] begin
+    delete from find_due where kind = '{kind}' and ref = new.id;
+    insert into find_due(kind, ref) values ('{kind}', new.id); end;
+create trigger [find_{kind}_delete] after delete on [{kind}] begin
+    delete from find_due where kind = '{kind}' and ref = old.id;
+    insert into find_due(kind, ref) values ('{kind}', old.id); end;
+create trigger [find_{kind}_update] after update on [{kind}] when {differs} begin -- {when}
+    delete from find_due where kind = '{kind}' and ref in (old.id, new.id);
+    insert into find_due(kind, ref) select '{kind}', old.id union select '{kind}', new.id; end;
+create temp view is_new as -- the table, or what is searched in it
+    select 1 where not exists (select sql from was intersect select sql from sqlite_schema);
+delete from find where kind = '{kind}' and exists (select * from is_new);
+insert into find_due(kind, ref) select '{kind}', id from [{kind}], is_new order by id;
+drop view is_new;
+drop table was;"""
+
+# Has the search see some of the noted rows, the last changed first. `as_found` comes further below.
+INDEX = """
+delete from find where rowid in (select ref*1024 + {number} from find_due where {some});
+insert into find(rowid, text, kind, ref, profile)
+    select id*1024 + {number}, as_found(concat_ws(' ', {text})), '{kind}', id, profile
+    from [{kind}] new where id in (select ref from find_due where {some}) and {when};
+delete from find_due where {some};"""
+SEARCHED = {}  # this SQL by the name of the table
 
 def searchable(tbl, columns, when='not new.deleted', also=()):
     "Full-text search over some columns of a table. `also`: further columns that `when` looks at."
     kind, number = tbl.name, zlib.crc32(tbl.name.encode()) % 1024  # for the rowids
-    known = db.q('select 1 from sqlite_schema where name = ?', [f'find_{kind}_insert'])
-    text = " || ' ' || ".join(f'new.[{column}]' for column in columns)
-    insert = ('insert into find(rowid, text, kind, ref, profile) '
-              f"select new.id*1024 + {number}, {text}, '{kind}', new.id, new.profile")
-    delete = f'delete from find where rowid = old.id*1024 + {number}'
-    watched = *columns, 'profile', 'deleted', *also
+    some = f"id in (select id from find_due where kind = '{kind}' order by id desc limit 50)"
+    text = ', '.join(f'new.[{column}]' for column in columns)
+    watched = 'id', *columns, 'profile', 'deleted', *also
     differs = ' or '.join(f'new.[{column}] is not old.[{column}]' for column in watched)
     db.conn.execute(TRIGGERS.format(**locals()))
-    if not known:  # a new table, or one made anew by a change of its class
-        db.conn.execute(f"delete from find where kind = '{kind}'; {insert} from [{kind}] new "
-                        f'where {when}')
+    SEARCHED[kind] = INDEX.format(**locals())
 
 purge(profiles)
 purge(messages, 'updated')
@@ -3525,6 +3545,33 @@ async def watch_backend():
 
 BACKGROUND.append(watch_backend)
 
+# ---- 20. Search: todos and messages, by their words ----------------------------------------------
+
+# Languages without spaces between words: each of their characters is one to the search, which
+# takes what stands between the signs of no width for a word.
+WIDTHLESS = '\u200b'
+NO_SPACES = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u31ff\u3400-\u9fff'
+                       '\uac00-\ud7a3\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]')
+
+def as_found(text):
+    "Text as the search knows it: what a person sees, and each word for itself."
+    return NO_SPACES.sub(f'{WIDTHLESS}\\g<0>{WIDTHLESS}', normalize('NFC', readable(text)))
+
+db.conn.create_scalar_function('as_found', as_found)
+INDEXING = asyncio.Lock()
+
+async def update_index():
+    "Has the search see what has changed, in small steps between which others have their turn."
+    async with INDEXING:
+        while due := [sql for kind, sql in SEARCHED.items() if db.q(DUE, [kind])]:
+            for sql in due:
+                with without_waiting(), db.conn:
+                    db.conn.execute(sql)
+                await asyncio.sleep(0)
+
+DUE = 'select 1 from find_due where kind = ? limit 1'
+BACKGROUND.append(update_index)
+
 SEARCH = f"""
 select find.kind, p.id as profile, p.name, iif(m.id, 'msg', find.kind) || '-' || ref as place,
        snippet(find, 0, '{START}', '{END}', '…', 12) as text
@@ -3536,9 +3583,11 @@ limit 20"""
 
 @app.get
 async def find(q: str = ''):
-    words = q.replace('\0', '').replace('"', '""').split()
+    words = as_found(q.replace('\0', '')).replace('"', '""').split()
     if not words:
         return Response('')
+    # After a great change the search sees the rest later, and says what it knows by now.
+    await asyncio.wait([asyncio.create_task(update_index())], timeout=.5)
     hits = db.q(SEARCH, [' '.join(f'"{word}"*' for word in words)])
     return Ul(*(hit(**row) for row in hits)) if hits else P('Nothing found.')
 
@@ -3546,9 +3595,12 @@ def hit(kind, profile, name, place, text):
     "A row of the search's answer."
     if kind == 'message':
         text = re.sub(r'\\(?=[^\w\s])', '', text)  # Markdown's escapes
-    text = escape(text, quote=False).replace(START, '<mark>').replace(END, '</mark>')
+    text = escape(text.replace(WIDTHLESS, ''), quote=False)
+    text = text.replace(START, '<mark>').replace(END, '</mark>')
     where = Small(f'{kind.capitalize()} · {name}')
     return Li(A(Safe(text), where, href=f'/profile/{profile}?at={place}#{place}'))
+
+# ---- 21. Chat's routes: what its buttons do ------------------------------------------------------
 
 @app.get
 async def older_messages(before: int, x_tab: str = ''):
