@@ -52,6 +52,7 @@ __all__ = [
     'open_counts',       # open_counts(): how many rows are open, by the profile's id
     'profile_contents',  # profile_contents(profile): what goes with it, as ['2 todos', '1 message']
     'http',       # http(url, seconds): an httpx client that uses proxies as it should
+    'keep_file',  # keep_file(data, ending): the address of a file that lasts as long as its message
     'toast',      # toast(text): a word at the edge of the page, as the answer of a route
     'plain',      # plain(text): text that means itself in Markdown
 ]
@@ -62,6 +63,7 @@ import contextlib
 import contextvars
 import errno
 import functools
+import gc
 import hashlib
 import importlib.util
 import json
@@ -88,6 +90,8 @@ from inspect import isasyncgenfunction, iscoroutine, iscoroutinefunction, isgene
 from ipaddress import ip_address
 from itertools import groupby, pairwise
 from math import inf, isfinite
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from types import MappingProxyType, SimpleNamespace, UnionType
 from typing import Literal, Union, get_args, get_origin
 from unicodedata import normalize
@@ -382,15 +386,36 @@ def column_type(kind):
     "The type of a column in SQLite."
     if options := choices(kind):
         return type(stored(options[0]))
-    return kind if kind in (int, float, bool) else str
+    return {bool: int, int: int, float: float}.get(kind, str)
+
+AS_BOOL = {'0': 0, '0.0': 0, 'false': 0, 'no': 0, 'off': 0,
+           '1': 1, '1.0': 1, 'true': 1, 'yes': 1, 'on': 1}
+
+def converted(kind, value):
+    "What is stored in a column of another type, as it is stored in this one; None if it can't be."
+    text = str(value).strip()
+    if kind is bool:
+        return AS_BOOL.get(text.lower())
+    if options := choices(kind):
+        return next((stored(each) for each in options if str(stored(each)) == text), None)
+    if kind is int:
+        whole = re.fullmatch(r'(-?\d{1,18})(\.0*)?', text)
+        return whole and int(whole[1])
+    new = loaded(kind, re.sub(r'^(-?\d+),(\d\d?)$', r'\1.\2', text))
+    return None if isinstance(new, str) else stored(new)
+
+# Each table's class by the table's name. The search has taken some names.
+TABLES = dict.fromkeys(('find find_due find_data find_idx find_content find_docsize '
+                        'find_config').split())
 
 def table(cls):
     """The table of a plain class, as fastlite has it: `links = table(Link)`, then `links()`,
     `links[3]`, `links.insert(Link(...))`. Annotations are the columns (str, int, float, bool, date,
     datetime, Decimal, Literal, Enum), values the defaults of new rows and of a column added later.
-    Where the class has lost a field, the column goes only after the file was copied."""
+    Where the class has lost a field, or one has a type that not all values fit, they go only after
+    the file was copied. A class that can be no table ends the program with a sentence."""
     types = {name: base_type(kind) for name, kind in get_annotations(cls, eval_str=True).items()}
-    if 'id' not in types:
+    if types.get('id') is not int:
         sys.exit(f'class {cls.__name__} can be no table: it has no column `id: int`.')
     for name, kind in types.items():
         if kind not in COLUMN_TYPES and not choices(kind):
@@ -403,20 +428,42 @@ def table(cls):
             setattr(row, name, loaded(kind, getattr(row, name)))
     cls.__post_init__ = load
     tbl = db[camel2snake(cls.__name__)]
-    before = tbl.columns_dict
-    new, lost = types.keys() - before.keys(), before.keys() - types.keys()
+    if TABLES.setdefault(tbl.name, cls) is not cls:
+        sys.exit(f'class {cls.__name__} can be no table: there is one of this name already.')
+    try:
+        bring_up_to_date(tbl, cls, types)
+    except apsw.SQLError as e:
+        sys.exit(f'class {cls.__name__} can be no table: {e}.')
+    tbl.cls, tbl.types = flexiclass(cls), types
+    return tbl
+
+MISFITS = "select 1 from [{0}] where [{1}] <> '' and converted('{1}', [{1}]) is null"
+CONVERT = """
+update [{0}] set [{1}] = coalesce(converted('{1}', [{1}]), ?)
+where [{1}] is not null and [{1}] is not converted('{1}', [{1}])"""
+
+def bring_up_to_date(tbl, cls, types):
+    "Gives a table the columns of its class, in their types."
+    before, columns = tbl.columns_dict, {name: column_type(kind) for name, kind in types.items()}
+    # What a text means as a date is found out by reading it.
+    other = [name for name, kind in types.items() if name in before and kind is not str and
+             (columns[name] is not before[name] or kind in (date, datetime, Decimal))]
+    db.conn.create_scalar_function('converted', lambda name, value: converted(types[name], value))
+    lost = [*(before.keys() - types.keys()),
+            *(name for name in other if db.q(MISFITS.format(tbl.name, name)))]
     if lost:
         copy = free_name('change')
         db.q('vacuum into ?', [str(copy)])
-        print(f"{tbl.name} has no {', '.join(sorted(lost))} any more: "
+        print(f"The class of {tbl.name} has no place any more for all of {', '.join(lost)}: "
               f'the database as it was is in {copy}.', file=sys.stderr)
-    columns = {name: column_type(kind) for name, kind in types.items()}
-    tbl.create(columns, pk='id', transform=bool(new or lost), ignore=True)
-    for name in new:
+    for name in other:
+        db.q(CONVERT.format(tbl.name, name), [getattr(cls, name, None)])
+    if columns != before:  # the trigger names columns that go
+        db.q(f'drop trigger if exists [find_{tbl.name}_update]')
+        tbl.create(columns, pk='id', transform=True, ignore=True)
+    for name in types.keys() - before.keys():
         db.q(f'update [{tbl.name}] set [{name}] = ? where [{name}] is null',
              [getattr(cls, name, None)])
-    tbl.cls, tbl.types = flexiclass(cls), types
-    return tbl
 
 def first_row(tbl, where='1', args=(), order='id'):
     "The first row that fits, or None: plain SQL, since fastlite asks for the schema each time."
@@ -3329,6 +3376,26 @@ async def result_of(function, chat, values):
     async for part in function(chat, **values):
         chat.send(part)
 
+start_process = BaseProcess.start
+
+def start_noted(process):
+    "A process of multiprocessing knows whose it is: Cancel ends those of its job."
+    chat = at_work.get()
+    process.job = chat and chat.id
+    start_process(process)
+
+BaseProcess.start = start_noted
+
+def end_processes(id):
+    "Ends what a job has started; a pool would start others in their place, and is ended itself."
+    from multiprocessing.pool import Pool
+    own = {each for each in active_children() if each.job == id}
+    for each in gc.get_objects() if own else ():
+        if issubclass(type(each), Pool) and own.intersection(each._pool):
+            each.terminate()
+    for each in own:
+        each.kill()
+
 async def in_thread(function, chat, values):
     "Runs a plain function in a thread of its own, which does not keep the app from ending."
     done = concurrent.futures.Future()
@@ -3349,7 +3416,11 @@ async def in_thread(function, chat, values):
         done.set_result((result, error))  # a future takes no StopIteration as its exception
     context = contextvars.copy_context()
     threading.Thread(target=context.run, args=[work], name=function.__name__, daemon=True).start()
-    result, error = await asyncio.wrap_future(done)
+    try:
+        result, error = await asyncio.wrap_future(done)
+    except asyncio.CancelledError:
+        threading.Thread(target=end_processes, args=[chat.id], daemon=True).start()
+        raise
     if error:
         raise error
     return result
@@ -4160,15 +4231,14 @@ async def audit_pages(chat, urls: Lines):
         except Exception as e:
             row['status'] = str(e)[:200] or type(e).__name__
         rows.append(row)
-        cells = [plain(str(value)) or '–' for value in row.values()]
+        cells = [plain(str(value)[:150]) or '–' for value in row.values()]  # the CSV has all
         chat.send(f'| {" | ".join(cells)} |\n')
         chat.progress(len(rows), len(pages))
     chat.send(f'| {" | ".join(COLUMNS)} |\n{"|---"*len(COLUMNS)}|\n')
     async with asyncio.TaskGroup() as group:
         for url in pages:
             group.create_task(audit(url))
-    return A('Save as CSV', download='audit.csv',
-             href=f'data:text/csv;charset=utf-8,{quote(as_csv(rows))}')
+    return A('Save as CSV', download='audit.csv', href=keep_file(as_csv(rows).encode(), 'csv'))
 
 def as_csv(rows):
     "The rows for a spreadsheet, which would run what looks like a formula."
