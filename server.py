@@ -72,6 +72,7 @@ import os
 import platform
 import re
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -3395,6 +3396,7 @@ def end_processes(id):
             each.terminate()
     for each in own:
         each.kill()
+        each.join()
 
 async def in_thread(function, chat, values):
     "Runs a plain function in a thread of its own, which does not keep the app from ending."
@@ -3927,8 +3929,13 @@ def run():
     sock = listen()
     app.state.port = sock.getsockname()[1]
     terminal, sys.stdout = sys.stdout, Print(sys.stdout)
-    if hasattr(os, 'register_at_fork'):  # a child process has no chat to print to
-        os.register_at_fork(after_in_child=lambda: setattr(sys, 'stdout', terminal))
+
+    def in_child():
+        "A child process has no chat to print to, and can be ended."
+        sys.stdout = terminal
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(os, 'register_at_fork'):
+        os.register_at_fork(after_in_child=in_child)
     # Compression would cost more than it saves on one machine; asyncio is as fast as uvloop for
     # one person.
     config = uvicorn.Config(
@@ -4231,7 +4238,7 @@ async def audit_pages(chat, urls: Lines):
         except Exception as e:
             row['status'] = str(e)[:200] or type(e).__name__
         rows.append(row)
-        cells = [plain(str(value)[:150]) or '–' for value in row.values()]  # the CSV has all
+        cells = [plain(str(value)[:200]) or '–' for value in row.values()]  # the CSV has all
         chat.send(f'| {" | ".join(cells)} |\n')
         chat.progress(len(rows), len(pages))
     chat.send(f'| {" | ".join(COLUMNS)} |\n{"|---"*len(COLUMNS)}|\n')
