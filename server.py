@@ -389,21 +389,19 @@ def column_type(kind):
         return type(stored(options[0]))
     return {bool: int, int: int, float: float}.get(kind, str)
 
-AS_BOOL = {'0': 0, '0.0': 0, 'false': 0, 'no': 0, 'off': 0,
-           '1': 1, '1.0': 1, 'true': 1, 'yes': 1, 'on': 1}
+AS_BOOL = dict.fromkeys('0 0.0 false no off'.split(), 0)
+AS_BOOL |= dict.fromkeys('1 1.0 true yes on'.split(), 1)
 
 def converted(kind, value):
     "What is stored in a column of another type, as it is stored in this one; None if it can't be."
     text = str(value).strip()
     if kind is bool:
         return AS_BOOL.get(text.lower())
-    if options := choices(kind):
-        return next((stored(each) for each in options if str(stored(each)) == text), None)
     if kind is int:
         whole = re.fullmatch(r'(-?\d{1,18})(\.0*)?', text)
         return whole and int(whole[1])
-    new = loaded(kind, re.sub(r'^(-?\d+),(\d\d?)$', r'\1.\2', text))
-    return None if isinstance(new, str) else stored(new)
+    new = loaded(kind, re.sub(r'^(-?\d+),(\d\d?)$', r'\1.\2', text))  # 1,5 is a number
+    return stored(new) if new in choices(kind) or not isinstance(new, str) else None
 
 # Each table's class by the table's name. The search has taken some names.
 TABLES = dict.fromkeys(('find find_due find_data find_idx find_content find_docsize '
@@ -3673,7 +3671,7 @@ def hit(kind, profile, name, place, text):
     where = Small(f'{kind.capitalize()} · {name}')
     return Li(A(Safe(text), where, href=f'/profile/{profile}?at={place}#{place}'))
 
-# ---- 21. Chat's routes: what its buttons do ------------------------------------------------------
+# ---- 21. Actions: what the buttons of the chat do ------------------------------------------------
 
 @app.get
 async def older_messages(before: int, x_tab: str = ''):

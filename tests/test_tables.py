@@ -67,6 +67,7 @@ TYPES = [  # before, after, what was typed, what it is then, what does not fit
     ("str = ''", "float = 3.", ["2,5", "2", "1e3"], [2.5, 2.0, 1000.0], "1,500 or so"),
     ("str = ''", "date = None", ["2026-01-31"], ["2026-01-31"], "tomorrow"),
     ("str = ''", "Decimal = None", ["1,50", "2"], ["1.50", "2"], "two"),
+    ("str = ''", "Literal['a', 'b'] = 'a'", ["b", "a"], ["b", "a"], None),
     ("float = 0.", "int = 3", ["2", "1e3"], [2, 1000], "2.5"),
     ("float = 0.", "bool = False", ["1", "0"], [1, 0], "2.5"),
     ("int = 0", "str = ''", ["5"], ["5"], None),
