@@ -7,17 +7,22 @@ import threading
 
 import httpx
 import pytest
-from conftest import until
+from conftest import Server, until
 from readme import pasted
 from wire import soup
 from working import Work
 
 TAIL = "    profile: int = 0\n    priority: float = 0.\n    deleted: float = 0.\n"
-OWN = "class Links(Listing): fields = [*set(table(PageLink).types) - {{'id', 'name', 'profile', 'priority', 'deleted'}}]\n" \
-      "links = Links(table(PageLink))\nSIDE.append(links.section('Links', 'An address'))\n"
+OWN = """
+class Links(Listing):
+    fields = [*set(table(PageLink).types) - {'id', 'name', 'profile', 'priority', 'deleted'}]
+
+links = Links(table(PageLink))
+SIDE.append(links.section('Links', 'An address'))
+"""
 
 
-def fork(server, *fields, name="PageLink", more=OWN.replace("{{", "{").replace("}}", "}")):
+def fork(server, *fields, name="PageLink", more=OWN):
     """An app with a table of these fields."""
     server.file.write_text(pasted(f"class {name}:\n    id: int\n    name: str = ''\n" +
                                   "".join(f"    {field}\n" for field in fields) + TAIL + more.replace("PageLink", name)))
@@ -113,7 +118,8 @@ def test_a_column_that_changes_its_type_keeps_its_meaning_or_says_so(app):
 
 
 BAD = ["class Odd:\n    id: str = ''\ntable(Odd)", "class Odd:\n    name: str = ''\ntable(Odd)",
-       "class Odd:\n    id: int\n    Name: str = ''\n    name: str = ''\ntable(Odd)", "class SqliteOdd:\n    id: int\ntable(SqliteOdd)",
+       "class Odd:\n    id: int\n    Name: str = ''\n    name: str = ''\ntable(Odd)",
+       "class SqliteOdd:\n    id: int\ntable(SqliteOdd)",
        "class Find:\n    id: int\ntable(Find)", "class Todo:\n    id: int\n    name: str = ''\ntable(Todo)"]
 
 
@@ -131,8 +137,7 @@ def test_a_class_that_can_be_no_table_is_one_sentence(app, code):
 
 @pytest.fixture(scope="module")
 def home():
-    from conftest import Server
-    server = fork(Server(), "note: str = ''", more=OWN.replace("{{", "{").replace("}}", "}") + """
+    server = fork(Server(), "note: str = ''", more=OWN + """
 @job
 def shows(chat):
     chat.send(Table(Tr(Td('Papaya', tabindex='0'))))
@@ -153,8 +158,10 @@ def hits(work, text):
 
 
 @pytest.mark.parametrize(("title", "typed", "marked"), [
-    ("明日の会議の資料を作る", "会議", "会議"), ("明日の予定表を作る", "予定表を", "予定表を"), ("周末去北京图书馆", "图书馆", "图书馆"),
-    ("주간보고서를 쓴다", "보고서", "보고서"), ("ไปซื้อของที่ตลาด", "ตลาด", "ตลาด"), ("Treffen über東京タワー um 5", "東京タワー", "東京タワー"),
+    ("明日の会議の資料を作る", "会議", "会議"), ("明日の予定表を作る", "予定表を", "予定表を"),
+    ("周末去北京图书馆", "图书馆", "图书馆"),
+    ("주간보고서를 쓴다", "보고서", "보고서"), ("ไปซื้อของที่ตลาด", "ตลาด", "ตลาด"),
+    ("Treffen über東京タワー um 5", "東京タワー", "東京タワー"),
     ("ﾃｽﾄ用ｶﾒﾗを買う", "ｶﾒﾗ", "ｶﾒﾗ"), ("か\u3099くせい", "がく", "がく"), ("naïve Café", "cafe", "Café")])
 def test_a_word_inside_a_sentence_without_spaces_is_found(work, title, typed, marked):
     work.post("/todo", title=title, profile=work.profile)
@@ -173,7 +180,8 @@ def test_what_is_found_in_a_component_is_what_a_person_sees(work):
 def test_other_programs_write_and_it_is_found(work):
     with contextlib.closing(sqlite3.connect(work.server.db)) as db, db:
         for _ in range(2):
-            db.execute("insert or abort into page_link(name, note, profile, priority, deleted) values ('Walrus', null, ?, 1, 0)", [work.profile])
+            db.execute("insert or abort into page_link(name, note, profile, priority, deleted) "
+                       "values ('Walrus', null, ?, 1, 0)", [work.profile])
             db.execute("update or abort page_link set name = 'Narwhal' where name = 'Walrus'")
     assert len(hits(work, "narwhal")) == 2 and not hits(work, "walrus")
     with contextlib.closing(sqlite3.connect(work.server.db)) as db, db:
@@ -203,10 +211,8 @@ def test_after_a_great_import_the_first_search_is_quick_and_all_is_found_soon(wo
     with contextlib.closing(sqlite3.connect(work.server.db)) as db, db:
         db.executemany("insert into todo(title, done, priority, profile, deleted) values (?, 0, ?, ?, 0)",
                        [(f"Gnu {n} {'of many words ' * 10}", n, work.profile) for n in range(10_000)])
-    begin = threading.Event()
     with work.responsive(1.5):
         assert work.web.get("/find", params={"q": "gnu"}).elapsed.total_seconds() < 1.5
-        begin.set()
         until(lambda: not work.server.sql("select 1 from find_due limit 1"), 20, "an index")
     [hit] = [hit for hit in hits(work, "gnu 1234") if "#todo" in hit["href"]]
     assert "Gnu 1234" in hit.get_text()
