@@ -52,6 +52,7 @@ __all__ = [
     'open_counts',       # open_counts(): how many rows are open, by the profile's id
     'profile_contents',  # profile_contents(profile): what goes with it, as ['2 todos', '1 message']
     'http',       # http(url, seconds): an httpx client that uses proxies as it should
+    'keep_file',  # keep_file(data, ending): the address of a file that lasts as long as its message
     'toast',      # toast(text): a word at the edge of the page, as the answer of a route
     'plain',      # plain(text): text that means itself in Markdown
 ]
@@ -62,6 +63,7 @@ import contextlib
 import contextvars
 import errno
 import functools
+import gc
 import hashlib
 import importlib.util
 import json
@@ -70,6 +72,7 @@ import os
 import platform
 import re
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -89,8 +92,11 @@ from inspect import isasyncgenfunction, iscoroutine, iscoroutinefunction, isgene
 from ipaddress import ip_address
 from itertools import groupby, pairwise
 from math import inf, isfinite
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from types import MappingProxyType, SimpleNamespace, UnionType
 from typing import Literal, Union, get_args, get_origin
+from unicodedata import normalize
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import apsw
@@ -398,15 +404,34 @@ def column_type(kind):
     "The type of a column in SQLite."
     if options := choices(kind):
         return type(stored(options[0]))
-    return kind if kind in (int, float, bool) else str
+    return {bool: int, int: int, float: float}.get(kind, str)
+
+AS_BOOL = dict.fromkeys('0 0.0 false no off'.split(), 0)
+AS_BOOL |= dict.fromkeys('1 1.0 true yes on'.split(), 1)
+
+def converted(kind, value):
+    "What is stored in a column of another type, as it is stored in this one; None if it can't be."
+    text = str(value).strip()
+    if kind is bool:
+        return AS_BOOL.get(text.lower())
+    if kind is int:
+        whole = re.fullmatch(r'(-?\d{1,18})(\.0*)?', text)
+        return whole and int(whole[1])
+    new = loaded(kind, re.sub(r'^(-?\d+),(\d\d?)$', r'\1.\2', text))  # 1,5 is a number
+    return stored(new) if new in choices(kind) or not isinstance(new, str) else None
+
+# Each table's class by the table's name. The search has taken some names.
+TABLES = dict.fromkeys(('find find_due find_data find_idx find_content find_docsize '
+                        'find_config').split())
 
 def table(cls):
     """The table of a plain class, as fastlite has it: `links = table(Link)`, then `links()`,
     `links[3]`, `links.insert(Link(...))`. Annotations are the columns (str, int, float, bool, date,
     datetime, Decimal, Literal, Enum), values the defaults of new rows and of a column added later.
-    Where the class has lost a field, the column goes only after the file was copied."""
+    Where the class has lost a field, or one has a type that not all values fit, they go only after
+    the file was copied. A class that can be no table ends the program with a sentence."""
     types = {name: base_type(kind) for name, kind in get_annotations(cls, eval_str=True).items()}
-    if 'id' not in types:
+    if types.get('id') is not int:
         sys.exit(f'class {cls.__name__} can be no table: it has no column `id: int`.')
     for name, kind in types.items():
         if kind not in COLUMN_TYPES and not choices(kind):
@@ -419,20 +444,42 @@ def table(cls):
             setattr(row, name, loaded(kind, getattr(row, name)))
     cls.__post_init__ = load
     tbl = db[camel2snake(cls.__name__)]
-    before = tbl.columns_dict
-    new, lost = types.keys() - before.keys(), before.keys() - types.keys()
+    if TABLES.setdefault(tbl.name, cls) is not cls:
+        sys.exit(f'class {cls.__name__} can be no table: there is one of this name already.')
+    try:
+        bring_up_to_date(tbl, cls, types)
+    except apsw.SQLError as e:
+        sys.exit(f'class {cls.__name__} can be no table: {e}.')
+    tbl.cls, tbl.types = flexiclass(cls), types
+    return tbl
+
+MISFITS = "select 1 from [{0}] where [{1}] <> '' and converted('{1}', [{1}]) is null"
+CONVERT = """
+update [{0}] set [{1}] = coalesce(converted('{1}', [{1}]), ?)
+where [{1}] is not null and [{1}] is not converted('{1}', [{1}])"""
+
+def bring_up_to_date(tbl, cls, types):
+    "Gives a table the columns of its class, in their types."
+    before, columns = tbl.columns_dict, {name: column_type(kind) for name, kind in types.items()}
+    # What a text means as a date is found out by reading it.
+    other = [name for name, kind in types.items() if name in before and kind is not str and
+             (columns[name] is not before[name] or kind in (date, datetime, Decimal))]
+    db.conn.create_scalar_function('converted', lambda name, value: converted(types[name], value))
+    lost = [*(before.keys() - types.keys()),
+            *(name for name in other if db.q(MISFITS.format(tbl.name, name)))]
     if lost:
         copy = free_name('change')
         db.q('vacuum into ?', [str(copy)])
-        print(f"{tbl.name} has no {', '.join(sorted(lost))} any more: "
+        print(f"The class of {tbl.name} has no place any more for all of {', '.join(lost)}: "
               f'the database as it was is in {copy}.', file=sys.stderr)
-    columns = {name: column_type(kind) for name, kind in types.items()}
-    tbl.create(columns, pk='id', transform=bool(new or lost), ignore=True)
-    for name in new:
+    for name in other:
+        db.q(CONVERT.format(tbl.name, name), [getattr(cls, name, None)])
+    if columns != before:  # the trigger names columns that go
+        db.q(f'drop trigger if exists [find_{tbl.name}_update]')
+        tbl.create(columns, pk='id', transform=True, ignore=True)
+    for name in types.keys() - before.keys():
         db.q(f'update [{tbl.name}] set [{name}] = ? where [{name}] is null',
              [getattr(cls, name, None)])
-    tbl.cls, tbl.types = flexiclass(cls), types
-    return tbl
 
 def first_row(tbl, where='1', args=(), order='id'):
     "The first row that fits, or None: plain SQL, since fastlite asks for the schema each time."
@@ -486,7 +533,9 @@ drop index if exists message_profile;
 create index if not exists message_chat_rev on message(chat, rev);
 create index if not exists message_chat on message(chat, id);
 create virtual table if not exists find using fts5(text, kind unindexed, ref unindexed,
-    profile unindexed, tokenize = 'unicode61 remove_diacritics 2');""")
+    profile unindexed, tokenize = 'unicode61 remove_diacritics 2');
+create table if not exists find_due(id integer primary key, kind text, ref integer);
+create index if not exists find_due_ref on find_due(kind, ref);""")
 if not first_row(profiles):
     save(profiles, Profile(name='Default'))
 
@@ -496,31 +545,48 @@ def purge(tbl, when='deleted'):
     db.q(f"""delete from [{tbl.name}] where deleted and {when} < unixepoch() - 86400
              or profile not in (select 0 union select id from profile)""")
 
-# The search's rows are kept by triggers, so that no other code has to think of them. They are made
-# anew at each start, since a fork may change the columns.
+# What has changed since the search has seen it is noted by triggers, in plain SQL: no other code
+# has to think of it, and other programs may write to the tables. They are made anew at each start,
+# since a fork may change the columns.
 TRIGGERS = """
+create temp table was as select sql from sqlite_schema where name = 'find_{kind}_update';
 drop trigger if exists [find_{kind}_insert];
 drop trigger if exists [find_{kind}_update];
 drop trigger if exists [find_{kind}_delete];
-create trigger [find_{kind}_insert] after insert on [{kind}] begin {insert} where {when}; end;
-create trigger [find_{kind}_delete] after delete on [{kind}] begin {delete}; end;
-create trigger [find_{kind}_update] after update on [{kind}] when {differs}
-    begin {delete}; {insert} where {when}; end;"""
+create trigger [find_{kind}_insert] after insert on [{kind}] begin
+    delete from find_due where kind = '{kind}' and ref = new.id;
+    insert into find_due(kind, ref) values ('{kind}', new.id); end;
+create trigger [find_{kind}_delete] after delete on [{kind}] begin
+    delete from find_due where kind = '{kind}' and ref = old.id;
+    insert into find_due(kind, ref) values ('{kind}', old.id); end;
+create trigger [find_{kind}_update] after update on [{kind}] when {differs} begin -- {when}
+    delete from find_due where kind = '{kind}' and ref in (old.id, new.id);
+    insert into find_due(kind, ref) select '{kind}', old.id union select '{kind}', new.id; end;
+create temp view is_new as -- the table, or what is searched in it
+    select 1 where not exists (select sql from was intersect select sql from sqlite_schema);
+delete from find where kind = '{kind}' and exists (select * from is_new);
+insert into find_due(kind, ref) select '{kind}', id from [{kind}], is_new order by id;
+drop view is_new;
+drop table was;"""
+
+# Has the search see some of the noted rows, the last changed first. `as_found` comes further below.
+INDEX = """
+delete from find where rowid in (select ref*1024 + {number} from find_due where {some});
+insert into find(rowid, text, kind, ref, profile)
+    select id*1024 + {number}, as_found(concat_ws(' ', {text})), '{kind}', id, profile
+    from [{kind}] new where id in (select ref from find_due where {some}) and {when};
+delete from find_due where {some};"""
+SEARCHED = {}  # this SQL by the name of the table
 
 def searchable(tbl, columns, when='not new.deleted', also=()):
     "Full-text search over some columns of a table. `also`: further columns that `when` looks at."
     kind, number = tbl.name, zlib.crc32(tbl.name.encode()) % 1024  # for the rowids
-    known = db.q('select 1 from sqlite_schema where name = ?', [f'find_{kind}_insert'])
-    text = " || ' ' || ".join(f'new.[{column}]' for column in columns)
-    insert = ('insert into find(rowid, text, kind, ref, profile) '
-              f"select new.id*1024 + {number}, {text}, '{kind}', new.id, new.profile")
-    delete = f'delete from find where rowid = old.id*1024 + {number}'
-    watched = *columns, 'profile', 'deleted', *also
+    some = f"id in (select id from find_due where kind = '{kind}' order by id desc limit 50)"
+    text = ', '.join(f'new.[{column}]' for column in columns)
+    watched = 'id', *columns, 'profile', 'deleted', *also
     differs = ' or '.join(f'new.[{column}] is not old.[{column}]' for column in watched)
     db.conn.execute(TRIGGERS.format(**locals()))
-    if not known:  # a new table, or one made anew by a change of its class
-        db.conn.execute(f"delete from find where kind = '{kind}'; {insert} from [{kind}] new "
-                        f'where {when}')
+    SEARCHED[kind] = INDEX.format(**locals())
 
 purge(profiles)
 purge(chats)
@@ -2291,7 +2357,7 @@ async def chosen_model(profile):
                                           'Download one: `ollama pull llama3.2`')
     return model
 
-# ---- 12. Protocol: what is said to a model server, and what it answers ---------------------------
+# ---- 13. Protocol: what is said to a model server, and what it answers ---------------------------
 
 def server_error(status, text, model=''):
     """The ModelError for an error that a model server gave; its text may be JSON, and JSON within
@@ -2588,7 +2654,7 @@ async def stream(prompt, model, options, tools=(), think=''):
                       seconds=end.get('eval_duration', 0)/1e9 or time.perf_counter() - start,
                       cut=end.get('done_reason') == 'length')
 
-# ---- 13. Forms: what a type is in a form, and to the model ---------------------------------------
+# ---- 14. Forms: what a type is in a form, and to the model ---------------------------------------
 
 class Lines(str):
     "A job's parameter that is a text of several lines, as long as a request may be."
@@ -2742,7 +2808,7 @@ def tool_spec(name, function):
     return dict(type='function',
                 function=dict(name=name, description=description, parameters=schema))
 
-# ---- 14. Turn: from the timeline to an answer in it, and the tools that the model may use --------
+# ---- 15. Turn: from the timeline to an answer in it, and the tools that the model may use --------
 
 TOOLS = []  # functions that the model may call: see `tool`
 JOBS = []   # functions with a form in the page: see `job`
@@ -2987,7 +3053,7 @@ async def download(chat, model, then):
 
 chatq.answer, chatq.answer_into = answer, answer_into
 
-# ---- 15. Rows: what is done with a list, by a person, a job or the model -------------------------
+# ---- 16. Rows: what is done with a list, by a person, a job or the model -------------------------
 
 LISTS = {}  # every Listing by its kind, which is the name of its table
 
@@ -3006,6 +3072,7 @@ class Rows:
     shared = False             # one list for all profiles
     part = LIST_PART           # rows that the list shows at first
     can_move = True            # is its order the person's?
+    searched = 'not new.deleted'  # SQL: which rows the search finds
     empty = 'Type a name, then press Enter.'  # the word for an empty text
 
     def __init__(self, tbl):
@@ -3019,7 +3086,7 @@ class Rows:
              f'on [{self.kind}](profile, deleted, priority)')
         if not self.shared:
             strings = [name for name in self.fields if self.types[name] is str]
-            searchable(tbl, [self.text, *strings])
+            searchable(tbl, [self.text, *strings], self.searched)
 
     # For jobs, tools and routes
 
@@ -3213,7 +3280,7 @@ update [{0}] set priority = number from (
     select id as row, row_number() over (order by priority, id) as number
     from [{0}] where profile = ? and deleted = 0) where id = row"""
 
-# ---- 16. Lists: how they look in the page --------------------------------------------------------
+# ---- 17. Lists: how they look in the page --------------------------------------------------------
 
 class Listing(Rows):
     """A table that is edited as a list: add, edit, delete, order, Undo, search. A subclass says
@@ -3368,7 +3435,7 @@ def profile_contents(profile):
         if number := db.item(sql, [profile.id]):
             yield count(number, tbl.name)
 
-# ---- 17. Routes of lists -------------------------------------------------------------------------
+# ---- 18. Routes of lists -------------------------------------------------------------------------
 
 def listing_of(kind: str):
     if kind not in LISTS:
@@ -3446,7 +3513,7 @@ async def move(listing: Listing, id: int, before: int = 0, x_tab: str = ''):
         refuse('This list has an order of its own.')
     await listing.move(listing.row(id), before, x_tab)
 
-# ---- 18. Jobs: long work that talks while it runs ------------------------------------------------
+# ---- 19. Jobs: long work that talks while it runs ------------------------------------------------
 
 SLOTS = asyncio.Semaphore(JOBS_AT_ONCE)
 SECRETS = DATA/f'{FILE.stem}.secrets.json'
@@ -3580,6 +3647,27 @@ async def result_of(function, chat, values):
     async for part in function(chat, **values):
         chat.send(part)
 
+start_process = BaseProcess.start
+
+def start_noted(process):
+    "A process of multiprocessing knows whose it is: Cancel ends those of its job."
+    chat = at_work.get()
+    process.job = chat and chat.id
+    start_process(process)
+
+BaseProcess.start = start_noted
+
+def end_processes(id):
+    "Ends what a job has started; a pool would start others in their place, and is ended itself."
+    from multiprocessing.pool import Pool
+    own = {each for each in active_children() if each.job == id}
+    for each in gc.get_objects() if own else ():
+        if issubclass(type(each), Pool) and own.intersection(each._pool):
+            each.terminate()
+    for each in own:
+        each.kill()
+        each.join()
+
 async def in_thread(function, chat, values):
     "Runs a plain function in a thread of its own, which does not keep the app from ending."
     done = concurrent.futures.Future()
@@ -3600,7 +3688,11 @@ async def in_thread(function, chat, values):
         done.set_result((result, error))  # a future takes no StopIteration as its exception
     context = contextvars.copy_context()
     threading.Thread(target=context.run, args=[work], name=function.__name__, daemon=True).start()
-    result, error = await asyncio.wrap_future(done)
+    try:
+        result, error = await asyncio.wrap_future(done)
+    except asyncio.CancelledError:
+        threading.Thread(target=end_processes, args=[chat.id], daemon=True).start()
+        raise
     if error:
         raise error
     return result
@@ -3673,11 +3765,13 @@ async def forget(job: str, name: str, sess):
     write_private(SECRETS, json.dumps(kept))
     return job_form(function, get_profile(None, sess).id)
 
-# ---- 19. Chats: the list of them -----------------------------------------------------------------
+# ---- 20. Chats: the list of them -----------------------------------------------------------------
 
 class Chats(Listing):
     "A profile's chats. The one with the latest message stands first, and nobody moves them."
     text, part, can_move = 'title', 30, False
+    # One with the title of its first prompt is found by that.
+    searched = "not new.deleted and new.title_from <> 'user'"
 
     def content(self, chat):
         dot = Span(cls='dot', role='img', aria_label=chat.state) if chat.state else None
@@ -3739,7 +3833,7 @@ def chats_section(profile):
 
 SIDE.insert(0, chats_section)
 
-# ---- 20. Chat: the page, what it is made of, and its routes --------------------------------------
+# ---- 21. Chat: the page, what it is made of, and its routes --------------------------------------
 
 KEYS = {
     '?': 'This sheet', '/': 'Search', 'Enter': 'Send the message',
@@ -3903,6 +3997,33 @@ async def watch_backend():
 
 BACKGROUND.append(watch_backend)
 
+# ---- 22. Search: todos and messages, by their words ----------------------------------------------
+
+# Languages without spaces between words: each of their characters is one to the search, which
+# takes what stands between the signs of no width for a word.
+WIDTHLESS = '\u200b'
+NO_SPACES = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u31ff\u3400-\u9fff'
+                       '\uac00-\ud7a3\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]')
+
+def as_found(text):
+    "Text as the search knows it: what a person sees, and each word for itself."
+    return NO_SPACES.sub(f'{WIDTHLESS}\\g<0>{WIDTHLESS}', normalize('NFC', readable(text)))
+
+db.conn.create_scalar_function('as_found', as_found)
+INDEXING = asyncio.Lock()
+
+async def update_index():
+    "Has the search see what has changed, in small steps between which others have their turn."
+    async with INDEXING:
+        while due := [sql for kind, sql in SEARCHED.items() if db.q(DUE, [kind])]:
+            for sql in due:
+                with without_waiting(), db.conn:
+                    db.conn.execute(sql)
+                await asyncio.sleep(0)
+
+DUE = 'select 1 from find_due where kind = ? limit 1'
+BACKGROUND.append(update_index)
+
 SEARCH = f"""
 select find.kind, p.id as profile, p.name, iif(m.id, 'msg', find.kind) || '-' || ref as place,
        iif(find.kind = 'chat', find.ref, m.chat) as chat,
@@ -3916,9 +4037,11 @@ limit 20"""
 
 @app.get
 async def find(q: str = ''):
-    words = q.replace('\0', '').replace('"', '""').split()
+    words = as_found(q.replace('\0', '')).replace('"', '""').split()
     if not words:
         return Response('')
+    # After a great change the search sees the rest later, and says what it knows by now.
+    await asyncio.wait([asyncio.create_task(update_index())], timeout=.5)
     hits = db.q(SEARCH, [' '.join(f'"{word}"*' for word in words)])
     return Ul(*(hit(**row) for row in hits)) if hits else P('Nothing found.')
 
@@ -3926,11 +4049,14 @@ def hit(kind, profile, name, place, chat, text):
     "A row of the search's answer."
     if kind == 'message':
         text = re.sub(r'\\(?=[^\w\s])', '', text)  # Markdown's escapes
-    text = escape(text, quote=False).replace(START, '<mark>').replace(END, '</mark>')
+    text = escape(text.replace(WIDTHLESS, ''), quote=False)
+    text = text.replace(START, '<mark>').replace(END, '</mark>')
     where = Small(f'{kind.capitalize()} · {name}')
     page = f'/chat/{chat}' if chat else f'/profile/{profile}'
     address = page if kind == 'chat' else f'{page}?at={place}#{place}'
     return Li(A(Safe(text), where, href=address))
+
+# ---- 23. Actions: what the buttons of the chat do ------------------------------------------------
 
 @app.get
 async def older_messages(before: int, x_tab: str = ''):
@@ -4065,7 +4191,7 @@ async def export(chat: int):
     return Response('\n\n'.join(texts) + '\n', media_type='text/markdown',
                     headers={'content-disposition': 'attachment'})
 
-# ---- 21. Wire: scripts, the socket, and the start ------------------------------------------------
+# ---- 24. Wire: scripts, the socket, and the start ------------------------------------------------
 
 @app.post('/chatq')
 async def from_script(text: str = None, progress: str = '', done: str = '', id: str = '',
@@ -4215,8 +4341,13 @@ def run():
     sock = listen()
     app.state.port = sock.getsockname()[1]
     terminal, sys.stdout = sys.stdout, Print(sys.stdout)
-    if hasattr(os, 'register_at_fork'):  # a child process has no chat to print to
-        os.register_at_fork(after_in_child=lambda: setattr(sys, 'stdout', terminal))
+
+    def in_child():
+        "A child process has no chat to print to, and can be ended."
+        sys.stdout = terminal
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(os, 'register_at_fork'):
+        os.register_at_fork(after_in_child=in_child)
     # Compression would cost more than it saves on one machine; asyncio is as fast as uvloop for
     # one person.
     config = uvicorn.Config(
@@ -4254,7 +4385,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 from starlette.responses import PlainTextResponse
 
-# ---- 22. Profiles: whose lists and chat it is ----------------------------------------------------
+# ---- 25. Profiles: whose lists and chat it is ----------------------------------------------------
 
 class Profiles(Listing):
     "The list of all profiles, for the header."
@@ -4307,7 +4438,7 @@ HEAD.append(profile_panel)
 
 app.post('/profile')(profile_list.post)
 
-# ---- 23. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
+# ---- 26. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
 
 class Todo:
     "One thing to do."
@@ -4479,7 +4610,7 @@ def summarise_my_todos(chat):
     chat.model('Summarise this todo list in a few sentences: what is open, what is done, what to '
                f'begin with.\n\n{as_markdown(rows[:500])}')
 
-# ---- 24. Audit: a sample job that fetches pages --------------------------------------------------
+# ---- 27. Audit: a sample job that fetches pages --------------------------------------------------
 
 SELECTORS = {'title': 'title', 'description': 'meta[name=description i]', 'h1': 'h1',
              'canonical': 'link[rel~=canonical i]'}
@@ -4507,15 +4638,14 @@ async def audit_pages(chat, urls: Lines):
         except Exception as e:
             row['status'] = str(e)[:200] or type(e).__name__
         rows.append(row)
-        cells = [plain(str(value)) or '–' for value in row.values()]
+        cells = [plain(str(value)[:200]) or '–' for value in row.values()]  # the CSV has all
         chat.send(f'| {" | ".join(cells)} |\n')
         chat.progress(len(rows), len(pages))
     chat.send(f'| {" | ".join(COLUMNS)} |\n{"|---"*len(COLUMNS)}|\n')
     async with asyncio.TaskGroup() as group:
         for url in pages:
             group.create_task(audit(url))
-    return A('Save as CSV', download='audit.csv',
-             href=f'data:text/csv;charset=utf-8,{quote(as_csv(rows))}')
+    return A('Save as CSV', download='audit.csv', href=keep_file(as_csv(rows).encode(), 'csv'))
 
 def as_csv(rows):
     "The rows for a spreadsheet, which would run what looks like a formula."
@@ -4624,7 +4754,7 @@ def read_page(text):
     page.strip_tags(['title', 'script', 'style', 'noscript'])
     return facts | {'words': len(page.text(separator=' ').split())}
 
-# ---- 25. Main: the start -------------------------------------------------------------------------
+# ---- 28. Main: the start -------------------------------------------------------------------------
 
 if __name__ == '__main__':
     run()

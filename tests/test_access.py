@@ -222,7 +222,8 @@ def test_tab_reaches_everything_and_shows_where_it_is(chat):
     assert not [s for s in stops if not s["ring"]], "without a visible focus"
     assert not [s for s in stops if not s["seen"]], "out of sight"
     names = [s["name"] for s in stops]
-    order = ["search", "Light or dark", "Keyboard shortcuts", "New chat", "Rename Hi", "Delete Hi", "Copy list", "What needs to be done?", "Rename Milk", "Delete Milk",
+    order = ["search", "Light or dark", "Keyboard shortcuts", "New chat", "Rename Hi", "Delete Hi",
+             "Copy list", "What needs to be done?", "Rename Milk", "Delete Milk",
              "Rename Bread", "show-all", "show-active", "show-completed", "Run Summarise my todos", "audit_pages-urls",
              "model", "Settings", "msg-list", "Delete message", "msg", "send-btn"]
     assert not set(order) - set(names), names

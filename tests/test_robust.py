@@ -8,6 +8,7 @@ import threading
 from time import monotonic
 
 import httpx
+import psutil
 import pytest
 from conftest import ask, until, wait_done
 from fake_ollama import Script, model
@@ -93,6 +94,23 @@ def shout(n):
 def children(chat, way: Literal['fork', 'spawn'] = 'fork'):
     import multiprocessing
     with multiprocessing.get_context(way).Pool(2) as pool: return f'sum {sum(pool.map(shout, range(4)))}'
+
+def sleeps(n):
+    import time
+    time.sleep(60)
+
+@job
+def pool(chat, way: Literal['fork', 'spawn', 'executor', 'process'] = 'fork'):
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    if way == 'executor':
+        with ProcessPoolExecutor(2) as executor: list(executor.map(sleeps, range(4)))
+    elif way == 'process':
+        child = multiprocessing.Process(target=sleeps, args=[1])
+        child.start()
+        child.join()
+    else:
+        with multiprocessing.get_context(way).Pool(2) as pool: pool.map(sleeps, range(4))
 
 @job
 def shows(chat):
@@ -388,3 +406,47 @@ def test_a_browser_that_keeps_nothing_still_chats(server, fake, open_page):
     wait_done(page)
     expect(page.locator("[data-role=user]")).to_have_count(1)
     assert len(fake.chats) == 1
+
+
+# ---- Processes of a job
+
+def children(server):
+    """The processes below it; not the one in which multiprocessing keeps its books."""
+    found = set()
+    for child in psutil.Process(server.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "resource_tracker" not in " ".join(child.cmdline()):
+                found.add(child.pid)
+    return found
+
+
+@pytest.mark.parametrize("way", ["fork", "spawn", "executor", "process"])
+def test_cancel_leaves_no_children_and_those_of_others_alone(work, way):
+    before, count = children(work.server), 1 if way == "process" else 2
+    kept = work.run("pool", way=way)
+    of_kept = until(lambda: len(new := children(work.server) - before) == count and new, what="the first job's children")
+    gone = work.run("pool", way=way)
+    until(lambda: len(children(work.server)) == len(before) + 2*count, what="the second job's children")
+    work.post(f"/cancel?id={gone}")
+    until(lambda: children(work.server) == before | of_kept, what="the end of the second job's children")
+    assert work.row(kept)["status"] == "streaming" and work.ended(gone)["status"] == "stopped"
+    work.post(f"/cancel?id={kept}")
+    until(lambda: children(work.server) == before, what="the end of the others")
+
+
+def test_opened_thinking_stays_open_on_a_reconnection(chat, wire):
+    chat.ask("Go", Script(thinking=["Hm. ", "Well. "], tokens=["One ", "two ", "three"], gate=True))
+    chat.fake.release(3)
+    fold = chat.answer.locator("details.thinking")
+    fold.locator("summary").click()
+    expect(fold).to_have_attribute("open", "")
+    wire.cut()
+    expect(chat.page.locator("#offline")).to_be_visible()
+    chat.fake.release(1)
+    wire.mend()
+    expect(chat.content).to_have_text("One two", timeout=15_000)
+    expect(fold).to_have_attribute("open", "")
+    chat.fake.release(1)
+    wait_done(chat.page)
+    expect(fold).to_have_attribute("open", "")
+    expect(fold.locator("div")).to_be_visible()

@@ -1,12 +1,13 @@
 """The two jobs that come with the app: the audit of web pages, and the model's summary of the todos."""
 import base64
+import contextlib
 import csv
 import io
 import re
+import sqlite3
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote
 
 import pytest
 from conftest import Server, ask, free_port, until
@@ -148,14 +149,14 @@ def audit(work, site):
         row = work.ended(ident, 20)
         assert row["status"] == "done", (row["error"], row["content"])
         link = work.shown(ident).find("a", string="Save as CSV")
-        assert link["href"].startswith("data:text/csv") and link["download"] == "audit.csv"
-        rows = list(csv.DictReader(io.StringIO(unquote(link["href"].partition(",")[2]))))
+        assert link["href"].startswith("/file/") and link["download"] == "audit.csv"
+        rows = list(csv.DictReader(io.StringIO(work.web.get(link["href"]).text)))
         assert all(list(r) == COLUMNS for r in rows)
         table = work.shown(ident).table
         assert [th.get_text() for th in table.thead.find_all("th")] == COLUMNS
         cells = [[td.get_text() for td in tr.find_all("td")] for tr in table.select("tbody tr")]
         shown = [[c if c != "–" else "" for c in row] for row in cells]
-        assert shown == [[re.sub("^'(?=[=+@-])", "", v) for v in r.values()] for r in rows]
+        assert shown == [[re.sub("^'(?=[=+@-])", "", v)[:200] for v in r.values()] for r in rows]
         return {r["url"].removeprefix(site.url): r for r in rows}
     return run
 
@@ -264,6 +265,19 @@ def test_cancel_ends_the_fetching(work, site):
         site.credit.release()
     site.wait(lambda: site.now == 0, "the end of them")
     assert len(site.asked) == 6
+
+
+def test_the_csv_of_1000_pages_lasts_as_long_as_its_message(work, site):
+    ident = work.run("audit_pages", urls="\n".join(f"ftp://{n}.{'_' * 900}" for n in range(1000)))
+    assert work.ended(ident, 30)["status"] == "done"
+    link = work.shown(ident).find("a", string="Save as CSV")
+    assert link and len(work.row(ident)["content"]) < 1_000_000
+    work.server.restart()
+    assert len(list(csv.DictReader(io.StringIO(work.web.get(link["href"]).text)))) == 1000
+    with contextlib.closing(sqlite3.connect(work.server.db)) as db, db:
+        db.execute("delete from message where id = ?", [ident])
+    work.server.restart()
+    assert work.web.get(link["href"]).status_code == 404
 
 
 def test_an_audit_of_nothing_or_too_much(work):
