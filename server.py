@@ -89,10 +89,10 @@ from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
 from html import escape, unescape
-from inspect import Parameter, Signature, get_annotations, getdoc, signature
+from inspect import CO_COROUTINE, Parameter, Signature, get_annotations, getdoc, signature
 from inspect import isasyncgenfunction, iscoroutine, iscoroutinefunction, isgenerator
 from ipaddress import ip_address
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from math import inf, isfinite
 from types import MappingProxyType, SimpleNamespace, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
@@ -322,8 +322,8 @@ python {FILE.name} --restore FILE   puts a copy back, and keeps what was there b
 python {FILE.name} --job NOTEBOOK   prints a notebook as a job in Python, to go on with by hand"""
 
 def command(args):
-    """Does what the words behind the file's name say, and ends the program. Gives the notebook that
-    is to be printed: Notebooks does that, without a database."""
+    """Does what the words behind the file's name say, and ends the program. A notebook that is to
+    be printed is given back: that is done further down, without a database."""
     match args:
         case ['--help' | '-h']:
             sys.exit(print(USAGE))
@@ -2514,7 +2514,8 @@ def tool(function):
 def all_tools():
     "Every tool by its name; each job is one, too."
     tools = {function.__name__: function for function in TOOLS}
-    return tools | {function.__name__: function.as_tool for function in all_jobs()}
+    jobs = [function for function in all_jobs() if not getattr(function, 'broken', '')]
+    return tools | {function.__name__: function.as_tool for function in jobs}
 
 # What the model is sent
 
@@ -3469,7 +3470,7 @@ async def forget(job: str, name: str, sess):
 
 # ---- 19. Notebooks: a notebook is a job as it is -------------------------------------------------
 
-# What only sets Jupyter up is left out, of `%time f()` the call stays. Else only Jupyter can run it.
+# What only sets Jupyter up is left out; of `%time f()` the call stays.
 LEFT_OUT = re.compile(r'(\s*)%(?:(?:matplotlib|config|autoreload|load_ext|reload_ext)\b.*|'
                       r'%?time\b\s*)(.*)')
 MAGIC = re.compile(r'\s*([\w, ]+=\s*)?[!%?]|\s*[\w.]+\?+\s*$')
@@ -3526,8 +3527,8 @@ def parsed_cells(path):
     lines = {cell.number: parse_cell(cell) for cell in cells if cell.number}
     said = [f'cell {n} has `{line[:80].replace("`", "")}`' for n, line in lines.items() if line]
     if said:
-        refuse(f'Nothing was run: {", ".join(said)}, for Jupyter alone. Take it out, or write it in '
-               'Python, a command as `subprocess.run(...)`.')
+        refuse(f'Nothing was run: {", ".join(said)}, for Jupyter alone. Take it out, or write it '
+               'in Python, a command as `subprocess.run(...)`.')
     return cells
 
 def behind(node, source):
@@ -3616,7 +3617,8 @@ class Notebook:
             cells = cells_of(path)
             texts = '\n\n'.join(cell.source for cell in cells if not cell.number)
             if found := HEADING.search(texts):
-                self.title, self.__doc__ = (MARKS.sub(r'\1', part).strip() for part in found.groups())
+                self.title, self.__doc__ = (MARKS.sub(r'\1', part).strip()
+                                            for part in found.groups())
             self.parameters = parameters_of(cells)
         except HTTPException as e:
             self.broken = e.detail
@@ -3713,6 +3715,105 @@ def notebooks():
     return found
 
 MORE_JOBS.append(notebooks)
+
+# ---- 20. By hand: what `--job` prints, a notebook as a job in Python -----------------------------
+
+FILE_OF_JOB = """{doc!r}
+from fasthtml.common import *
+from {engine} import *
+
+from datetime import date, datetime
+from typing import Annotated, Literal
+
+{imports}
+
+@job
+{head}
+    {help!r}
+{body}
+
+if __name__ == '__main__':
+    run()"""
+
+def python_job(path):
+    "A notebook as a job in a file of its own."
+    notebook, cells = Notebook(path), parsed_cells(path)
+    imports, body, folder = [], [], str(path.parent)
+    if path.parent != FILE.parent:
+        imports.append(f'import os\nimport sys\nsys.path.append({folder!r})')
+        body.append(f'    os.chdir({folder!r})')
+    for cell in cells:
+        if cell.number:
+            is_first = cell is parameter_cell(cells)
+            body.append(by_hand(cell, notebook.parameters if is_first else {}, imports))
+            continue
+        text = cell.source.replace('\\', r'\\').replace("'''", r"\'\'\'")
+        body.append(f"    chat.send('''\n\n{text}\n\n''')")
+    waits = any(compiled(cell).co_flags & CO_COROUTINE for cell in cells if cell.number)
+    if waits:
+        body = [re.sub(r'\binput\(', 'await chat.ask(', part) for part in body]
+    name = identifier(notebook.title.lower(), {*__all__, *keyword.kwlist, *dir(builtins)})
+    fields = ''.join(f',\n        {typed(each)}' for each in notebook.parameters.values())
+    head = f'{"async " * waits}def {name}(chat{fields and ", *"}{fields}):'
+    return FILE_OF_JOB.format(
+        doc=f'{path.name} as a job: start this file beside {ENGINE.name}.', engine=ENGINE.stem,
+        imports='\n'.join(imports), head=head, help=notebook.__doc__ or notebook.title,
+        body='\n\n'.join(filter(None, body)))
+
+def typed(parameter):
+    "A parameter as it is written in Python."
+    help, text = parameter.annotation.__metadata__
+    kind = f'Annotated[{text}, {help!r}]' if help else text
+    default = repr(parameter.default).removeprefix('datetime.')
+    return f'{parameter.name}: {kind}' + ('' if parameter.default is REQUIRED else f' = {default}')
+
+def by_hand(cell, parameters, imports):
+    """A cell as lines of a function. Its imports go to the list, its parameters to the signature,
+    its last expression is displayed."""
+    changes = []
+    for node in ast.walk(cell.tree):
+        text, target = ast.get_source_segment(cell.source, node), getattr(node, 'targets', [0])[0]
+        name = getattr(getattr(node, 'target', target), 'id', '')
+        if node in cell.tree.body and isinstance(node, (ast.Import, ast.ImportFrom)):
+            imports.append(text)
+            changes.append((node, 'pass'))
+        elif node in cell.tree.body and name in parameters:
+            is_list = isinstance(node.value, ast.List)
+            changes.append((node, f'{name} = {name}.splitlines()' if is_list else 'pass'))
+        elif isinstance(node, ast.Global):
+            changes.append((node, f'non{text}'.replace('nonglobal', 'nonlocal')))
+        elif node is shown_expression(cell) and not says_itself(node.value):
+            text = ast.unparse(node) if isinstance(node.value, ast.Tuple) else text
+            changes.append((node, f'display({text})'))
+    source = cell.source.encode()
+    begin = [0, *accumulate(len(line) + 1 for line in source.split(b'\n'))]
+    for node, text in sorted(changes, key=lambda each: -each[0].lineno):
+        after = source[begin[node.end_lineno - 1] + node.end_col_offset:]
+        source = source[:begin[node.lineno - 1] + node.col_offset] + text.encode() + after
+    return indented(source.decode())
+
+def says_itself(node):
+    name = ast.unparse(node.func) if isinstance(node, ast.Call) else ''
+    return name.split('.')[-1] in ('print', 'show', 'display')
+
+def indented(source):
+    "Statements as they stand in a function; the lines of long strings stay as they are."
+    strings = {n for node in ast.walk(ast.parse(source))
+               if isinstance(node, (ast.Constant, ast.JoinedStr))
+               for n in range(node.lineno, node.end_lineno)}
+    lines = [line if n in strings or not line else f'    {line}'
+             for n, line in enumerate(source.split('\n'))
+             if n in strings or not re.fullmatch(r'pass(\s*#.*)?', line)]
+    return '\n'.join(lines).strip('\n')
+
+if PRINTED:
+    try:
+        print(python_job(PRINTED))
+    except HTTPException as e:
+        sys.exit(e.detail)
+    except SyntaxError as e:
+        sys.exit(f'{e.filename}, line {e.lineno}: {e.msg}.')
+    sys.exit()
 
 # ---- 19. Chat: the page, what it is made of, and its routes --------------------------------------
 
