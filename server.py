@@ -56,7 +56,6 @@ __all__ = [
     'plain',      # plain(text): text that means itself in Markdown
 ]
 
-import __future__
 import ast
 import asyncio
 import builtins
@@ -3545,13 +3544,13 @@ def shown_expression(cell):
 # The form: nothing of the notebook is run for it.
 
 TYPES = {each.__name__: each for each in (*COLUMN_TYPES, Lines, Secret)} | {'Literal': Literal}
-READABLE = (ast.Expression, ast.Constant, ast.Name, ast.Load, ast.List, ast.Tuple, ast.Dict,
-            ast.Subscript, ast.UnaryOp, ast.USub, ast.BinOp, ast.BitOr, ast.Call, ast.keyword)
+READABLE = ('Expression Constant Name Load List Tuple Dict Subscript UnaryOp USub BinOp BitOr Call '
+            'keyword').split()
 
 def value_of(text):
     "What a literal, a date or an annotation means. Raises Exception for all else."
     tree = ast.parse(text, mode='eval')
-    if not all(isinstance(node, READABLE) for node in ast.walk(tree)):
+    if not all(type(node).__name__ in READABLE for node in ast.walk(tree)):
         raise ValueError(text)
     return eval(ast.unparse(tree), {'__builtins__': {}} | TYPES)
 
@@ -3646,14 +3645,15 @@ def run_cells(chat, cells, values, loop):
         if value is not None:
             chat.send('\n\n')
             chat.send(value)
-    names = {'__name__': '__main__', '__show__': show, 'display': globals().get('display', show)}
-    total, me = cells_count(cells), os.getpid()
-    programs = {cell.number: compiled(cell) for cell in cells if cell.number}
+    # What stands in annotations of parameters need not be imported.
+    names = TYPES | {'__name__': '__main__', '__show__': show,
+                     'display': globals().get('display', show)}
+    programs, me = {cell.number: compiled(cell) for cell in cells if cell.number}, os.getpid()
     for cell in cells:
         if not cell.number:
             chat.send(f'\n\n{cell.source}\n\n')
             continue
-        chat.progress(cell.number - 1, total)
+        chat.progress(cell.number - 1, len(programs))
         try:
             waits = eval(programs[cell.number], names)
             if iscoroutine(waits):
@@ -3665,10 +3665,7 @@ def run_cells(chat, cells, values, loop):
             for name, value in values.items():
                 is_list = isinstance(names.get(name), list)
                 names[name] = value.splitlines() if is_list else value
-    chat.progress(total, total)
-
-def cells_count(cells):
-    return max(cell.number for cell in cells)
+    chat.progress(100)
 
 def compiled(cell):
     "A cell's program, which shows its last expression; tracebacks find its lines."
@@ -3677,10 +3674,7 @@ def compiled(cell):
         ast.fix_missing_locations(ast.copy_location(last.value, last))
     lines = cell.source.splitlines(True)
     linecache.cache[cell.name] = len(cell.source), None, lines, cell.name
-    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    if cell.tagged:  # Lines, Secret and so on need not be imported for an annotation
-        flags |= __future__.annotations.compiler_flag
-    return compile(cell.tree, cell.name, 'exec', flags)
+    return compile(cell.tree, cell.name, 'exec', ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 def stand_in(folder):
     """Has this thread work in a folder. Linux lets it stand there alone, so that notebooks of
@@ -3703,15 +3697,13 @@ def identifier(text, taken):
 
 def notebooks():
     "The notebooks beside the app's file, each read again where it has changed."
-    found, taken = [], {function.__name__ for function in (*JOBS, *TOOLS)}
+    found, names = [], [function.__name__ for function in (*JOBS, *TOOLS)]
     for path in sorted(FILE.parent.glob(NOTEBOOKS)) if NOTEBOOKS else ():
-        if '.ipynb_checkpoints' in path.parts or not path.exists():
-            continue
-        stat = path.stat()
-        function = notebook(path, (stat.st_mtime_ns, stat.st_size))
-        function.__name__ = identifier(path.stem, taken)
-        taken.add(function.__name__)
-        found.append(function)
+        if path.is_file() and '.ipynb_checkpoints' not in path.parts:
+            stat = path.stat()
+            found.append(notebook(path, (stat.st_mtime_ns, stat.st_size)))
+            found[-1].__name__ = identifier(path.stem, names)
+            names.append(found[-1].__name__)
     return found
 
 MORE_JOBS.append(notebooks)
