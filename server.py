@@ -223,7 +223,7 @@ class Message:
     # Not stored: what a message says only while it is being written.
     note = None      # a word on what is going on
     pace = None      # (done, total, rate) of a job
-    question = None  # (text, answers) that waits for the person
+    question = None  # (text, answers, when it began) that waits for the person
 
 logging.getLogger().addHandler(logging.NullHandler())  # SQLite's own words: people get a sentence
 
@@ -1306,11 +1306,12 @@ def question(m):
     "What a message asks: with a button for each answer, or else a field."
     if not m.question:
         return Div(id=f'q-{m.id}', cls='question')
-    text, answers = m.question
+    text, answers, begun = m.question
     asked = [post_button(answer, qp('/reply', id=m.id, n=n)) for n, answer in enumerate(answers)]
     if not answers:
-        field = Input(name='answer', aria_label=text or 'Answer', maxlength=MAX_TEXT,
-                      autocomplete='off')
+        # What is typed stays where the message is drawn anew, but not for the next question.
+        field = Input(name='answer', id=f'a-{begun}', aria_label=text or 'Answer',
+                      maxlength=MAX_TEXT, autocomplete='off', hx_preserve=True)
         asked = [Form(field, Button('Answer'), hx_post=qp('/reply', id=m.id), hx_swap='none')]
     return Div(P(text), *asked, id=f'q-{m.id}', cls='question')
 
@@ -1502,7 +1503,7 @@ class Chatter:
                 raise asyncio.CancelledError
             self.answered, text = chatq.loop.create_future(), as_unicode(text)
             try:
-                self.set(question, question=(text, answers))
+                self.set(question, question=(text, answers, time.time_ns()))
                 self.set(note)
                 return await self.answered
             finally:
@@ -3642,7 +3643,9 @@ class Notebook:
 
 def run_cells(chat, cells, values, loop):
     def show(value):
-        if value is not None:
+        if isinstance(value, str):  # no Markdown, as in Jupyter
+            print(repr(value))
+        elif value is not None:
             chat.send('\n\n')
             chat.send(value)
     # What stands in annotations of parameters need not be imported.
@@ -3708,7 +3711,7 @@ def notebooks():
 
 MORE_JOBS.append(notebooks)
 
-# ---- 20. By hand: what `--job` prints, a notebook as a job in Python -----------------------------
+# ---- 20. Conversion: what `--job` prints, a notebook as a job in Python --------------------------
 
 FILE_OF_JOB = """{doc!r}
 from fasthtml.common import *

@@ -112,10 +112,10 @@ def test_it_is_found_by_its_name_and_read_anew(work, lay):
 
 def test_a_cell_is_shown_as_jupyter_shows_it(work, lay):
     lay("shown", "# One\n\nSome **words**.", "2 + 3", "6 * 7;", "x = 1000", "None", "print('printed')",
-        "import asyncio\nawait asyncio.sleep(.01)\nawait asyncio.sleep(.01, 'awaited')", "__name__", "display(11 * 11)")
+        "import asyncio\nawait asyncio.sleep(.01)\nawait asyncio.sleep(.01, 'awaited')", "__name__.strip('_')", "display(11 * 11)")
     ident = work.run("shown")
     text = said(work, ident)
-    words = ["One", "Some words.", "5", "printed", "awaited", "__main__", "121"]
+    words = ["One", "Some words.", "5", "printed", "awaited", "main", "121"]
     assert [text.index(w) for w in words] == sorted(text.index(w) for w in words)
     assert "42" not in text and "1000" not in text and "None" not in text
     assert work.shown(ident).find(class_="content").find(["h1", "h2", "h3"]).get_text() == "One"
@@ -221,6 +221,29 @@ def test_input_is_a_field_in_the_message(chat, home):
     expect(job).to_contain_text("It is Ann <b> B.")
     expect(job).to_have_attribute("data-status", "done")
     expect(job).not_to_contain_text("Waits")
+    path.unlink()
+
+
+def test_what_is_typed_into_it_stays_when_the_page_comes_back(chat, home, wire):
+    path = home.dir / "asks.ipynb"
+    path.write_text(notebook("[input('Who are you?') for _ in range(2)]"))
+    page = chat.page
+    page.reload()
+    page.locator("#job-asks").get_by_role("button", name="Run asks").click()
+    field = page.get_by_label("Who are you?")
+    field.press_sequentially("An")
+    before = page.evaluate("document.querySelector('[data-role=job]').was = 1")
+    wire.cut()
+    expect(page.locator("#offline")).to_be_visible()
+    wire.mend()
+    page.wait_for_function("!document.querySelector('[data-role=job]').was", timeout=20_000)
+    expect(field).to_have_value("An")
+    field.press_sequentially("n")
+    page.keyboard.press("Enter")
+    expect(field).to_have_value("")
+    field.fill("Bob")
+    page.keyboard.press("Enter")
+    expect(page.locator("[data-role=job]")).to_contain_text(f"'{'An' + 'n' * before}', 'Bob'")
     path.unlink()
 
 
