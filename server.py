@@ -57,16 +57,21 @@ __all__ = [
     'plain',      # plain(text): text that means itself in Markdown
 ]
 
+import ast
 import asyncio
+import builtins
 import concurrent.futures
 import contextlib
 import contextvars
+import ctypes
 import errno
 import functools
 import gc
 import hashlib
 import importlib.util
 import json
+import keyword
+import linecache
 import logging
 import os
 import platform
@@ -87,15 +92,15 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 from functools import lru_cache
 from html import escape, unescape
-from inspect import Parameter, get_annotations, getdoc, signature
+from inspect import CO_COROUTINE, Parameter, Signature, get_annotations, getdoc, signature
 from inspect import isasyncgenfunction, iscoroutine, iscoroutinefunction, isgenerator
 from ipaddress import ip_address
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from math import inf, isfinite
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from types import MappingProxyType, SimpleNamespace, UnionType
-from typing import Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 from unicodedata import normalize
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
@@ -118,6 +123,7 @@ VOICE = 'You are a helpful, concise assistant. Answer in Markdown.'  # the syste
 ACCENT = 'teal'            # one of the accents in static/app.css: teal, indigo, rose
 PORTS = range(5001, 5011)  # PORT unset: the first free one of these
 JOBS_AT_ONCE = 3           # further ones wait in line
+NOTEBOOKS = '*.ipynb'      # beside the app's file, each is a job; '' for none
 MAX_TITLE = 500            # characters of a list's row
 MAX_TEXT = 32_000          # characters of a prompt
 MAX_OUTPUT = 1_000_000     # characters that a job may write
@@ -130,8 +136,8 @@ ROUNDS = 5                 # how often the model may use tools before it has to 
 STALL = 300                # seconds without a byte that end an answer, as in Ollama
 
 # An app that imports this file sets any of these before it does.
-for setting in ('NAME VOICE ACCENT PORTS JOBS_AT_ONCE MAX_TITLE MAX_TEXT MAX_OUTPUT MAX_BODY '
-                'LIST_PART PAGE_SIZE FRAME CONTEXT ROUNDS STALL').split():
+for setting in ('NAME VOICE ACCENT PORTS JOBS_AT_ONCE NOTEBOOKS MAX_TITLE MAX_TEXT MAX_OUTPUT '
+                'MAX_BODY LIST_PART PAGE_SIZE FRAME CONTEXT ROUNDS STALL').split():
     globals()[setting] = getattr(MAIN, setting, globals()[setting])
 
 DATA = FILE.parent/'data'  # beside the file, wherever one happens to stand
@@ -240,7 +246,7 @@ class Message:
     # Not stored: what a message says only while it is being written.
     note = None      # a word on what is going on
     pace = None      # (done, total, rate) of a job
-    question = None  # (text, answers) that waits for the person
+    question = None  # (text, answers, when it began) that waits for the person
 
 logging.getLogger().addHandler(logging.NullHandler())  # SQLite's own words: people get a sentence
 
@@ -274,7 +280,7 @@ def lock(path):
 def open_db(path):
     """The SQLite file at `path`, made if missing. Ends the program with one sentence where it is
     corrupt (and leaves it untouched), locked for 5 s, or cannot be written."""
-    if IS_CHILD:
+    if IS_CHILD or PRINTED:
         return Database(':memory:')
     try:
         held, db = lock(path), Database(path)
@@ -334,13 +340,17 @@ def restore_from(file):
 
 USAGE = f"""python {FILE.name}                  starts the app
 python {FILE.name} --backup FILE    copies its database, also while it runs
-python {FILE.name} --restore FILE   puts a copy back, and keeps what was there beside it"""
+python {FILE.name} --restore FILE   puts a copy back, and keeps what was there beside it
+python {FILE.name} --job NOTEBOOK   prints a notebook as a job in Python, to go on with by hand"""
 
 def command(args):
-    "Does what the words behind the file's name say, and ends the program."
+    """Does what the words behind the file's name say, and ends the program. A notebook that is to
+    be printed is given back: that is done further down, without a database."""
     match args:
         case ['--help' | '-h']:
             sys.exit(print(USAGE))
+        case ['--job', name] if not name.startswith('-'):
+            return Path(name).resolve()
         case ['--backup' | '--restore' as what, name] if not name.startswith('-'):
             file = Path(name).resolve()
         case _:
@@ -351,8 +361,9 @@ def command(args):
         source = DB_FILE if what == '--backup' else file
         sys.exit(f'Nothing was changed, since {source} could not be copied: {e}')
 
+PRINTED = None
 if FILE == Path(sys.argv[0]).resolve() and sys.argv[1:]:
-    command(sys.argv[1:])
+    PRINTED = command(sys.argv[1:])
 
 # ---- 3. Tables: the columns of a class, and their types ------------------------------------------
 
@@ -360,6 +371,8 @@ def base_type(kind):
     "The type of an annotation: of `int | None` the int, where there is none str."
     if kind is Parameter.empty:
         return str
+    if get_origin(kind) is Annotated:
+        return base_type(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
         return next(each for each in get_args(kind) if each is not NoneType)
     return kind
@@ -1212,7 +1225,7 @@ ERRORS = HTTPException, 404, Exception, apsw.BusyError, RecursionError
 app = FastHTML(
     title=NAME, default_hdrs=False, hdrs=(Safe(html_of(*HEAD_TAGS)),), canonical=False,
     before=before_request, lifespan=lifespan, htmlkw={'lang': 'en', 'data_accent': ACCENT},
-    secret_key='' if IS_CHILD else private_key(), session_cookie=f'{SLUG}_session',
+    secret_key='' if IS_CHILD or PRINTED else private_key(), session_cookie=f'{SLUG}_session',
     exception_handlers=dict.fromkeys(ERRORS, on_error))
 app.router.redirect_slashes = False
 
@@ -1373,9 +1386,17 @@ def pace(done, total, rate):
     return f'{done:,.0f} of {total:,.0f} · {speed}/s · {time_left} left'
 
 def question(m):
-    text, answers = m.question or ('', ())
-    buttons = [post_button(answer, qp('/reply', id=m.id, n=n)) for n, answer in enumerate(answers)]
-    return Div(text and P(text), *buttons, id=f'q-{m.id}', cls='question')
+    "What a message asks: with a button for each answer, or else a field."
+    if not m.question:
+        return Div(id=f'q-{m.id}', cls='question')
+    text, answers, begun = m.question
+    asked = [post_button(answer, qp('/reply', id=m.id, n=n)) for n, answer in enumerate(answers)]
+    if not answers:
+        # What is typed stays where the message is drawn anew, but not for the next question.
+        field = Input(name='answer', id=f'a-{begun}', aria_label=text or 'Answer',
+                      maxlength=MAX_TEXT, autocomplete='off', hx_preserve=True)
+        asked = [Form(field, Button('Answer'), hx_post=qp('/reply', id=m.id), hx_swap='none')]
+    return Div(P(text), *asked, id=f'q-{m.id}', cls='question')
 
 def footer(m):
     """What stands under a message, outside of what is redrawn while it grows: its state, its
@@ -1395,7 +1416,9 @@ def note(m):
     word = m.model if m.role == 'job' else '' if m.content else 'Waiting for the model'
     if m.status == 'queued':
         word = f'{m.model} in line'.strip().capitalize()
-    return Span(word if m.note is None else m.note, id=f's-{m.id}', cls='note')
+    if m.note is not None:
+        word = m.note
+    return Span('Waits for your answer' if m.question else word, id=f's-{m.id}', cls='note')
 
 def figures(m):
     if not m.model:
@@ -1556,18 +1579,21 @@ class Chatter:
         self.set(footer, status=status)
 
     @from_anywhere
-    async def ask(self, text, *answers):
-        """Asks the person, with a button for each answer, and waits for one, which it returns:
-        `await chat.ask(...)`, in a plain function without the await."""
+    async def ask(self, text='', *answers):
+        """Asks the person, with a button for each answer or without any in a field, and waits for
+        the answer, which it returns: `await chat.ask(...)`, in a plain function without the
+        await."""
         async with self.one_question:
             if not self.running:
                 raise asyncio.CancelledError
             self.answered, text = chatq.loop.create_future(), as_unicode(text)
             try:
-                self.set(question, question=(text, answers))
-                return answers[await self.answered]
+                self.set(question, question=(text, answers, time.time_ns()))
+                self.set(note)
+                return await self.answered
             finally:
                 self.set(question, question=None)
+                self.set(note)
 
     def model(self, prompt, system=''):
         "As ask_model, but streamed into the message while it comes."
@@ -2689,6 +2715,7 @@ class Field:
     largest: float = inf  # as a number
     most: int = MAX_TEXT  # characters
     secret: str = ''      # the name under which a secret is kept
+    help: str = ''        # of `Annotated[int, 'how many']` the words
 
     @property
     def label(self):
@@ -2704,10 +2731,13 @@ def kind_of(parameter):
     by_default = parameter.annotation is REQUIRED and type(parameter.default) in COLUMN_TYPES
     return type(parameter.default) if by_default else base_type(parameter.annotation)
 
+def help_of(parameter):
+    return next((f'{each}' for each in getattr(parameter.annotation, '__metadata__', ())), '')
+
 def fields_of(function):
     "The fields of a job or a tool: its parameters behind the first one, which is the chat."
     parameters = [*signature(function, eval_str=True).parameters.values()][1:]
-    fields = [Field(p.name, kind_of(p), p.default) for p in parameters]
+    fields = [Field(p.name, kind_of(p), p.default, help=help_of(p)) for p in parameters]
     for field in fields:
         if is_secret(field.kind):
             field.secret = field.kind.shared or f'{function.__name__}.{field.name}'
@@ -2787,15 +2817,17 @@ def labelled(field, value, form, wrong=None, **attrs):
     if wrong:
         error = Small(wrong, id=f'{id}-wrong', cls='error')
         attrs |= dict(aria_invalid='true', aria_describedby=error.id)
-    box = control(field, value, **attrs)
+    box, words = control(field, value, **attrs), field.help and Small(field.help)
     if field.kind is bool:
-        return Label(box, field.label, error, cls='check')
-    return Label(field.label, box, error)
+        return Label(box, field.label, words, error, cls='check')
+    return Label(field.label, box, words, error)
 
 JSON_TYPES = {int: 'integer', float: 'number', bool: 'boolean'}
 
 def schema_of(field):
     schema = {'type': JSON_TYPES.get(field.kind, 'string')}
+    if field.help:
+        schema['description'] = field.help
     return schema | {'enum': [*field.options]} if field.options else schema
 
 def tool_spec(name, function):
@@ -2812,6 +2844,10 @@ def tool_spec(name, function):
 
 TOOLS = []  # functions that the model may call: see `tool`
 JOBS = []   # functions with a form in the page: see `job`
+MORE_JOBS = []  # functions that give further ones, as they are just now: notebooks
+
+def all_jobs():
+    return [*JOBS, *(function for more in MORE_JOBS for function in more())]
 
 def tool(function):
     """Lets the model call `async def f(chat, ...)`, where it has the tools capability. The
@@ -2823,7 +2859,8 @@ def tool(function):
 def all_tools():
     "Every tool by its name; each job is one, too."
     tools = {function.__name__: function for function in TOOLS}
-    return tools | {function.__name__: function.as_tool for function in JOBS}
+    jobs = [function for function in all_jobs() if not getattr(function, 'broken', '')]
+    return tools | {function.__name__: function.as_tool for function in jobs}
 
 # What the model is sent
 
@@ -3528,12 +3565,14 @@ def job(f):
     JOBS.append(f)
     return f
 
+def can_be_field(kind):
+    return kind in (*COLUMN_TYPES, Lines) or is_secret(kind) or bool(choices(kind))
+
 def check_signature(f):
     "Ends the program with one sentence where a job has a parameter that can be no field."
     parameters = [*signature(f, eval_str=True).parameters.values()]
     names = {p.name for p in parameters[1:] if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    names |= {field.name for field in fields_of(f)
-              if field.kind not in (*COLUMN_TYPES, Lines) and not field.options}
+    names |= {field.name for field in fields_of(f) if not can_be_field(field.kind)}
     if not parameters or names:
         what = ', '.join(names) or 'its first parameter'
         sys.exit(f'The job {f.__name__} can have no form: {what} is not as it should be. The first '
@@ -3544,7 +3583,7 @@ def tool_of(function):
     "A job as a tool of the model, which asks the person before it starts it."
     title = job_title(function)
 
-    async def as_tool(chat, **values):
+    async def as_tool(chat, /, **values):
         given = ', '.join(f'{name}: {value}' for name, value in values.items() if value != '')
         question = f'Start {title} with {given[:300]}?' if given else f'Start {title}?'
         if await chat.ask(question, f'Start {title}', 'No') == 'No':
@@ -3555,17 +3594,18 @@ def tool_of(function):
         start_job(function, values, chat.profile)
         return 'It has been started, and reports in the chat.'
     given = signature(function, eval_str=True)
-    shown = [p for p in given.parameters.values() if not is_secret(p.annotation)]
+    shown = [p for p in given.parameters.values() if not is_secret(kind_of(p))]
     as_tool.__signature__ = given.replace(parameters=shown)
     as_tool.__doc__ = f'Starts the job {title}. {getdoc(function) or ""}'
     return as_tool
 
 def job_title(function):
-    return function.__name__.replace('_', ' ').capitalize()
+    name = function.__name__.replace('_', ' ')
+    return getattr(function, 'title', name.capitalize())
 
 def job_named(name):
     "The job's function, None where the app has none of this name (any more)."
-    return next((each for each in JOBS if each.__name__ == name), None)
+    return next((each for each in all_jobs() if each.__name__ == name), None)
 
 def stored_secrets():
     "The secrets by their names; None where their file cannot be read."
@@ -3687,15 +3727,36 @@ async def in_thread(function, chat, values):
             error = e
         done.set_result((result, error))  # a future takes no StopIteration as its exception
     context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=[work], name=function.__name__, daemon=True).start()
+    thread = threading.Thread(target=context.run, args=[work], name=function.__name__, daemon=True)
+    thread.start()
     try:
         result, error = await asyncio.wrap_future(done)
     except asyncio.CancelledError:
+        chatq.loop.call_later(1, end_thread, thread)
         threading.Thread(target=end_processes, args=[chat.id], daemon=True).start()
         raise
     if error:
         raise error
     return result
+
+def end_thread(thread):
+    """Ends the thread of a cancelled job that says nothing, at which it would end by itself: has
+    Python raise CancelledError in it, again until no `except` has caught it."""
+    if thread.is_alive():
+        cancelled = ctypes.py_object(asyncio.CancelledError)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), cancelled)
+        chatq.loop.call_later(1, end_thread, thread)
+
+def ask_person(prompt='', terminal=input):
+    "What `input` does: a job asks in its message, all else on the terminal."
+    chat = at_work.get()
+    if not chat:
+        return terminal(prompt)
+    if chatq.is_here():
+        raise RuntimeError('an async def asks by await chat.ask(...), not by input()')
+    return chat.ask(f'{prompt}')
+
+builtins.input = ask_person
 
 class Print:
     "Standard output: what a job prints goes to its message, all else to the terminal."
@@ -3716,6 +3777,8 @@ def job_form(function, profile, typed=None, wrong=MappingProxyType({})):
     """The form of a job, made from its signature; with what was typed, and beside each field what
     is wrong with it."""
     name, title, doc = function.__name__, job_title(function), getdoc(function)
+    if sentence := getattr(function, 'broken', ''):
+        return Div(H3(title), P(sentence), id=f'job-{name}')
     kept = stored_secrets() or {}
 
     def shown(field):
@@ -3734,9 +3797,9 @@ def kept_secret(job, field):
     return Div(Span(f'{field.label}: kept on this machine'), button, cls='kept')
 
 def job_section(profile):
-    forms = [job_form(function, profile.id) for function in JOBS]
+    forms = [job_form(function, profile.id) for function in all_jobs()]
     section = Section(H2('Jobs'), Div(*forms, id='job-list'), cls='jobs', aria_label='Jobs')
-    return section if JOBS else None
+    return section if forms else None
 
 SIDE.append(job_section)
 
@@ -3765,7 +3828,349 @@ async def forget(job: str, name: str, sess):
     write_private(SECRETS, json.dumps(kept))
     return job_form(function, get_profile(None, sess).id)
 
-# ---- 20. Chats: the list of them -----------------------------------------------------------------
+# ---- 20. Notebooks: a notebook is a job as it is -------------------------------------------------
+
+# What only sets Jupyter up is left out; of `%time f()` the call stays.
+LEFT_OUT = re.compile(r'(\s*)%(?:(?:matplotlib|config|autoreload|load_ext|reload_ext)\b.*|'
+                      r'%?time\b\s*)(.*)')
+MAGIC = re.compile(r'\s*([\w, ]+=\s*)?[!%?]|\s*[\w.]+\?+\s*$')
+
+HEADING = re.compile(r'^#+[ \t]+(.+)\n*((?:[^#\s].*\n?)*)', re.M)  # and the paragraph under it
+MARKS = re.compile(r'\[([^]]*)\]\([^)]*\)|[*`]')  # Markdown around words
+
+@dataclass
+class Cell:
+    number: int  # as Jupyter counts cells of code; 0: a text
+    source: str
+    tagged: bool = False  # as the one with the parameters
+    name: str = ''  # in tracebacks
+    tree: object = None
+
+def cells_of(path):
+    "The cells of a notebook. Refuses a file that has none."
+    count, cells = 0, []
+    try:
+        for cell in json.loads(path.read_bytes())['cells']:
+            source, kind = ''.join(cell['source']), cell['cell_type']
+            tagged = 'parameters' in (cell.get('metadata', {}).get('tags') or ())
+            if source.strip() and kind in ('code', 'markdown'):
+                count += kind == 'code'
+                number = count if kind == 'code' else 0
+                cells.append(Cell(number, source, tagged, f'cell {count} of {path.name}'))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        refuse(f'{path.name} cannot be read as a notebook: open it in Jupyter and save it anew.')
+    if not count:
+        refuse(f'{path.name} has no cells of code: there is nothing to run.')
+    return cells
+
+def parse_cell(cell):
+    """Makes a cell's syntax tree. Gives the line that only Jupyter could run, if there is one.
+    Raises SyntaxError."""
+    lines = cell.source.split('\n')
+    while not cell.tree:
+        try:
+            cell.source = '\n'.join(lines)
+            cell.tree = ast.parse(cell.source, cell.name)
+        except SyntaxError as e:  # Python takes no magic, and a `%` within a statement is none
+            n = 0 if lines[0].startswith('%%') else (e.lineno or 1) - 1
+            line = ''.join(lines[n:n + 1])
+            if found := LEFT_OUT.match(line):
+                lines[n] = found[1] + (found[2] or 'pass')
+            elif MAGIC.match(line):
+                return line.strip()
+            else:
+                raise
+
+def parsed_cells(path):
+    "The cells of a notebook with their syntax trees. Refuses what only Jupyter can run."
+    cells = cells_of(path)
+    lines = {cell.number: parse_cell(cell) for cell in cells if cell.number}
+    said = [f'cell {n} has `{line[:80].replace("`", "")}`' for n, line in lines.items() if line]
+    if said:
+        refuse(f'Nothing was run: {", ".join(said)}, for Jupyter alone. Take it out, or write it '
+               'in Python, a command as `subprocess.run(...)`.')
+    return cells
+
+def behind(node, source):
+    "What stands in the line behind a statement."
+    line = source.split('\n')[node.end_lineno - 1]
+    return line.encode()[node.end_col_offset:].decode().strip()
+
+def shown_expression(cell):
+    "The last statement of a cell, where it is an expression to be shown."
+    last = cell.tree.body[-1] if cell.tree.body else None
+    if isinstance(last, ast.Expr) and not behind(last, cell.source).startswith(';'):
+        return last
+
+# The form: nothing of the notebook is run for it.
+
+TYPES = {each.__name__: each for each in (*COLUMN_TYPES, Lines, Secret)} | {'Literal': Literal}
+READABLE = ('Expression Constant Name Load List Tuple Dict Subscript UnaryOp USub BinOp BitOr Call '
+            'keyword').split()
+
+def value_of(text):
+    "What a literal, a date or an annotation means. Raises Exception for all else."
+    tree = ast.parse(text, mode='eval')
+    if not all(type(node).__name__ in READABLE for node in ast.walk(tree)):
+        raise ValueError(text)
+    return eval(ast.unparse(tree), {'__builtins__': {}} | TYPES)
+
+def parameter_cell(cells):
+    code = [cell for cell in cells if cell.number]
+    return next((cell for cell in code if cell.tagged), code[0])
+
+def as_parameter(node, source):
+    """The parameter that an assignment makes. Its annotation holds the type, the help and the type
+    as text. Raises Exception where the node is something else."""
+    match node:
+        case ast.Assign([ast.Name(name)], value):
+            default, text = value_of(ast.unparse(value)), ''
+        case ast.AnnAssign(ast.Name(name), written, value):
+            default = value_of(ast.unparse(value)) if value else REQUIRED
+            text = written.value if isinstance(written, ast.Constant) else ast.unparse(written)
+        case _:
+            raise ValueError
+    try:
+        kind = value_of(text)
+    except Exception:
+        kind, text = type(default), type(default).__name__
+    if isinstance(default, list) and all(isinstance(each, str) for each in default):
+        kind, text, default = Lines, 'Lines', '\n'.join(default)
+    if kind is str and '\n' in str(default):
+        kind, text = Lines, 'Lines'
+    comment = behind(node, source)
+    help = comment.lstrip('# ') if comment.startswith('#') else ''
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default,
+                     annotation=Annotated[kind, help, text])
+
+def fits(parameter):
+    "Whether it can be a field, which gives back what it is given."
+    default, kind = parameter.default, kind_of(parameter)
+    is_cut = kind is str and isinstance(default, str) and default != default.strip()
+    return can_be_field(kind) and not is_cut and parameter.name[0] != '_'
+
+def parameters_of(cells):
+    "The parameters, by name. The first cell of code has them if it has nothing else but imports."
+    cell, found = parameter_cell(cells), {}
+    parse_cell(cell)
+    for node in cell.tree.body if cell.tree else []:
+        try:
+            parameter = as_parameter(node, cell.source)
+        except Exception:
+            if cell.tagged or isinstance(node, (ast.Import, ast.ImportFrom, ast.Pass)):
+                continue
+            return {}
+        if fits(parameter):
+            found[parameter.name] = parameter
+    return found
+
+# Running it
+
+class Notebook:
+    "A notebook as the function of a job: it is read for its form, and read anew when it is run."
+    def __init__(self, path):
+        self.path, self.broken = path, ''
+        self.__name__ = self.title = path.stem
+        self.__doc__ = ''
+        self.parameters = {}
+        try:
+            cells = cells_of(path)
+            texts = '\n\n'.join(cell.source for cell in cells if not cell.number)
+            if found := HEADING.search(texts):
+                self.title, self.__doc__ = (MARKS.sub(r'\1', part).strip()
+                                            for part in found.groups())
+            self.parameters = parameters_of(cells)
+        except HTTPException as e:
+            self.broken = e.detail
+        except (SyntaxError, ValueError):  # the run will say so
+            pass
+        chat = Parameter('_', Parameter.POSITIONAL_ONLY)
+        self.__signature__ = Signature([chat, *self.parameters.values()])
+        self.as_tool = tool_of(self)
+
+    def __call__(self, chat, /, **values):
+        try:
+            cells = parsed_cells(self.path)
+        except HTTPException as e:
+            return chat.finish('error', error=e.detail)
+        stand_in(self.path.parent)
+        try:
+            with asyncio.Runner() as loop:
+                run_cells(chat, cells, values, loop)
+        except SystemExit as e:
+            if e.code:
+                chat.finish('stopped', error=f'{e.code}')
+
+def run_cells(chat, cells, values, loop):
+    def show(value):
+        if isinstance(value, str):  # no Markdown, as in Jupyter
+            print(repr(value))
+        elif value is not None:
+            chat.send('\n\n')
+            chat.send(value)
+    # What stands in annotations of parameters need not be imported.
+    names = TYPES | {'__name__': '__main__', '__show__': show,
+                     'display': globals().get('display', show)}
+    programs, me = {cell.number: compiled(cell) for cell in cells if cell.number}, os.getpid()
+    for cell in cells:
+        if not cell.number:
+            chat.send(f'\n\n{cell.source}\n\n')
+            continue
+        chat.progress(cell.number - 1, len(programs))
+        try:
+            waits = eval(programs[cell.number], names)
+            if iscoroutine(waits):
+                loop.run(waits)
+        finally:
+            if os.getpid() != me:  # a child that the cell has forked ends with it
+                os._exit(0)
+        if cell is parameter_cell(cells):
+            for name, value in values.items():
+                is_list = isinstance(names.get(name), list)
+                names[name] = value.splitlines() if is_list else value
+    chat.progress(100)
+
+def compiled(cell):
+    "A cell's program, which shows its last expression; tracebacks find its lines."
+    if last := shown_expression(cell):
+        last.value = ast.Call(ast.Name('__show__', ast.Load()), [last.value], [])
+        ast.fix_missing_locations(ast.copy_location(last.value, last))
+    lines = cell.source.splitlines(True)
+    linecache.cache[cell.name] = len(cell.source), None, lines, cell.name
+    return compile(cell.tree, cell.name, 'exec', ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+def stand_in(folder):
+    """Has this thread work in a folder. Linux lets it stand there alone, so that notebooks of
+    several folders can run at once; elsewhere the whole program goes there."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).unshare(0x200)  # CLONE_FS
+    os.chdir(folder)
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+@lru_cache(100)
+def notebook(path, _):
+    return Notebook(path)
+
+def identifier(text, taken):
+    name = re.sub(r'\W+', '_', text, flags=re.A)[:50]
+    while name in taken or not name.isidentifier():
+        name = f'notebook_{name}'
+    return name
+
+def notebooks():
+    "The notebooks beside the app's file, each read again where it has changed."
+    found, names = [], [function.__name__ for function in (*JOBS, *TOOLS)]
+    for path in sorted(FILE.parent.glob(NOTEBOOKS)) if NOTEBOOKS else ():
+        if path.is_file() and '.ipynb_checkpoints' not in path.parts:
+            stat = path.stat()
+            found.append(notebook(path, (stat.st_mtime_ns, stat.st_size)))
+            found[-1].__name__ = identifier(path.stem, names)
+            names.append(found[-1].__name__)
+    return found
+
+MORE_JOBS.append(notebooks)
+
+# ---- 21. Conversion: what `--job` prints, a notebook as a job in Python --------------------------
+
+FILE_OF_JOB = """{doc!r}
+from fasthtml.common import *
+from {engine} import *
+
+from datetime import date, datetime
+from typing import Annotated, Literal
+
+{imports}
+
+@job
+{head}
+    {help!r}
+{body}
+
+if __name__ == '__main__':
+    run()"""
+
+def python_job(path):
+    "A notebook as a job in a file of its own."
+    notebook, cells = Notebook(path), parsed_cells(path)
+    imports, body, folder = [], [], str(path.parent)
+    if path.parent != FILE.parent:
+        imports.append(f'import os\nimport sys\nsys.path.append({folder!r})')
+        body.append(f'    os.chdir({folder!r})')
+    for cell in cells:
+        if cell.number:
+            is_first = cell is parameter_cell(cells)
+            body.append(by_hand(cell, notebook.parameters if is_first else {}, imports))
+            continue
+        text = cell.source.replace('\\', r'\\').replace("'''", r"\'\'\'")
+        body.append(f"    chat.send('''\n\n{text}\n\n''')")
+    waits = any(compiled(cell).co_flags & CO_COROUTINE for cell in cells if cell.number)
+    if waits:
+        body = [re.sub(r'\binput\(', 'await chat.ask(', part) for part in body]
+    name = identifier(notebook.title.lower(), {*__all__, *keyword.kwlist, *dir(builtins)})
+    fields = ''.join(f',\n        {typed(each)}' for each in notebook.parameters.values())
+    head = f'{"async " * waits}def {name}(chat{fields and ", *"}{fields}):'
+    return FILE_OF_JOB.format(
+        doc=f'{path.name} as a job: start this file beside {ENGINE.name}.', engine=ENGINE.stem,
+        imports='\n'.join(imports), head=head, help=notebook.__doc__ or notebook.title,
+        body='\n\n'.join(filter(None, body)))
+
+def typed(parameter):
+    "A parameter as it is written in Python."
+    help, text = parameter.annotation.__metadata__
+    kind = f'Annotated[{text}, {help!r}]' if help else text
+    default = repr(parameter.default).removeprefix('datetime.')
+    return f'{parameter.name}: {kind}' + ('' if parameter.default is REQUIRED else f' = {default}')
+
+def by_hand(cell, parameters, imports):
+    """A cell as lines of a function. Its imports go to the list, its parameters to the signature,
+    its last expression is displayed."""
+    changes = []
+    for node in ast.walk(cell.tree):
+        text, target = ast.get_source_segment(cell.source, node), getattr(node, 'targets', [0])[0]
+        name = getattr(getattr(node, 'target', target), 'id', '')
+        if node in cell.tree.body and isinstance(node, (ast.Import, ast.ImportFrom)):
+            imports.append(text)
+            changes.append((node, 'pass'))
+        elif node in cell.tree.body and name in parameters:
+            is_list = isinstance(node.value, ast.List)
+            changes.append((node, f'{name} = {name}.splitlines()' if is_list else 'pass'))
+        elif isinstance(node, ast.Global):
+            changes.append((node, f'non{text}'.replace('nonglobal', 'nonlocal')))
+        elif node is shown_expression(cell) and not says_itself(node.value):
+            text = ast.unparse(node) if isinstance(node.value, ast.Tuple) else text
+            changes.append((node, f'display({text})'))
+    source = cell.source.encode()
+    begin = [0, *accumulate(len(line) + 1 for line in source.split(b'\n'))]
+    for node, text in sorted(changes, key=lambda each: -each[0].lineno):
+        after = source[begin[node.end_lineno - 1] + node.end_col_offset:]
+        source = source[:begin[node.lineno - 1] + node.col_offset] + text.encode() + after
+    return indented(source.decode())
+
+def says_itself(node):
+    name = ast.unparse(node.func) if isinstance(node, ast.Call) else ''
+    return name.split('.')[-1] in ('print', 'show', 'display')
+
+def indented(source):
+    "Statements as they stand in a function; the lines of long strings stay as they are."
+    strings = {n for node in ast.walk(ast.parse(source))
+               if isinstance(node, (ast.Constant, ast.JoinedStr))
+               for n in range(node.lineno, node.end_lineno)}
+    lines = [line if n in strings or not line else f'    {line}'
+             for n, line in enumerate(source.split('\n'))
+             if n in strings or not re.fullmatch(r'pass(\s*#.*)?', line)]
+    return '\n'.join(lines).strip('\n')
+
+if PRINTED:
+    try:
+        print(python_job(PRINTED))
+    except HTTPException as e:
+        sys.exit(e.detail)
+    except SyntaxError as e:
+        sys.exit(f'{e.filename}, line {e.lineno}: {e.msg}.')
+    sys.exit()
+
+# ---- 22. Chats: the list of them -----------------------------------------------------------------
 
 class Chats(Listing):
     "A profile's chats. The one with the latest message stands first, and nobody moves them."
@@ -3833,7 +4238,7 @@ def chats_section(profile):
 
 SIDE.insert(0, chats_section)
 
-# ---- 21. Chat: the page, what it is made of, and its routes --------------------------------------
+# ---- 23. Chat: the page, what it is made of, and its routes --------------------------------------
 
 KEYS = {
     '?': 'This sheet', '/': 'Search', 'Enter': 'Send the message',
@@ -3997,7 +4402,7 @@ async def watch_backend():
 
 BACKGROUND.append(watch_backend)
 
-# ---- 22. Search: todos and messages, by their words ----------------------------------------------
+# ---- 24. Search: todos and messages, by their words ----------------------------------------------
 
 # Languages without spaces between words: each of their characters is one to the search, which
 # takes what stands between the signs of no width for a word.
@@ -4056,7 +4461,7 @@ def hit(kind, profile, name, place, chat, text):
     address = page if kind == 'chat' else f'{page}?at={place}#{place}'
     return Li(A(Safe(text), where, href=address))
 
-# ---- 23. Actions: what the buttons of the chat do ------------------------------------------------
+# ---- 25. Actions: what the buttons of the chat do ------------------------------------------------
 
 @app.get
 async def older_messages(before: int, x_tab: str = ''):
@@ -4116,12 +4521,13 @@ async def restore_message(id: int):
     return toast('')
 
 @app.post
-async def reply(id: int, n: int):
+async def reply(id: int, n: int = None, answer: str = ''):
     chat = chatq.writing.get(id)
     waits = chat and chat.answered and not chat.answered.done()
-    if not waits or not 0 <= n < len(chat.row.question[1]):
+    answers = chat.row.question[1] if waits else ()
+    if not waits or n not in (range(len(answers)) if answers else [None]):
         refuse('This question is not open any more.')
-    chat.answered.set_result(n)
+    chat.answered.set_result(answers[n] if answers else clean(answer, MAX_TEXT, 'The answer'))
 
 @app.post
 async def choose_model(profile: int, model: str = '', find: str = ''):
@@ -4191,7 +4597,7 @@ async def export(chat: int):
     return Response('\n\n'.join(texts) + '\n', media_type='text/markdown',
                     headers={'content-disposition': 'attachment'})
 
-# ---- 24. Wire: scripts, the socket, and the start ------------------------------------------------
+# ---- 26. Wire: scripts, the socket, and the start ------------------------------------------------
 
 @app.post('/chatq')
 async def from_script(text: str = None, progress: str = '', done: str = '', id: str = '',
@@ -4340,6 +4746,7 @@ def run():
         sys.exit(f'{", ".join(taken)} is a name that the engine uses: call yours otherwise.')
     sock = listen()
     app.state.port = sock.getsockname()[1]
+    os.chdir(FILE.parent)  # for paths in jobs, wherever one happens to stand
     terminal, sys.stdout = sys.stdout, Print(sys.stdout)
 
     def in_child():
@@ -4385,7 +4792,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 from starlette.responses import PlainTextResponse
 
-# ---- 25. Profiles: whose lists and chat it is ----------------------------------------------------
+# ---- 27. Profiles: whose lists and chat it is ----------------------------------------------------
 
 class Profiles(Listing):
     "The list of all profiles, for the header."
@@ -4438,7 +4845,7 @@ HEAD.append(profile_panel)
 
 app.post('/profile')(profile_list.post)
 
-# ---- 26. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
+# ---- 28. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
 
 class Todo:
     "One thing to do."
@@ -4610,7 +5017,7 @@ def summarise_my_todos(chat):
     chat.model('Summarise this todo list in a few sentences: what is open, what is done, what to '
                f'begin with.\n\n{as_markdown(rows[:500])}')
 
-# ---- 27. Audit: a sample job that fetches pages --------------------------------------------------
+# ---- 29. Audit: a sample job that fetches pages --------------------------------------------------
 
 SELECTORS = {'title': 'title', 'description': 'meta[name=description i]', 'h1': 'h1',
              'canonical': 'link[rel~=canonical i]'}
@@ -4754,7 +5161,7 @@ def read_page(text):
     page.strip_tags(['title', 'script', 'style', 'noscript'])
     return facts | {'words': len(page.text(separator=' ').split())}
 
-# ---- 28. Main: the start -------------------------------------------------------------------------
+# ---- 30. Main: the start -------------------------------------------------------------------------
 
 if __name__ == '__main__':
     run()

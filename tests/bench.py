@@ -700,6 +700,57 @@ def scripts(b):
         row("1,000 POST /chatq", took, "s", run("--bare-inserts", str(server.top), "1000"), ratio=3)
 
 
+# ---- notebooks
+
+def plain_exec(folder, rounds):
+    """The reference: the cells' code by exec, in a folder, with a plot drawn where it is shown; the seconds of each round."""
+    import io
+    begin = time.perf_counter()
+
+    import matplotlib
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    def show():
+        plt.gcf().savefig(io.BytesIO())
+        plt.close("all")
+    plt.show = show
+    os.chdir(folder)
+    cells = json.loads(Path("clicks.ipynb").read_text())["cells"]
+    codes = ["".join(c["source"]).replace("%matplotlib inline", "") for c in cells if c["cell_type"] == "code"]
+    took = []
+    for _ in range(rounds):
+        names = {}
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            for n, code in enumerate(codes):
+                exec(code, names)
+                if n == 2:      # the table that this cell shows
+                    names["top"]._repr_html_()
+        took.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+    print(json.dumps(took))
+
+
+@figure
+def notebook(b):
+    """The notebook of tests/ as a job, against a plain exec of its cells; the first round, with its imports, apart."""
+    with b.server(start=False) as server:
+        for name in "clicks.ipynb", "clicks.csv":
+            text = re.sub(r"input\([^)]*\)", "'0.5'", (HERE / name).read_text())
+            (server.dir / name).write_text(text)
+        server.start()
+        took = []
+        with web(server) as client:
+            for n in range(1, 12):
+                client.post("/run/clicks", data={"most": "5", "section": "all", "left_out": "/cart"}).raise_for_status()
+                ended = until(lambda n=n: server.sql("select * from message where id = ? and status <> 'streaming'", n), 60)
+                assert ended[0]["status"] == "done", ended[0]["error"]
+                took.append(ended[0]["seconds"])
+        bare = run("--plain-exec", str(server.dir), "11")
+    row("a notebook as a job: the first run", took[0], "s", bare[0], ratio=1.2)
+    row("a notebook as a job: the next ten, in the median", median(took[1:]), "s", median(bare[1:]), ratio=1.2)
+
+
 def main(names):
     if names[:1] == ["--read"]:
         return asyncio.run(read(names[1]))
@@ -709,6 +760,8 @@ def main(names):
         return bare_add(names[1])
     if names[:1] == ["--bare-inserts"]:
         return bare_inserts(names[1], int(names[2]))
+    if names[:1] == ["--plain-exec"]:
+        return plain_exec(names[1], int(names[2]))
     if unknown := [n for n in names if n not in FIGURES]:
         wrong = "" if unknown == ["--list"] else f"unknown: {', '.join(unknown)}\n"
         sys.exit(wrong + "\n".join(f"{name:10} {do.__doc__}" for name, do in FIGURES.items()))
