@@ -11,6 +11,8 @@
 #   "pygments==2.21.0",
 #   "selectolax==1.0.2",
 #   "protego==0.7.0",
+#   "latex2mathml==3.81.1",
+#   "mermaidx==0.10.1",
 # ]
 # ///
 """A local app with a face and a chat, in one file: import it or copy it, and make it yours.
@@ -86,7 +88,7 @@ from html import escape, unescape
 from inspect import Parameter, get_annotations, getdoc, signature
 from inspect import isasyncgenfunction, iscoroutine, iscoroutinefunction, isgenerator
 from ipaddress import ip_address
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from math import inf, isfinite
 from types import MappingProxyType, SimpleNamespace, UnionType
 from typing import Literal, Union, get_args, get_origin
@@ -726,6 +728,91 @@ def draw_code_piece(tokens, at, options, env):
     lines, end, rest = tokens[at].content.rpartition('\n')
     return highlight(lines + end, tokens[at].info) + escape(rest, quote=False)
 
+# ---- 6. Mathematics: formulas as MathML, which browsers draw by themselves -----------------------
+
+# \(x\), \[x\], $$x$$ and $x$. Prices are none: single dollars have no space inside, no digit beside.
+FORMULA = re.compile(r"""(?xs)
+    \\\( (?:[^\\]|\\[^()])++ \\\)
+    | \\\[ (?:[^\\]|\\[^\[\]])++ \\\]
+    | \$\$ (?:[^$\\]|\\.)++ \$\$
+    | (?<!\d)\$ (?![\s$]) (?:[^$\\`]|\\.)++ (?<!\s)\$ (?!\d)""")
+DISPLAY = '\\[', '$$'
+MOST_TEX = 10_000  # characters of a formula; a longer one stays as it was written
+MOST_LEVELS = 100
+LEVELS = {'{': 1, '\\left': 1, '\\begin': 1, '}': -1, '\\right': -1, '\\end': -1}
+MATH_TAGS = ('math menclose mfrac mi mmultiscripts mn mo mover mpadded mphantom mprescripts none '
+             'mroot mrow mspace msqrt mstyle msub msubsup msup mtable mtd mtext mtr munder '
+             'munderover')
+MATH_ATTRIBUTES = ('accent accentunder columnalign columnlines columnspacing depth display '
+                   'displaystyle fence form height linethickness lspace mathbackground mathcolor '
+                   'mathvariant maxsize minsize movablelimits notation rowlines rowspacing rspace '
+                   'scriptlevel separator stretchy voffset width')
+
+def inline_formula(state, silent):
+    """A rule for the parser: a formula in a text."""
+    found = FORMULA.match(state.src, state.pos)
+    if not found or not found[0].strip('\\()[]$ \n'):
+        return False
+    if not silent:
+        state.push('formula', 'math', 0).content = found[0]
+    state.pos = found.end()
+    return True
+
+def formula_block(state, line, last, silent):
+    """A rule for the parser: a formula in lines of its own. One that has not ended is not shown."""
+    start = state.bMarks[line] + state.tShift[line]
+    found = FORMULA.match(state.src, start)
+    growing = state.env.get('growing')
+    if state.src[start:start + 2] not in DISPLAY or not (found or growing):
+        return False
+    stop, end = found.end() if found else len(state.src), line + 1
+    while end < last and state.eMarks[end - 1] < stop:
+        end += 1
+    # It ends with its line, has no blank one, and is not longer than the item that it is in.
+    outside = any(state.isEmpty(n) or state.sCount[n] < state.blkIndent for n in range(line, end))
+    line_end = state.eMarks[end - 1]
+    if outside or line_end + 1 < stop or state.src[stop:line_end].strip():
+        return False
+    token = state.push('formula', 'math', 0)
+    token.map, token.block = [line, end], True
+    if not growing or found and stop < len(state.src):
+        token.content = state.getLines(line, end, state.blkIndent, False).strip()
+    state.line = end
+    return True
+
+@lru_cache(256)
+def formula_html(source: str, is_block=False) -> str:
+    """A formula as MathML, not sanitised; as it was written where it can't be read."""
+    tex = source[2:-2] if source.startswith(('\\', '$$')) else source[1:-1]
+    marks = re.findall(r'\\(?:left|right|begin|end)(?![a-zA-Z])|\\.|[{}]', tex)
+    deepest = max(accumulate(LEVELS.get(mark, 0) for mark in marks), default=0)
+    if len(tex) > MOST_TEX or deepest > MOST_LEVELS:
+        return escape(source)
+    from xml.etree.ElementTree import tostring
+    from latex2mathml.converter import Converter
+    in_display = source.startswith(DISPLAY)
+    try:
+        math = Converter(display='block' if in_display else 'inline').convert_to_element(tex)
+    except Exception:  # it has many, and no class for them
+        return escape(source)
+    for each in math.iter():
+        text = unescape(each.text or '')
+        if each.tag == 'mi' and text.startswith('\\'):  # a command that it doesn't know
+            return escape(source)
+        each.text = re.sub(r'\\([#$%&_{}])', r'\1', text)
+        each.attrib.pop('class', None)  # ours alone
+    if in_display and not is_block:
+        math.attrib |= {'display': 'inline', 'displaystyle': 'true'}
+    return tostring(math, encoding='unicode')
+
+def draw_formula(tokens, at, options, env):
+    """A formula; one in lines of its own scrolls where it is too wide."""
+    token = tokens[at]
+    if not token.map:
+        return formula_html(token.content)
+    html = formula_html(token.content, True) if token.content else ''
+    return html and f'<div class="scroll" tabindex="0"><p>{html}</p></div>'
+
 # ---- 6. Markdown: what is written, shown as it grows ---------------------------------------------
 
 # A model writes Markdown, so none of it is trusted: raw HTML is text, a picture is a link (it would
@@ -734,11 +821,13 @@ def draw_code_piece(tokens, at, options, env):
 # HTML of our own, which is trusted: nobody else's text may have these two marks.
 COMPONENT = re.compile('\x02(.*?)\x03', re.DOTALL)
 # With more marks a text is shown as it is: the parser's time grows with their square.
-MOST_MARKS = 2000
+MOST_MARKS, MOST_OPEN = 2000, 50  # the latter: [ without its ]
 ADDRESS = re.compile(
     r"""(?i)https?://(?:[^\s<>()\[\]*`"|\\]|\([^\s<>()]*\))+(?<![.,:;!?'_~])""")
 BOXES = {'[ ] ': '☐ ', '[x] ': '☑ ', '[X] ': '☑ '}
-CODE = re.compile(r'(?s)(?<![\\`])(`++).*?(?<!`)\1(?!`)')
+# Code, a formula and an escaped mark, as they stay; or a formula that has not ended.
+SPAN = re.compile(rf'''(?xs) (?<![\\`])(`++).*?(?<!`)\1(?!`) | {FORMULA.pattern[5:]}
+    | (?P<open> (?:\\[([]|\$\$).*  |  (?<!\d)\$(?![\s\d])[^$\n]{{,80}}\Z) | \\.''')
 # A link or an entity that has not ended, at the end of a text.
 OPEN_LINK = re.compile(
     r'!?\[([^\[\]]*)(?:\](?:\[[^\[\]]*\]?|\([^()]*)?)?$|<(http[^\s<>]*)?$|&#?\w*$')
@@ -756,12 +845,13 @@ class WebAddress:
 # Rules of our own for the parser. They get the state of a parse.
 
 def end_block(state, line, last, silent):
-    """A table ends before a line without |, a paragraph before a definition, and after 100 lines:
-    they would all be parsed anew with each further one."""
+    """A table ends before a line without |, a paragraph before a definition or a formula, and
+    after 100 lines: they would all be parsed anew with each further one."""
     start = state.bMarks[line]
     if state.parentType == 'table':
         return '|' not in state.src[start:state.eMarks[line]]
-    ends = line - state.line == 100 or DEFINITION.match(state.src, start)
+    ends = line - state.line == 100 or DEFINITION.match(state.src, start) or (
+        state.src.startswith(DISPLAY, start + state.tShift[line]))
     return silent and state.parentType == 'paragraph' and ends
 
 def link_definition(state, line, last, silent):
@@ -784,7 +874,9 @@ def prepare_texts(state):
         text.content = BOXES.get(start, start) + text.content[4:]
         if outer.tag in ('th', 'td'):
             text.content = re.sub('<br ?/?>', '\\\\\n', text.content)
-        if len(re.findall(r'[^\w\s]|_', text.content)) > MOST_MARKS:
+        marks = FORMULA.sub('', text.content)
+        if len(re.findall(r'[^\w\s]|_', marks)) > MOST_MARKS or (
+                marks.count('[') - marks.count(']') > MOST_OPEN):
             text.type = 'text'
     pairs = [pair for pair in pairwise(state.tokens) if pair[1].nesting >= 0]
     if not state.env.get('growing') or not pairs:
@@ -793,13 +885,24 @@ def prepare_texts(state):
     finished = state.src.endswith('\n') and outer.tag != 'p'
     if last.type == 'inline' and not finished:
         state.env['open'] = last.children
-        last.content = hide_unfinished(last.content)
+        last.content = hide_unfinished(last.content, state.env)
 
-def hide_unfinished(text):
-    """A text that grows, without the mark at its end that has not."""
-    text = text.rstrip(' \n\\*_~`[')
-    code = re.search('`+', CODE.sub('', text))
-    return text + code[0] if code else OPEN_LINK.sub(r'\1\2', text)
+def hide_unfinished(text, env):
+    """A text that grows, without the mark at its end that has not ended, and without a formula
+    that has not."""
+    kept = []
+
+    def keep(found):
+        if found['open']:
+            env['hides'] = True
+            return ''
+        kept.append(found[0])
+        return '\x02'
+    # Behind a last dollar a digit may follow: then it is a price.
+    text = SPAN.sub(keep, re.sub(r'(?<!\$)\$\Z', '', text)).rstrip(' \n\\*_~`[')
+    code = re.search('`+', text)
+    text = text + code[0] if code else OPEN_LINK.sub(r'\1\2', text)
+    return re.sub('\x02', lambda _: kept.pop(0), text)
 
 def close_marks(state):
     """What is bold at the end of that text is closed by marks that don't show. A mark within a word
@@ -835,6 +938,8 @@ def markdown_parser():
     md = MarkdownIt('commonmark', {'html': False, 'linkify': True})
     md.enable(['table', 'strikethrough']).inline.ruler.enable(['linkify'])
     md.linkify = WebAddress
+    md.inline.ruler.before('escape', 'formula', inline_formula)
+    md.block.ruler.before('fence', 'formula', formula_block)
     md.block.ruler.before('table', 'end_block', end_block, {'alt': ['paragraph', 'blockquote']})
     md.block.ruler.at('reference', link_definition)
     md.core.ruler.before('inline', 'prepare_texts', prepare_texts)
@@ -845,13 +950,14 @@ def markdown_parser():
             'tbody_close': '', 'code_close': '</code></pre></figure>'}
     md.renderer.rules |= {name: lambda *_, html=html: html for name, html in html.items()}
     md.renderer.rules |= {
-        'code_open': draw_code_open, 'code_piece': draw_code_piece, 'image': draw_image}
+        'code_open': draw_code_open, 'code_piece': draw_code_piece, 'image': draw_image,
+        'formula': draw_formula}
     return md
 
-def parse_markdown(text, growing=False):
-    """Markdown as tokens."""
-    labels = set(map(link_label, LABEL.findall(text)))
-    return markdown_parser().parse(text, {'growing': growing, 'labels': labels})
+def parse_markdown(text, env):
+    """Markdown as tokens. `env` is what the rules above know of the text, and find out."""
+    env['labels'] = set(map(link_label, LABEL.findall(text)))
+    return markdown_parser().parse(text, env)
 
 @lru_cache
 def sanitizer():
@@ -861,8 +967,9 @@ def sanitizer():
             'p pre strong table tbody td th thead tr ul')
     attributes = {'*': {'class', 'tabindex'}, 'a': {'href', 'title'}, 'ol': {'start'},
                   'button': {'type'}}
+    attributes |= dict.fromkeys(MATH_TAGS.split(), set(MATH_ATTRIBUTES.split()))
     return nh3.Cleaner(
-        tags=set(tags.split()), attributes=attributes, url_schemes={'http', 'https', 'mailto'},
+        tags=set(f'{tags} {MATH_TAGS}'.split()), attributes=attributes, url_schemes={'http', 'https', 'mailto'},
         set_tag_attribute_values={'a': {'target': '_blank'}}, link_rel='noopener noreferrer')
 
 def draw(tokens):
@@ -906,6 +1013,7 @@ class Markdown:
         self.head = []         # the tokens that begin the list, table, quote or code it is in
         self.tail, self.tail_tag = '', 'div'
         self.enough = 0        # characters: when to parse the source again
+        self.hides = False     # is a formula at the end not shown yet?
         self.outdated = False  # may what was added look different now that all is known?
 
     def feed(self, text: str) -> list[tuple]:
@@ -913,7 +1021,7 @@ class Markdown:
         self.changes = []
         shown = self.tail.removesuffix('</p>')
         if text.replace(' ', 'a').isalnum() and shown + '</p>' == self.tail and (
-                shown.endswith(self.source[-8:]) and len(self.source) < 1000):
+                not self.hides and shown.endswith(self.source[-8:]) and len(self.source) < 1000):
             # Words at the end of a paragraph need no parser, and most of what comes is words.
             self.source += text
             self.tail = f'{shown}{text}</p>'
@@ -953,7 +1061,9 @@ class Markdown:
     def advance(self, growing=True):
         """Adds what is finished of the source, and draws the rest."""
         text = self.sure_text() if growing else end_line(self.source)
-        tokens = parse_markdown(text, growing)
+        env = {'growing': growing}
+        tokens = parse_markdown(text, env)
+        self.hides = 'hides' in env
         lines = rest = self.source.split('\n')
         self.outdated |= bool(DEFINITION.search(text))
         self.tail = ''
@@ -1023,7 +1133,7 @@ def join_changes(changes: list[tuple], tail='') -> str:
 def to_html(text: str) -> str:
     """A whole Markdown text as safe HTML: the same that it looked like while it grew."""
     parts = COMPONENT.split(text)
-    parts[::2] = [draw(parse_markdown(end_line(part))) for part in parts[::2]]
+    parts[::2] = [draw(parse_markdown(end_line(part), {})) for part in parts[::2]]
     return ''.join(parts)
 
 def inline_html(text: str) -> str:
@@ -1225,7 +1335,7 @@ def readable(content):
 
 def plain(text):
     "Text that means itself in Markdown: a title, a name, whatever somebody else has written."
-    text = re.sub(r'([\\`*_\[\]<>#~|&])', r'\\\1', text)
+    text = re.sub(r'([\\`*_\]<>#~|&$])', r'\\\1', text).replace('[', '&#91;')  # \[ is a formula
     # An address that has such marks is no link, which would take the backslashes along.
     return re.sub(r':(?=//\S*\\)', r'\\:', text)
 
