@@ -78,6 +78,7 @@ import threading
 import time
 import traceback
 import zlib
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter, deque
 from dataclasses import replace
 from datetime import date, datetime
@@ -728,6 +729,12 @@ def draw_code_piece(tokens, at, options, env):
     lines, end, rest = tokens[at].content.rpartition('\n')
     return highlight(lines + end, tokens[at].info) + escape(rest, quote=False)
 
+def draw_code_close(tokens, at, options, env):
+    """What ends it; below a diagram's code a mark says which one is to be shown there."""
+    code = urlsafe_b64encode(tokens[at].content.encode()).decode()
+    mark = f'<i class="mermaid {code}"></i>' if tokens[at].info == 'mermaid' else ''
+    return f'</code></pre></figure>{mark}'
+
 # ---- 6. Mathematics: formulas as MathML, which browsers draw by themselves -----------------------
 
 # \(x\), \[x\], $$x$$ and $x$. Prices are none: single dollars have no space inside, no digit beside.
@@ -831,6 +838,7 @@ SPAN = re.compile(rf'''(?xs) (?<![\\`])(`++).*?(?<!`)\1(?!`) | {FORMULA.pattern[
 # A link or an entity that has not ended, at the end of a text.
 OPEN_LINK = re.compile(
     r'!?\[([^\[\]]*)(?:\](?:\[[^\[\]]*\]?|\([^()]*)?)?$|<(http[^\s<>]*)?$|&#?\w*$')
+MERMAID = re.compile('<i class="mermaid (.*?)"></i>')  # where a diagram belongs
 # A line that says where a link leads to, and what links look like that need one.
 DEFINITION = re.compile(r'(?m)^[ >]*\[((?:\\.|[^\[\]\\]){1,99})\]:')
 LABEL = re.compile(r'\[((?:\\.|[^\[\]\\]){1,99})\](?!:)')
@@ -947,11 +955,11 @@ def markdown_parser():
     md.core.ruler.push('adapt_tokens', adapt_tokens)
     html = {'table_open': '<div class="scroll" tabindex="0"><table>', 's_open': '<del>',
             'table_close': '</table></div>', 's_close': '</del>', 'tbody_open': '',
-            'tbody_close': '', 'code_close': '</code></pre></figure>'}
+            'tbody_close': ''}
     md.renderer.rules |= {name: lambda *_, html=html: html for name, html in html.items()}
     md.renderer.rules |= {
         'code_open': draw_code_open, 'code_piece': draw_code_piece, 'image': draw_image,
-        'formula': draw_formula}
+        'formula': draw_formula, 'code_close': draw_code_close}
     return md
 
 def parse_markdown(text, env):
@@ -972,12 +980,13 @@ def sanitizer():
         tags=set(f'{tags} {MATH_TAGS}'.split()), attributes=attributes, url_schemes={'http', 'https', 'mailto'},
         set_tag_attribute_values={'a': {'target': '_blank'}}, link_rel='noopener noreferrer')
 
-def draw(tokens):
+def draw(tokens, is_tail=False):
     """Tokens as safe HTML; elements that don't end are closed. Each row of a table has a body of
-    its own, as if it had come alone."""
+    its own, as if it had come alone. A tail, which is drawn again and again, has no diagrams."""
     md = markdown_parser()
     html = sanitizer().clean(md.renderer.render(tokens, md.options, {}))
-    return html.replace('</tr><tr>', '</tr></tbody><tbody><tr>')
+    html = html.replace('</tr><tr>', '</tr></tbody><tbody><tr>')
+    return MERMAID.sub(lambda found: '' if is_tail else diagram(found[1]), html)
 
 def element_starts(tokens, level):
     """Where the elements of this level begin."""
@@ -1012,6 +1021,7 @@ class Markdown:
         self.source = ''       # what is not finished yet
         self.head = []         # the tokens that begin the list, table, quote or code it is in
         self.tail, self.tail_tag = '', 'div'
+        self.code = ''         # of the block that it is in, as far as it is finished
         self.enough = 0        # characters: when to parse the source again
         self.hides = False     # is a formula at the end not shown yet?
         self.outdated = False  # may what was added look different now that all is known?
@@ -1079,7 +1089,7 @@ class Markdown:
         """Adds a block when it is finished; returns the lines of the rest."""
         start, end = block[0].map
         if grows:
-            self.tail = draw(block)
+            self.tail = draw(block, is_tail=True)
             return lines[start:]
         self.changes.append(('add', draw(block)))
         return lines[end:]
@@ -1099,24 +1109,30 @@ class Markdown:
         if grows and not parts and tag == 'span':  # the next line of code may be its end
             return lines[start:]
         cut = parts[-1] if grows and tag != 'tbody' else len(block)
+        if tag == 'span':
+            cut = min(cut, len(block) - 1)
+            self.code += ''.join(piece.content for piece in block[1:cut])
         finished = self.draw_parts(block[parts[0]:cut]) if parts else ''
         if finished:
             self.changes.append(('add', finished))
         if not grows:
             self.head, self.tail_tag = [], 'div'
             self.changes.append(('close',))
+            if tag == 'span':
+                block[-1].content, self.code = self.code, ''
+                self.changes.append(('add', draw(block[-1:])))
             return lines[end:]
         if tag == 'tbody':  # a row is finished with its line; the next one needs the head again
             return lines[start:start + 2] + lines[end:]
-        self.tail = self.draw_parts(block[cut:])
+        self.tail = self.draw_parts(block[cut:], is_tail=True)
         if tag == 'li':
             self.tail = self.tail.removeprefix('<li>').removesuffix('</li>')
         return lines[start:block[parts[0]].map[0]] + lines[block[cut].map[0]:]
 
-    def draw_parts(self, parts):
+    def draw_parts(self, parts, is_tail=False):
         """The HTML of parts, without what stands before and after them."""
         before, after = self.frame
-        return draw(self.head + parts).removeprefix(before).removesuffix(after)
+        return draw(self.head + parts, is_tail).removeprefix(before).removesuffix(after)
 
 def join_changes(changes: list[tuple], tail='') -> str:
     """All changes as one piece of HTML, with a tail at the end of what is still open."""
@@ -1257,16 +1273,24 @@ def keep_file(data: bytes, ending: str) -> str:
     """Keeps a file under its hash and returns its address, `/file/{hash}.{ending}`. The same data
     is one file."""
     name = f'{hashlib.sha256(data).hexdigest()}.{ending}'
-    KEPT.mkdir(0o700, exist_ok=True)
     if not (KEPT/name).exists():
-        write_private(KEPT/name, data)
+        keep(KEPT/name, data)
     return f'/file/{name}'
+
+def keep(path, data):
+    KEPT.mkdir(0o700, exist_ok=True)
+    write_private(path, data)
+
+# The code of a diagram that stands in no list; one that does is drawn anew when it is seen.
+DIAGRAM = re.compile(r'(?m)^```mermaid *\n((?:(?!```).*\n)*)')
 
 def tidy_files():
     "Deletes the files that no message names any more."
     named = set()
-    for row in db.q("select content from message where content like '%/file/%'"):
+    for row in db.q("select content from message where content like '%/file/%' "
+                    "or content like '%```mermaid%'"):
         named.update(FILE_NAME.findall(row['content']))
+        named.update(diagram_file(code).name for code in DIAGRAM.findall(row['content']))
     for path in KEPT.glob('*'):
         if path.name not in named:
             path.unlink()
@@ -1316,6 +1340,85 @@ def count(n, what):
 
 def check_box(label, **attrs):
     return Label(Input(type='checkbox', **attrs), label, cls='check')
+
+# ---- 7. Diagrams: what mermaidx draws, in a process of its own -----------------------------------
+
+DRAWING_TIME = 10     # seconds that a diagram may take
+MOST_CODE = 30_000    # characters of a diagram as it stands in an address
+# The process ends by itself too, in case the app has ended before it.
+DRAW = f"""import sys, signal
+getattr(signal, 'alarm', abs)({round(DRAWING_TIME) + 5})
+sys.stdin.reconfigure(encoding='utf-8')
+import mermaidx
+svg = mermaidx.render(sys.stdin.read()).svg()
+sys.stdout.buffer.write(svg.encode())"""
+one_drawing = asyncio.Lock()
+undrawn = {}  # by file: why there is no picture; '' as long as it is being drawn
+drawings = set()  # the tasks
+
+def diagram_file(code):
+    return KEPT/f'{hashlib.sha256(code.encode()).hexdigest()}.svg'
+
+def diagram(address):
+    """What stands below a diagram's code: its picture, with the code folded, or why there is none;
+    else an element that asks again."""
+    code = urlsafe_b64decode(address).decode()
+    file = diagram_file(code)
+    why = undrawn.get(file)
+    if len(address) > MOST_CODE:
+        why = 'it is too long'
+    if why:
+        return html_of(P(f'This diagram could not be drawn: {why}.', cls='undrawn'))
+    if not file.exists():
+        return html_of(Div(hx_get=f'/diagram/{address}', hx_trigger='load delay:.3s',
+                           hx_swap='outerHTML'))
+    fold = Details(Summary('Source'), Pre(Code(code), tabindex=0))
+    picture = Img(src=f'/file/{file.name}', alt=f'Diagram: {shorten(" ".join(code.split()), 200)}')
+    return html_of(Figure(picture, fold, cls='picture diagram'))
+
+@app.get('/diagram/{address}')
+async def diagram_part(address: str):
+    "Answers at once, whether it is drawn or not: a page has few requests that may wait."
+    try:
+        code = urlsafe_b64decode(address).decode()
+    except ValueError:
+        raise HTTPException(404)
+    file = diagram_file(code)
+    if not file.exists() and file not in undrawn:
+        undrawn[file] = ''
+        task = asyncio.create_task(draw_diagram(code, file))
+        drawings.add(task)
+        task.add_done_callback(drawings.discard)
+    return Safe(diagram(address))
+
+async def draw_diagram(code, file):
+    "Has a diagram drawn, or notes why it is not."
+    why = f'it takes more than {DRAWING_TIME} s'
+    async with one_drawing:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, '-P', '-c', DRAW, stdin=-1, stdout=-1, stderr=-1)
+        try:
+            svg, said = await asyncio.wait_for(process.communicate(code.encode()), DRAWING_TIME)
+            why = drawing_error(said.decode(errors='replace'))
+            if process.returncode == 0:
+                # It gets a size of its own: the one that its view box has.
+                width = re.search(rb'viewBox="\S+ \S+ (\S+)', svg)
+                keep(file, re.sub(rb'width="100%"', rb'width="%s"' % width[1], svg, count=1))
+                return undrawn.pop(file)
+        except TimeoutError:
+            pass
+        except (OSError, TypeError) as e:
+            why = f'{e}'
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        undrawn[file] = why
+
+def drawing_error(said):
+    "The first line of what mermaidx has to say, without the names of its errors."
+    last = re.findall(r'(?m)^\w+(?:Error|Exception): (.*)$', said)
+    return re.sub(r'^.*Error: |[.:]$', '', last[-1]) if last else 'mermaidx has crashed'
 
 # ---- 8. Messages: what a row of the timeline looks like, as pure functions -----------------------
 
