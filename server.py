@@ -787,10 +787,15 @@ def formula_block(state, line, last, silent):
     state.line = end
     return True
 
+def simpler(tex):
+    """A formula without what the library doesn't know, where something else says the same."""
+    tex = re.sub(r'\{(aligned|gathered|gather\*?|eqnarray\*?)\}', '{split}', tex)
+    return re.sub(r'\\(?:nonumber|notag)(?![a-z])|\\label\{[^{}]*\}', '', tex)
+
 @lru_cache(256)
 def formula_html(source: str, is_block=False) -> str:
     """A formula as MathML, not sanitised; as it was written where it can't be read."""
-    tex = source[2:-2] if source.startswith(('\\', '$$')) else source[1:-1]
+    tex = (source[2:-2] if source.startswith(('\\', '$$')) else source[1:-1]).strip()
     marks = re.findall(r'\\(?:left|right|begin|end)(?![a-zA-Z])|\\.|[{}]', tex)
     deepest = max(accumulate(LEVELS.get(mark, 0) for mark in marks), default=0)
     if len(tex) > MOST_TEX or deepest > MOST_LEVELS:
@@ -799,12 +804,13 @@ def formula_html(source: str, is_block=False) -> str:
     from latex2mathml.converter import Converter
     in_display = source.startswith(DISPLAY)
     try:
-        math = Converter(display='block' if in_display else 'inline').convert_to_element(tex)
+        math = Converter(display='block' if in_display else 'inline').convert_to_element(
+            simpler(tex))
     except Exception:  # it has many, and no class for them
         return escape(source)
     for each in math.iter():
         text = unescape(each.text or '')
-        if each.tag == 'mi' and text.startswith('\\'):  # a command that it doesn't know
+        if each.tag == 'mi' and text.startswith(('\\', '&')):  # a command that it doesn't know
             return escape(source)
         each.text = re.sub(r'\\([#$%&_{}])', r'\1', text)
         each.attrib.pop('class', None)  # ours alone

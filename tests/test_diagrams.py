@@ -4,6 +4,7 @@ import re
 import httpx
 import psutil
 import pytest
+from chatting import OFFLINE
 from conftest import until
 from fake_ollama import Script, cut
 from playwright.sync_api import expect
@@ -60,6 +61,7 @@ def test_diagrams_are_drawn_when_they_are_complete(chat):
     # Another page has them at once, and so it is after the next start.
     html = httpx.get(chat.url, trust_env=False).text
     assert html.count('class="picture diagram"') >= 1 or html.count("/diagram/") == 4    # of a page that is kept
+    chat.window.allow_errors = OFFLINE
     chat.server.restart()
     html = httpx.get(chat.url, trust_env=False).text
     assert html.count('class="picture diagram"') == 2, "those in no list were kept"
