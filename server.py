@@ -11,6 +11,8 @@
 #   "pygments==2.21.0",
 #   "selectolax==1.0.2",
 #   "protego==0.7.0",
+#   "latex2mathml==3.81.1",
+#   "mermaidx==0.10.1",
 # ]
 # ///
 """A local app with a face and a chat, in one file: import it or copy it, and make it yours.
@@ -84,6 +86,7 @@ import threading
 import time
 import traceback
 import zlib
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter, deque
 from dataclasses import replace
 from datetime import date, datetime
@@ -825,6 +828,103 @@ def draw_code_piece(tokens, at, options, env):
     lines, end, rest = tokens[at].content.rpartition('\n')
     return highlight(lines + end, tokens[at].info) + escape(rest, quote=False)
 
+def draw_code_close(tokens, at, options, env):
+    """What ends it; below a diagram's code a mark says which one is to be shown there."""
+    code = urlsafe_b64encode(tokens[at].content.encode()).decode()
+    mark = f'<i class="mermaid {code}"></i>' if tokens[at].info == 'mermaid' else ''
+    return f'</code></pre></figure>{mark}'
+
+# ---- 6. Mathematics: formulas as MathML, which browsers draw by themselves -----------------------
+
+# \(x\), \[x\], $$x$$ and $x$. Prices are none: single dollars have no space inside, no digit beside.
+FORMULA = re.compile(r"""(?xs)
+    \\\( (?:[^\\]|\\[^()])++ \\\)
+    | \\\[ (?:[^\\]|\\[^\[\]])++ \\\]
+    | \$\$ (?:[^$\\]|\\.)++ \$\$
+    | (?<!\d)\$ (?![\s$]) (?:[^$\\`]|\\.)++ (?<!\s)\$ (?!\d)""")
+DISPLAY = '\\[', '$$'
+MOST_TEX = 10_000  # characters of a formula; a longer one stays as it was written
+MOST_LEVELS = 100
+LEVELS = {'{': 1, '\\left': 1, '\\begin': 1, '}': -1, '\\right': -1, '\\end': -1}
+MATH_TAGS = ('math menclose mfrac mi mmultiscripts mn mo mover mpadded mphantom mprescripts none '
+             'mroot mrow mspace msqrt mstyle msub msubsup msup mtable mtd mtext mtr munder '
+             'munderover')
+MATH_ATTRIBUTES = ('accent accentunder columnalign columnlines columnspacing depth display '
+                   'displaystyle fence form height linethickness lspace mathbackground mathcolor '
+                   'mathvariant maxsize minsize movablelimits notation rowlines rowspacing rspace '
+                   'scriptlevel separator stretchy voffset width')
+
+def inline_formula(state, silent):
+    """A rule for the parser: a formula in a text."""
+    found = FORMULA.match(state.src, state.pos)
+    if not found or not found[0].strip('\\()[]$ \n'):
+        return False
+    if not silent:
+        state.push('formula', 'math', 0).content = found[0]
+    state.pos = found.end()
+    return True
+
+def formula_block(state, line, last, silent):
+    """A rule for the parser: a formula in lines of its own. One that has not ended is not shown."""
+    start = state.bMarks[line] + state.tShift[line]
+    found = FORMULA.match(state.src, start)
+    growing = state.env.get('growing')
+    if state.src[start:start + 2] not in DISPLAY or not (found or growing):
+        return False
+    stop, end = found.end() if found else len(state.src), line + 1
+    while end < last and state.eMarks[end - 1] < stop:
+        end += 1
+    # It ends with its line, has no blank one, and is not longer than the item that it is in.
+    outside = any(state.isEmpty(n) or state.sCount[n] < state.blkIndent for n in range(line, end))
+    line_end = state.eMarks[end - 1]
+    if outside or line_end + 1 < stop or state.src[stop:line_end].strip():
+        return False
+    token = state.push('formula', 'math', 0)
+    token.map, token.block = [line, end], True
+    if not growing or found and stop < len(state.src):
+        token.content = state.getLines(line, end, state.blkIndent, False).strip()
+    state.line = end
+    return True
+
+def simpler(tex):
+    """A formula without what the library doesn't know, where something else says the same."""
+    tex = re.sub(r'\{(aligned|gathered|gather\*?|eqnarray\*?)\}', '{split}', tex)
+    return re.sub(r'\\(?:nonumber|notag)(?![a-z])|\\label\{[^{}]*\}', '', tex)
+
+@lru_cache(256)
+def formula_html(source: str, is_block=False) -> str:
+    """A formula as MathML, not sanitised; as it was written where it can't be read."""
+    tex = (source[2:-2] if source.startswith(('\\', '$$')) else source[1:-1]).strip()
+    marks = re.findall(r'\\(?:left|right|begin|end)(?![a-zA-Z])|\\.|[{}]', tex)
+    deepest = max(accumulate(LEVELS.get(mark, 0) for mark in marks), default=0)
+    if len(tex) > MOST_TEX or deepest > MOST_LEVELS:
+        return escape(source)
+    from xml.etree.ElementTree import tostring
+    from latex2mathml.converter import Converter
+    in_display = source.startswith(DISPLAY)
+    try:
+        math = Converter(display='block' if in_display else 'inline').convert_to_element(
+            simpler(tex))
+    except Exception:  # it has many, and no class for them
+        return escape(source)
+    for each in math.iter():
+        text = unescape(each.text or '')
+        if each.tag == 'mi' and text.startswith(('\\', '&')):  # a command that it doesn't know
+            return escape(source)
+        each.text = re.sub(r'\\([#$%&_{}])', r'\1', text)
+        each.attrib.pop('class', None)  # ours alone
+    if in_display and not is_block:
+        math.attrib |= {'display': 'inline', 'displaystyle': 'true'}
+    return tostring(math, encoding='unicode')
+
+def draw_formula(tokens, at, options, env):
+    """A formula; one in lines of its own scrolls where it is too wide."""
+    token = tokens[at]
+    if not token.map:
+        return formula_html(token.content)
+    html = formula_html(token.content, True) if token.content else ''
+    return html and f'<div class="scroll" tabindex="0"><p>{html}</p></div>'
+
 # ---- 6. Markdown: what is written, shown as it grows ---------------------------------------------
 
 # A model writes Markdown, so none of it is trusted: raw HTML is text, a picture is a link (it would
@@ -833,14 +933,17 @@ def draw_code_piece(tokens, at, options, env):
 # HTML of our own, which is trusted: nobody else's text may have these two marks.
 COMPONENT = re.compile('\x02(.*?)\x03', re.DOTALL)
 # With more marks a text is shown as it is: the parser's time grows with their square.
-MOST_MARKS = 2000
+MOST_MARKS, MOST_OPEN = 2000, 50  # the latter: [ without its ]
 ADDRESS = re.compile(
     r"""(?i)https?://(?:[^\s<>()\[\]*`"|\\]|\([^\s<>()]*\))+(?<![.,:;!?'_~])""")
 BOXES = {'[ ] ': '☐ ', '[x] ': '☑ ', '[X] ': '☑ '}
-CODE = re.compile(r'(?s)(?<![\\`])(`++).*?(?<!`)\1(?!`)')
+# Code, a formula and an escaped mark, as they stay; or a formula that has not ended.
+SPAN = re.compile(rf'''(?xs) (?<![\\`])(`++).*?(?<!`)\1(?!`) | {FORMULA.pattern[5:]}
+    | (?P<open> (?:\\[([]|\$\$).*  |  (?<!\d)\$(?![\s\d])[^$\n]{{,80}}\Z) | \\.''')
 # A link or an entity that has not ended, at the end of a text.
 OPEN_LINK = re.compile(
     r'!?\[([^\[\]]*)(?:\](?:\[[^\[\]]*\]?|\([^()]*)?)?$|<(http[^\s<>]*)?$|&#?\w*$')
+MERMAID = re.compile('<i class="mermaid (.*?)"></i>')  # where a diagram belongs
 # A line that says where a link leads to, and what links look like that need one.
 DEFINITION = re.compile(r'(?m)^[ >]*\[((?:\\.|[^\[\]\\]){1,99})\]:')
 LABEL = re.compile(r'\[((?:\\.|[^\[\]\\]){1,99})\](?!:)')
@@ -855,12 +958,13 @@ class WebAddress:
 # Rules of our own for the parser. They get the state of a parse.
 
 def end_block(state, line, last, silent):
-    """A table ends before a line without |, a paragraph before a definition, and after 100 lines:
-    they would all be parsed anew with each further one."""
+    """A table ends before a line without |, a paragraph before a definition or a formula, and
+    after 100 lines: they would all be parsed anew with each further one."""
     start = state.bMarks[line]
     if state.parentType == 'table':
         return '|' not in state.src[start:state.eMarks[line]]
-    ends = line - state.line == 100 or DEFINITION.match(state.src, start)
+    ends = line - state.line == 100 or DEFINITION.match(state.src, start) or (
+        state.src.startswith(DISPLAY, start + state.tShift[line]))
     return silent and state.parentType == 'paragraph' and ends
 
 def link_definition(state, line, last, silent):
@@ -883,7 +987,9 @@ def prepare_texts(state):
         text.content = BOXES.get(start, start) + text.content[4:]
         if outer.tag in ('th', 'td'):
             text.content = re.sub('<br ?/?>', '\\\\\n', text.content)
-        if len(re.findall(r'[^\w\s]|_', text.content)) > MOST_MARKS:
+        marks = FORMULA.sub('', text.content)
+        if len(re.findall(r'[^\w\s]|_', marks)) > MOST_MARKS or (
+                marks.count('[') - marks.count(']') > MOST_OPEN):
             text.type = 'text'
     pairs = [pair for pair in pairwise(state.tokens) if pair[1].nesting >= 0]
     if not state.env.get('growing') or not pairs:
@@ -892,13 +998,24 @@ def prepare_texts(state):
     finished = state.src.endswith('\n') and outer.tag != 'p'
     if last.type == 'inline' and not finished:
         state.env['open'] = last.children
-        last.content = hide_unfinished(last.content)
+        last.content = hide_unfinished(last.content, state.env)
 
-def hide_unfinished(text):
-    """A text that grows, without the mark at its end that has not."""
-    text = text.rstrip(' \n\\*_~`[')
-    code = re.search('`+', CODE.sub('', text))
-    return text + code[0] if code else OPEN_LINK.sub(r'\1\2', text)
+def hide_unfinished(text, env):
+    """A text that grows, without the mark at its end that has not ended, and without a formula
+    that has not."""
+    kept = []
+
+    def keep(found):
+        if found['open']:
+            env['hides'] = True
+            return ''
+        kept.append(found[0])
+        return '\x02'
+    # Behind a last dollar a digit may follow: then it is a price.
+    text = SPAN.sub(keep, re.sub(r'(?<!\$)\$\Z', '', text)).rstrip(' \n\\*_~`[')
+    code = re.search('`+', text)
+    text = text + code[0] if code else OPEN_LINK.sub(r'\1\2', text)
+    return re.sub('\x02', lambda _: kept.pop(0), text)
 
 def close_marks(state):
     """What is bold at the end of that text is closed by marks that don't show. A mark within a word
@@ -934,6 +1051,8 @@ def markdown_parser():
     md = MarkdownIt('commonmark', {'html': False, 'linkify': True})
     md.enable(['table', 'strikethrough']).inline.ruler.enable(['linkify'])
     md.linkify = WebAddress
+    md.inline.ruler.before('escape', 'formula', inline_formula)
+    md.block.ruler.before('fence', 'formula', formula_block)
     md.block.ruler.before('table', 'end_block', end_block, {'alt': ['paragraph', 'blockquote']})
     md.block.ruler.at('reference', link_definition)
     md.core.ruler.before('inline', 'prepare_texts', prepare_texts)
@@ -941,16 +1060,17 @@ def markdown_parser():
     md.core.ruler.push('adapt_tokens', adapt_tokens)
     html = {'table_open': '<div class="scroll" tabindex="0"><table>', 's_open': '<del>',
             'table_close': '</table></div>', 's_close': '</del>', 'tbody_open': '',
-            'tbody_close': '', 'code_close': '</code></pre></figure>'}
+            'tbody_close': ''}
     md.renderer.rules |= {name: lambda *_, html=html: html for name, html in html.items()}
     md.renderer.rules |= {
-        'code_open': draw_code_open, 'code_piece': draw_code_piece, 'image': draw_image}
+        'code_open': draw_code_open, 'code_piece': draw_code_piece, 'image': draw_image,
+        'formula': draw_formula, 'code_close': draw_code_close}
     return md
 
-def parse_markdown(text, growing=False):
-    """Markdown as tokens."""
-    labels = set(map(link_label, LABEL.findall(text)))
-    return markdown_parser().parse(text, {'growing': growing, 'labels': labels})
+def parse_markdown(text, env):
+    """Markdown as tokens. `env` is what the rules above know of the text, and find out."""
+    env['labels'] = set(map(link_label, LABEL.findall(text)))
+    return markdown_parser().parse(text, env)
 
 @lru_cache
 def sanitizer():
@@ -960,16 +1080,18 @@ def sanitizer():
             'p pre strong table tbody td th thead tr ul')
     attributes = {'*': {'class', 'tabindex'}, 'a': {'href', 'title'}, 'ol': {'start'},
                   'button': {'type'}}
+    attributes |= dict.fromkeys(MATH_TAGS.split(), set(MATH_ATTRIBUTES.split()))
     return nh3.Cleaner(
-        tags=set(tags.split()), attributes=attributes, url_schemes={'http', 'https', 'mailto'},
+        tags=set(f'{tags} {MATH_TAGS}'.split()), attributes=attributes, url_schemes={'http', 'https', 'mailto'},
         set_tag_attribute_values={'a': {'target': '_blank'}}, link_rel='noopener noreferrer')
 
-def draw(tokens):
+def draw(tokens, is_tail=False):
     """Tokens as safe HTML; elements that don't end are closed. Each row of a table has a body of
-    its own, as if it had come alone."""
+    its own, as if it had come alone. A tail, which is drawn again and again, has no diagrams."""
     md = markdown_parser()
     html = sanitizer().clean(md.renderer.render(tokens, md.options, {}))
-    return html.replace('</tr><tr>', '</tr></tbody><tbody><tr>')
+    html = html.replace('</tr><tr>', '</tr></tbody><tbody><tr>')
+    return MERMAID.sub(lambda found: '' if is_tail else diagram(found[1]), html)
 
 def element_starts(tokens, level):
     """Where the elements of this level begin."""
@@ -1004,7 +1126,9 @@ class Markdown:
         self.source = ''       # what is not finished yet
         self.head = []         # the tokens that begin the list, table, quote or code it is in
         self.tail, self.tail_tag = '', 'div'
+        self.code = ''         # of the block that it is in, as far as it is finished
         self.enough = 0        # characters: when to parse the source again
+        self.hides = False     # is a formula at the end not shown yet?
         self.outdated = False  # may what was added look different now that all is known?
 
     def feed(self, text: str) -> list[tuple]:
@@ -1012,7 +1136,7 @@ class Markdown:
         self.changes = []
         shown = self.tail.removesuffix('</p>')
         if text.replace(' ', 'a').isalnum() and shown + '</p>' == self.tail and (
-                shown.endswith(self.source[-8:]) and len(self.source) < 1000):
+                not self.hides and shown.endswith(self.source[-8:]) and len(self.source) < 1000):
             # Words at the end of a paragraph need no parser, and most of what comes is words.
             self.source += text
             self.tail = f'{shown}{text}</p>'
@@ -1052,7 +1176,9 @@ class Markdown:
     def advance(self, growing=True):
         """Adds what is finished of the source, and draws the rest."""
         text = self.sure_text() if growing else end_line(self.source)
-        tokens = parse_markdown(text, growing)
+        env = {'growing': growing}
+        tokens = parse_markdown(text, env)
+        self.hides = 'hides' in env
         lines = rest = self.source.split('\n')
         self.outdated |= bool(DEFINITION.search(text))
         self.tail = ''
@@ -1068,7 +1194,7 @@ class Markdown:
         """Adds a block when it is finished; returns the lines of the rest."""
         start, end = block[0].map
         if grows:
-            self.tail = draw(block)
+            self.tail = draw(block, is_tail=True)
             return lines[start:]
         self.changes.append(('add', draw(block)))
         return lines[end:]
@@ -1088,24 +1214,30 @@ class Markdown:
         if grows and not parts and tag == 'span':  # the next line of code may be its end
             return lines[start:]
         cut = parts[-1] if grows and tag != 'tbody' else len(block)
+        if tag == 'span':
+            cut = min(cut, len(block) - 1)
+            self.code += ''.join(piece.content for piece in block[1:cut])
         finished = self.draw_parts(block[parts[0]:cut]) if parts else ''
         if finished:
             self.changes.append(('add', finished))
         if not grows:
             self.head, self.tail_tag = [], 'div'
             self.changes.append(('close',))
+            if tag == 'span':
+                block[-1].content, self.code = self.code, ''
+                self.changes.append(('add', draw(block[-1:])))
             return lines[end:]
         if tag == 'tbody':  # a row is finished with its line; the next one needs the head again
             return lines[start:start + 2] + lines[end:]
-        self.tail = self.draw_parts(block[cut:])
+        self.tail = self.draw_parts(block[cut:], is_tail=True)
         if tag == 'li':
             self.tail = self.tail.removeprefix('<li>').removesuffix('</li>')
         return lines[start:block[parts[0]].map[0]] + lines[block[cut].map[0]:]
 
-    def draw_parts(self, parts):
+    def draw_parts(self, parts, is_tail=False):
         """The HTML of parts, without what stands before and after them."""
         before, after = self.frame
-        return draw(self.head + parts).removeprefix(before).removesuffix(after)
+        return draw(self.head + parts, is_tail).removeprefix(before).removesuffix(after)
 
 def join_changes(changes: list[tuple], tail='') -> str:
     """All changes as one piece of HTML, with a tail at the end of what is still open."""
@@ -1122,7 +1254,7 @@ def join_changes(changes: list[tuple], tail='') -> str:
 def to_html(text: str) -> str:
     """A whole Markdown text as safe HTML: the same that it looked like while it grew."""
     parts = COMPONENT.split(text)
-    parts[::2] = [draw(parse_markdown(end_line(part))) for part in parts[::2]]
+    parts[::2] = [draw(parse_markdown(end_line(part), {})) for part in parts[::2]]
     return ''.join(parts)
 
 def inline_html(text: str) -> str:
@@ -1247,16 +1379,24 @@ def keep_file(data: bytes, ending: str) -> str:
     """Keeps a file under its hash and returns its address, `/file/{hash}.{ending}`. The same data
     is one file."""
     name = f'{hashlib.sha256(data).hexdigest()}.{ending}'
-    KEPT.mkdir(0o700, exist_ok=True)
     if not (KEPT/name).exists():
-        write_private(KEPT/name, data)
+        keep(KEPT/name, data)
     return f'/file/{name}'
+
+def keep(path, data):
+    KEPT.mkdir(0o700, exist_ok=True)
+    write_private(path, data)
+
+# The code of a diagram that stands in no list; one that does is drawn anew when it is seen.
+DIAGRAM = re.compile(r'(?m)^```mermaid *\n((?:(?!```).*\n)*)')
 
 def tidy_files():
     "Deletes the files that no message names any more."
     named = set()
-    for row in db.q("select content from message where content like '%/file/%'"):
+    for row in db.q("select content from message where content like '%/file/%' "
+                    "or content like '%```mermaid%'"):
         named.update(FILE_NAME.findall(row['content']))
+        named.update(diagram_file(code).name for code in DIAGRAM.findall(row['content']))
     for path in KEPT.glob('*'):
         if path.name not in named:
             path.unlink()
@@ -1307,6 +1447,85 @@ def count(n, what):
 def check_box(label, **attrs):
     return Label(Input(type='checkbox', **attrs), label, cls='check')
 
+# ---- 7. Diagrams: what mermaidx draws, in a process of its own -----------------------------------
+
+DRAWING_TIME = 10     # seconds that a diagram may take
+MOST_CODE = 30_000    # characters of a diagram as it stands in an address
+# The process ends by itself too, in case the app has ended before it.
+DRAW = f"""import sys, signal
+getattr(signal, 'alarm', abs)({round(DRAWING_TIME) + 5})
+sys.stdin.reconfigure(encoding='utf-8')
+import mermaidx
+svg = mermaidx.render(sys.stdin.read()).svg()
+sys.stdout.buffer.write(svg.encode())"""
+one_drawing = asyncio.Lock()
+undrawn = {}  # by file: why there is no picture; '' as long as it is being drawn
+drawings = set()  # the tasks
+
+def diagram_file(code):
+    return KEPT/f'{hashlib.sha256(code.encode()).hexdigest()}.svg'
+
+def diagram(address):
+    """What stands below a diagram's code: its picture, with the code folded, or why there is none;
+    else an element that asks again."""
+    code = urlsafe_b64decode(address).decode()
+    file = diagram_file(code)
+    why = undrawn.get(file)
+    if len(address) > MOST_CODE:
+        why = 'it is too long'
+    if why:
+        return html_of(P(f'This diagram could not be drawn: {why}.', cls='undrawn'))
+    if not file.exists():
+        return html_of(Div(hx_get=f'/diagram/{address}', hx_trigger='load delay:.3s',
+                           hx_swap='outerHTML'))
+    fold = Details(Summary('Source'), Pre(Code(code), tabindex=0))
+    picture = Img(src=f'/file/{file.name}', alt=f'Diagram: {shorten(" ".join(code.split()), 200)}')
+    return html_of(Figure(picture, fold, cls='picture diagram'))
+
+@app.get('/diagram/{address}')
+async def diagram_part(address: str):
+    "Answers at once, whether it is drawn or not: a page has few requests that may wait."
+    try:
+        code = urlsafe_b64decode(address).decode()
+    except ValueError:
+        raise HTTPException(404)
+    file = diagram_file(code)
+    if not file.exists() and file not in undrawn:
+        undrawn[file] = ''
+        task = asyncio.create_task(draw_diagram(code, file))
+        drawings.add(task)
+        task.add_done_callback(drawings.discard)
+    return Safe(diagram(address))
+
+async def draw_diagram(code, file):
+    "Has a diagram drawn, or notes why it is not."
+    why = f'it takes more than {DRAWING_TIME} s'
+    async with one_drawing:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, '-P', '-c', DRAW, stdin=-1, stdout=-1, stderr=-1)
+        try:
+            svg, said = await asyncio.wait_for(process.communicate(code.encode()), DRAWING_TIME)
+            why = drawing_error(said.decode(errors='replace'))
+            if process.returncode == 0:
+                # It gets a size of its own: the one that its view box has.
+                width = re.search(rb'viewBox="\S+ \S+ (\S+)', svg)
+                keep(file, re.sub(rb'width="100%"', rb'width="%s"' % width[1], svg, count=1))
+                return undrawn.pop(file)
+        except TimeoutError:
+            pass
+        except (OSError, TypeError) as e:
+            why = f'{e}'
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        undrawn[file] = why
+
+def drawing_error(said):
+    "The first line of what mermaidx has to say, without the names of its errors."
+    last = re.findall(r'(?m)^\w+(?:Error|Exception): (.*)$', said)
+    return re.sub(r'^.*Error: |[.:]$', '', last[-1]) if last else 'mermaidx has crashed'
+
 # ---- 8. Messages: what a row of the timeline looks like, as pure functions -----------------------
 
 DOWNLOAD = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a button offers it
@@ -1324,7 +1543,7 @@ def readable(content):
 
 def plain(text):
     "Text that means itself in Markdown: a title, a name, whatever somebody else has written."
-    text = re.sub(r'([\\`*_\[\]<>#~|&])', r'\\\1', text)
+    text = re.sub(r'([\\`*_\]<>#~|&$])', r'\\\1', text).replace('[', '&#91;')  # \[ is a formula
     # An address that has such marks is no link, which would take the backslashes along.
     return re.sub(r':(?=//\S*\\)', r'\\:', text)
 

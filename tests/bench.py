@@ -636,6 +636,32 @@ def clients(b):
     row(f"20 clients for 30 s: median of {len(took):,} requests", median(took), "ms")
 
 
+# ---- issue 14: what is shown
+
+FORMULAS = (r"\(x_{1,2} = \frac{-b \pm \sqrt{b^2 - 4ac}}{2a}\)", r"$\sum_{i=0}^{n} i = \frac{n(n+1)}{2}$",
+            r"$e^{i\pi} + 1 = 0$", r"\[\int_0^1 x^2 \, dx = \frac{1}{3}\]")
+
+
+@figure
+def formulas(b):
+    """8,000 tokens with 200 formulas, beside the same text without: the server's CPU."""
+    words = list(prose(8000))
+    with_formulas = [word + (f" {FORMULAS[i // 40 % 4]}" if i % 40 == 20 else "") for i, word in enumerate(words)]
+    tokens = [token for word in with_formulas for token in re.findall(r"\s*\w+|\s*[^\w\s]+", word)]
+    with b.server() as server:
+        tab, rounds = Tab(server), []
+        tab.ask(b.fake, Script(text="$x$"))              # the library is loaded
+        for _ in range(3):
+            taken = []
+            for script in Script(tokens=words, rate=800), Script(tokens=tokens, rate=800 * len(tokens) / len(words)):
+                before = cpu(tree(server.pid))
+                tab.ask(b.fake, script)
+                taken.append(cpu(tree(server.pid)) - before)
+            rounds.append(taken)
+        without, drawn = map(median, zip(*rounds, strict=True))
+    row("8,000 tokens with 200 formulas: server CPU", drawn, "s", without, ratio=2)
+
+
 # ---- issue 5: jobs
 
 COUNTING = """
