@@ -925,7 +925,7 @@ def draw_formula(tokens, at, options, env):
     html = formula_html(token.content, True) if token.content else ''
     return html and f'<div class="scroll" tabindex="0"><p>{html}</p></div>'
 
-# ---- 6. Markdown: what is written, shown as it grows ---------------------------------------------
+# ---- 7. Markdown: what is written, shown as it grows ---------------------------------------------
 
 # A model writes Markdown, so none of it is trusted: raw HTML is text, a picture is a link (it would
 # load from outside), and what the parser makes of the rest is sanitised: no id, no hx-*, no style.
@@ -1261,7 +1261,7 @@ def inline_html(text: str) -> str:
     """One line of Markdown as safe HTML, without a paragraph around it."""
     return sanitizer().clean(markdown_parser().renderInline(text, {}))
 
-# ---- 7. App: the FastHTML app, the frame of its pages, and its errors ----------------------------
+# ---- 8. App: the FastHTML app, the frame of its pages, and its errors ----------------------------
 
 HTMX = Path(importlib.util.find_spec('django_htmx').origin).parent/'static/django_htmx'
 STATIC = FILE.parent/'static'
@@ -1447,7 +1447,7 @@ def count(n, what):
 def check_box(label, **attrs):
     return Label(Input(type='checkbox', **attrs), label, cls='check')
 
-# ---- 7. Diagrams: what mermaidx draws, in a process of its own -----------------------------------
+# ---- 9. Diagrams: what mermaidx draws, in a process of its own -----------------------------------
 
 DRAWING_TIME = 10     # seconds that a diagram may take
 MOST_CODE = 30_000    # characters of a diagram as it stands in an address
@@ -1526,7 +1526,7 @@ def drawing_error(said):
     last = re.findall(r'(?m)^\w+(?:Error|Exception): (.*)$', said)
     return re.sub(r'^.*Error: |[.:]$', '', last[-1]) if last else 'mermaidx has crashed'
 
-# ---- 8. Messages: what a row of the timeline looks like, as pure functions -----------------------
+# ---- 10. Messages: what a row of the timeline looks like, as pure functions -----------------------
 
 DOWNLOAD = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a button offers it
 
@@ -1684,7 +1684,7 @@ def memory_line(oldest):
     text = Span('The model no longer remembers what stands above')
     return Div(Div(text, cls='content'), id='memory', cls='line', hidden=not oldest)
 
-# ---- 9. Chatter: a message that is being written -------------------------------------------------
+# ---- 11. Chatter: a message that is being written -------------------------------------------------
 
 # The message that is at work here: of the job that runs, or of the answer that uses a tool. It is
 # set in the job's thread or task, so that `print` and lists find it.
@@ -1950,7 +1950,7 @@ class Chatter:
             new.append(self.tail(' hx-swap-oob="true"'))
         return ''.join(new)
 
-# ---- 10. Tabs: what each open page still has to be sent ------------------------------------------
+# ---- 12. Tabs: what each open page still has to be sent ------------------------------------------
 
 class Tab:
     """One open page: what it still has to be sent, drained at screen speed by a task of its own."""
@@ -2050,7 +2050,7 @@ class Tab:
         self.first, self.last = ids[0], ids[-1]
         return timeline(hx_swap_oob='true')
 
-# ---- 11. chatq: the queue between the messages and the tabs --------------------------------------
+# ---- 13. chatq: the queue between the messages and the tabs --------------------------------------
 
 LAST = 'chat = ? and not deleted'  # the condition for the last message of a chat
 
@@ -2390,7 +2390,7 @@ class Chatq:
 chatq = Chatq()
 BACKGROUND.append(chatq.work)
 
-# ---- 12. Model: what speaks to Ollama, and to its stand-ins --------------------------------------
+# ---- 14. Model: what speaks to Ollama, and to its stand-ins --------------------------------------
 
 class ModelError(Exception):
     "Why there is no answer: a sentence for the person, with the next step in it."
@@ -2602,7 +2602,7 @@ async def chosen_model(profile):
                                           'Download one: `ollama pull llama3.2`')
     return model
 
-# ---- 13. Protocol: what is said to a model server, and what it answers ---------------------------
+# ---- 15. Protocol: what is said to a model server, and what it answers ---------------------------
 
 def server_error(status, text, model=''):
     """The ModelError for an error that a model server gave; its text may be JSON, and JSON within
@@ -2899,7 +2899,7 @@ async def stream(prompt, model, options, tools=(), think=''):
                       seconds=end.get('eval_duration', 0)/1e9 or time.perf_counter() - start,
                       cut=end.get('done_reason') == 'length')
 
-# ---- 14. Forms: what a type is in a form, and to the model ---------------------------------------
+# ---- 16. Forms: what a type is in a form, and to the model ---------------------------------------
 
 class Lines(str):
     "A job's parameter that is a text of several lines, as long as a request may be."
@@ -3059,7 +3059,7 @@ def tool_spec(name, function):
     return dict(type='function',
                 function=dict(name=name, description=description, parameters=schema))
 
-# ---- 15. Turn: from the timeline to an answer in it, and the tools that the model may use --------
+# ---- 17. Turn: from the timeline to an answer in it, and the tools that the model may use --------
 
 TOOLS = []  # functions that the model may call: see `tool`
 JOBS = []   # functions with a form in the page: see `job`
@@ -3309,7 +3309,7 @@ async def download(chat, model, then):
 
 chatq.answer, chatq.answer_into = answer, answer_into
 
-# ---- 16. Rows: what is done with a list, by a person, a job or the model -------------------------
+# ---- 18. Rows: what is done with a list, by a person, a job or the model -------------------------
 
 LISTS = {}  # every Listing by its kind, which is the name of its table
 
@@ -3536,7 +3536,7 @@ update [{0}] set priority = number from (
     select id as row, row_number() over (order by priority, id) as number
     from [{0}] where profile = ? and deleted = 0) where id = row"""
 
-# ---- 17. Lists: how they look in the page --------------------------------------------------------
+# ---- 19. Lists: how they look in the page --------------------------------------------------------
 
 class Listing(Rows):
     """A table that is edited as a list: add, edit, delete, order, Undo, search. A subclass says
@@ -3691,7 +3691,7 @@ def profile_contents(profile):
         if number := db.item(sql, [profile.id]):
             yield count(number, tbl.name)
 
-# ---- 18. Routes of lists -------------------------------------------------------------------------
+# ---- 20. Routes of lists -------------------------------------------------------------------------
 
 def listing_of(kind: str):
     if kind not in LISTS:
@@ -3769,7 +3769,7 @@ async def move(listing: Listing, id: int, before: int = 0, x_tab: str = ''):
         refuse('This list has an order of its own.')
     await listing.move(listing.row(id), before, x_tab)
 
-# ---- 19. Jobs: long work that talks while it runs ------------------------------------------------
+# ---- 21. Jobs: long work that talks while it runs ------------------------------------------------
 
 SLOTS = asyncio.Semaphore(JOBS_AT_ONCE)
 SECRETS = DATA/f'{FILE.stem}.secrets.json'
@@ -4047,7 +4047,7 @@ async def forget(job: str, name: str, sess):
     write_private(SECRETS, json.dumps(kept))
     return job_form(function, get_profile(None, sess).id)
 
-# ---- 20. Notebooks: a notebook is a job as it is -------------------------------------------------
+# ---- 22. Notebooks: a notebook is a job as it is -------------------------------------------------
 
 # What only sets Jupyter up is left out; of `%time f()` the call stays.
 LEFT_OUT = re.compile(r'(\s*)%(?:(?:matplotlib|config|autoreload|load_ext|reload_ext)\b.*|'
@@ -4290,7 +4290,7 @@ def notebooks():
 
 MORE_JOBS.append(notebooks)
 
-# ---- 21. Conversion: what `--job` prints, a notebook as a job in Python --------------------------
+# ---- 23. Conversion: what `--job` prints, a notebook as a job in Python --------------------------
 
 FILE_OF_JOB = """{doc!r}
 from fasthtml.common import *
@@ -4389,7 +4389,7 @@ if PRINTED:
         sys.exit(f'{e.filename}, line {e.lineno}: {e.msg}.')
     sys.exit()
 
-# ---- 22. Chats: the list of them -----------------------------------------------------------------
+# ---- 24. Chats: the list of them -----------------------------------------------------------------
 
 class Chats(Listing):
     "A profile's chats. The one with the latest message stands first, and nobody moves them."
@@ -4457,7 +4457,7 @@ def chats_section(profile):
 
 SIDE.insert(0, chats_section)
 
-# ---- 23. Chat: the page, what it is made of, and its routes --------------------------------------
+# ---- 25. Chat: the page, what it is made of, and its routes --------------------------------------
 
 KEYS = {
     '?': 'This sheet', '/': 'Search', 'Enter': 'Send the message',
@@ -4621,7 +4621,7 @@ async def watch_backend():
 
 BACKGROUND.append(watch_backend)
 
-# ---- 24. Search: todos and messages, by their words ----------------------------------------------
+# ---- 26. Search: todos and messages, by their words ----------------------------------------------
 
 # Languages without spaces between words: each of their characters is one to the search, which
 # takes what stands between the signs of no width for a word.
@@ -4680,7 +4680,7 @@ def hit(kind, profile, name, place, chat, text):
     address = page if kind == 'chat' else f'{page}?at={place}#{place}'
     return Li(A(Safe(text), where, href=address))
 
-# ---- 25. Actions: what the buttons of the chat do ------------------------------------------------
+# ---- 27. Actions: what the buttons of the chat do ------------------------------------------------
 
 @app.get
 async def older_messages(before: int, x_tab: str = ''):
@@ -4816,7 +4816,7 @@ async def export(chat: int):
     return Response('\n\n'.join(texts) + '\n', media_type='text/markdown',
                     headers={'content-disposition': 'attachment'})
 
-# ---- 26. Wire: scripts, the socket, and the start ------------------------------------------------
+# ---- 28. Wire: scripts, the socket, and the start ------------------------------------------------
 
 @app.post('/chatq')
 async def from_script(text: str = None, progress: str = '', done: str = '', id: str = '',
@@ -5011,7 +5011,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 from starlette.responses import PlainTextResponse
 
-# ---- 27. Profiles: whose lists and chat it is ----------------------------------------------------
+# ---- 29. Profiles: whose lists and chat it is ----------------------------------------------------
 
 class Profiles(Listing):
     "The list of all profiles, for the header."
@@ -5064,7 +5064,7 @@ HEAD.append(profile_panel)
 
 app.post('/profile')(profile_list.post)
 
-# ---- 28. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
+# ---- 30. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
 
 class Todo:
     "One thing to do."
@@ -5236,7 +5236,7 @@ def summarise_my_todos(chat):
     chat.model('Summarise this todo list in a few sentences: what is open, what is done, what to '
                f'begin with.\n\n{as_markdown(rows[:500])}')
 
-# ---- 29. Audit: a sample job that fetches pages --------------------------------------------------
+# ---- 31. Audit: a sample job that fetches pages --------------------------------------------------
 
 SELECTORS = {'title': 'title', 'description': 'meta[name=description i]', 'h1': 'h1',
              'canonical': 'link[rel~=canonical i]'}
@@ -5380,7 +5380,7 @@ def read_page(text):
     page.strip_tags(['title', 'script', 'style', 'noscript'])
     return facts | {'words': len(page.text(separator=' ').split())}
 
-# ---- 30. Main: the start -------------------------------------------------------------------------
+# ---- 32. Main: the start -------------------------------------------------------------------------
 
 if __name__ == '__main__':
     run()
