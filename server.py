@@ -1049,7 +1049,9 @@ HTMX_CONFIG = """{"allowEval": false, "includeIndicatorStyles": false, "selfRequ
 {"code": "422|[23]..", "swap": true}, {"code": "...", "swap": false, "error": true}]}"""
 HEAD_TAGS = (
     Meta(charset='utf-8'),
-    Meta(name='viewport', content='width=device-width, initial-scale=1'),
+    # A phone's keyboard makes the page smaller, so that the composer stays above it.
+    Meta(name='viewport', content='width=device-width, initial-scale=1, viewport-fit=cover, '
+                                  'interactive-widget=resizes-content'),
     Meta(name='color-scheme', content='light dark'),
     Meta(name='htmx-config', content=HTMX_CONFIG),
     Link(rel='icon', href=versioned('icon.svg'), type='image/svg+xml'),
@@ -1178,17 +1180,24 @@ def post_button(label, url, **attrs):
     "A button that posts; what comes of it reaches the page through the queue, or as a toast."
     return Button(label, hx_post=url, **dict(type='button', hx_swap='none') | attrs)
 
+ICONS = Safe(FILES['icons.svg'].read_text())  # stands once in each page; `icon` shows one of them
+
+def icon(name):
+    return Safe(f'<svg class="icon" aria-hidden="true"><use href="#i-{name}"/></svg>')
+
 def icon_button(sign, label, **attrs):
-    return Button(sign, **dict(cls='quiet', aria_label=label, title=label, type='button') | attrs)
+    usual = dict(cls='quiet', aria_label=label, title=label, type='button')
+    return Button(icon(sign), **usual | attrs)
 
 def theme_button():
-    return icon_button('◐', 'Light or dark', hx_post=switch_theme.to(), hx_swap='none')
+    return icon_button('moon', 'Light or dark', hx_post=switch_theme.to(), hx_swap='none')
 
 def page(title, *content):
     """A whole page in the app's frame, for a route of one's own: the header with the app's name and
     the theme, then `title` as a heading and `content` (components)."""
     header = Header(A(NAME, href='/', cls='brand'), theme_button())
-    return Title(f'{title} · {NAME}'), header, Main(H1(title), *content, cls='page'), *words()
+    main = Main(H1(title), *content, cls='page')
+    return Title(f'{title} · {NAME}'), ICONS, header, main, *words()
 
 def words(toast=()):
     "Where words to the person appear: at the edge of the page, and for screen readers."
@@ -1312,7 +1321,11 @@ def note(m):
     word = m.model if m.role == 'job' else '' if m.content else 'Waiting for the model'
     if m.status == 'queued':
         word = f'{m.model} in line'.strip().capitalize()
-    return Span(word if m.note is None else m.note, id=f's-{m.id}', cls='note')
+    if m.note is not None:
+        word = m.note
+    if m.question:
+        word = 'Waiting for your answer'
+    return Span(word, id=f's-{m.id}', cls='note')
 
 def figures(m):
     if not m.model:
@@ -1330,6 +1343,9 @@ def acts(m):
     "The buttons under a message. Each posts to the route of its name."
     def act(label, route, **attrs):
         return post_button(label, qp(f'/{route}', id=m.id), **attrs)
+
+    def quiet_act(sign, label, route, **attrs):
+        return icon_button(sign, label, hx_post=qp(f'/{route}', id=m.id), **attrs)
     role, status = m.role, m.status
     running, broken_off = status in ('queued', 'streaming'), status in ('stopped', 'error')
     if m.undo:
@@ -1347,12 +1363,12 @@ def acts(m):
     if missing := DOWNLOAD.search(m.error):
         yield act(f'Download {missing[1]}', 'pull')
     if role == 'assistant' and status == 'done':
-        yield act('Regenerate', 'try_again', cls='regenerate')
+        yield quiet_act('retry', 'Regenerate', 'try_again', hx_swap='none', cls='quiet regenerate')
     if status != 'streaming':
-        yield Button('Copy', type='button', cls='copy late', data_text=qp('/source', id=m.id))
+        yield icon_button('copy', 'Copy', cls='quiet copy', data_text=qp('/source', id=m.id))
     if not running:
-        yield act('Delete', 'delete_message', aria_label='Delete message', cls='late',
-                  hx_target='#toast', hx_swap='innerHTML')
+        yield quiet_act('trash', 'Delete message', 'delete_message', hx_target='#toast',
+                        hx_swap='innerHTML')
 
 def memory_line(oldest):
     "The line that shows where the model's memory begins."
@@ -1480,9 +1496,11 @@ class Chatter:
             self.answered, text = chatq.loop.create_future(), as_unicode(text)
             try:
                 self.set(question, question=(text, answers))
+                self.set(note)
                 return answers[await self.answered]
             finally:
                 self.set(question, question=None)
+                self.set(note)
 
     def model(self, prompt, system=''):
         "As ask_model, but streamed into the message while it comes."
@@ -2374,6 +2392,14 @@ def as_typed(value):
     "A value as it stands in a form."
     return '' if value in (None, REQUIRED, UNSET) else str(stored(value))
 
+def as_said(value):
+    "A value as people say it: '3 Jan', with the year where it is another one."
+    if not isinstance(value, date):
+        return as_typed(value)
+    this_year = value.year == date.today().year
+    day = f'{value.day} {value:{"%b" if this_year else "%b %Y"}}'
+    return f'{day}, {value:%H:%M}' if isinstance(value, datetime) else day
+
 HINTS = {int: 'Type a whole number.', float: 'Type a number.', Decimal: 'Type a number.',
          date: 'Type a date like 2026-01-31.', datetime: 'Type a time like 2026-01-31 18:30.'}
 
@@ -2978,7 +3004,7 @@ class Listing(Rows):
     def details(self, row):
         "The further fields of a row as small print: by their value, a box by its name."
         values = {name: getattr(row, name) for name in self.fields}
-        facts = [name if value is True else as_typed(value)
+        facts = [name if value is True else as_said(value)
                  for name, value in values.items() if value]
         return Small(' · '.join(facts)) if facts else None
 
@@ -2986,9 +3012,10 @@ class Listing(Rows):
         "The form that adds rows; several lines that are pasted into it are several rows."
         field = Input(name=self.text, placeholder=hint, aria_label=hint, maxlength=MAX_TITLE,
                       autocomplete='off', enterkeyhint='done')
-        return Form(field, Hidden(profile.id, name='profile'), Button(button), cls='add',
-                    data_lines='1', hx_post=to or self.url('add'),
-                    hx_target=f'#{self.kind}-list', hx_swap='beforeend scroll:bottom')
+        plus = icon_button('plus', button, type='submit')
+        return Form(field, Hidden(profile.id, name='profile'), plus, cls='add', data_lines='1',
+                    hx_post=to or self.url('add'), hx_target=f'#{self.kind}-list',
+                    hx_swap='beforeend scroll:bottom')
 
     def ul(self, profile):
         """The list as it stands in the page, down to the row that a search hit leads to: the rest
@@ -3012,8 +3039,8 @@ class Listing(Rows):
     def section(self, title, hint):
         "The list with its heading and its add form, for SIDE: `SIDE.append(links.section(...))`."
         def section(profile):
-            return Section(H2(title), self.add_form(profile, f'Add {self.kind}', hint),
-                           self.ul(profile), aria_label=title)
+            return Section(H2(title), self.ul(profile),
+                           self.add_form(profile, f'Add {self.kind}', hint), aria_label=title)
         return section
 
     def item(self, row, before=None):
@@ -3026,14 +3053,17 @@ class Listing(Rows):
         "The same row is drawn once a day."
         row = self.table.cls(*values)
         name = self.name(row)
-        return Safe(html_of(Li(
-            icon_button('⠿', f'Move {name}', title='Drag, or Alt+↑ and Alt+↓', cls='quiet grip',
+        acts = Span(
+            self.actions(row),
+            icon_button('grip', f'Move {name}', title='Drag, or Alt+↑ and Alt+↓', cls='quiet grip',
                         tabindex='-1'),
-            self.content(row), self.actions(row),
-            icon_button('✎', f'Rename {name}', title='Edit', hx_get=self.url('edit', id=row.id)),
-            icon_button('×', f'Delete {name}', title='Delete',
-                        hx_post=self.url('delete', id=row.id)),
-            cls='done' if getattr(row, 'done', False) else None, tabindex='0',
+            icon_button('pencil', f'Rename {name}', title='Edit',
+                        hx_get=self.url('edit', id=row.id)),
+            icon_button('trash', f'Delete {name}', title='Delete',
+                        hx_post=self.url('delete', id=row.id)), cls='acts')
+        return Safe(html_of(Li(
+            self.content(row), acts, tabindex='0',
+            cls='done' if getattr(row, 'done', False) else None,
             data_before=before, id=f'{self.kind}-{row.id}')))
 
     def question(self, row, text):
@@ -3349,21 +3379,25 @@ class Print:
         chat.send(text)
         return len(text)
 
-def job_form(function, profile, typed=None, wrong=MappingProxyType({})):
-    """The form of a job, made from its signature; with what was typed, and beside each field what
-    is wrong with it."""
+def job_form(function, profile, typed=None, wrong=MappingProxyType({}), is_open=False):
+    """The form of a job, made from its signature: a row that opens, or without parameters one that
+    starts it. With what was typed, and beside each field what is wrong with it."""
     name, title, doc = function.__name__, job_title(function), getdoc(function)
-    kept = stored_secrets() or {}
+    kept, fields = stored_secrets() or {}, fields_of(function)
 
     def shown(field):
         if field.secret in kept and not wrong.get(field.name):
             return kept_secret(name, field)
         value = field.default if typed is None else typed.get(field.name, '')
         return labelled(field, value, name, wrong.get(field.name))
-    head = Div(H3(title), Button('Run', aria_label=f'Run {title}'), cls='bar')
-    return Form(head, doc and P(doc), *map(shown, fields_of(function)), id=f'job-{name}',
-                novalidate=True, hx_post=start.to(name=name, profile=profile),
-                hx_target='this', hx_swap='outerHTML')
+    if fields:
+        run = Button('Run', aria_label=f'Run {title}')
+        row = Details(Summary(icon('play'), H3(title)), doc and P(doc), *map(shown, fields), run,
+                      open=is_open)
+    else:
+        row = Button(icon('play'), title, aria_label=f'Run {title}', title=doc, cls='row')
+    return Form(row, id=f'job-{name}', novalidate=True, hx_target='this', hx_swap='outerHTML',
+                hx_post=start.to(name=name, profile=profile))
 
 def kept_secret(job, field):
     button = Button('Forget', aria_label=f'Forget {field.label}', type='button', cls='quiet',
@@ -3388,7 +3422,7 @@ async def start(name: str, req, sess, profile: int = None):
     values, wrong = job_values(function, typed)
     if not wrong:
         start_job(function, values, owner.id)
-    form = job_form(function, owner.id, typed, wrong)
+    form = job_form(function, owner.id, typed, wrong, is_open=True)
     return FtResponse(form, status_code=422 if wrong else 200)
 
 @app.post
@@ -3400,31 +3434,32 @@ async def forget(job: str, name: str, sess):
     kept = stored_secrets() or {}
     kept.pop(secrets_of(function).get(name), None)
     write_private(SECRETS, json.dumps(kept))
-    return job_form(function, get_profile(None, sess).id)
+    return job_form(function, get_profile(None, sess).id, is_open=True)
 
 # ---- 19. Chat: the page, what it is made of, and its routes --------------------------------------
 
 KEYS = {
-    '?': 'This sheet', '/': 'Search', 'Enter': 'Send the message',
-    'Shift Enter': 'A new line in it',
-    '↑  ↓': 'Go from one item of a list to the next', 'Enter  F2': 'Edit the item',
-    'Escape': 'Give up editing', 'Space': 'Tick the item off', 'Alt ↑  Alt ↓': 'Move the item',
-    'Delete': 'Delete the item', 'Ctrl z': 'Bring back what was deleted'}
+    '?': 'This sheet', '/': 'Search', 'Alt+N': 'New chat', 'Alt+M': 'Write a message',
+    'Alt+T': 'Light or dark', 'Enter': 'Send the message', 'Shift+Enter': 'A new line in it',
+    '↑ ↓': 'Go from one item of a list to the next', 'Enter F2': 'Edit the item',
+    'Escape': 'Give up editing', 'Space': 'Tick the item off', 'Alt+↑ Alt+↓': 'Move the item',
+    'Delete': 'Delete the item', 'Ctrl+Z': 'Bring back what was deleted'}
+
+# What an empty chat offers: they go into the composer.
+IDEAS = ('What is open on my list, and what should I begin with?',
+         'Explain a regular expression that finds e-mail addresses',
+         'Write a friendly reminder of an invoice')
 
 async def profile_page(req, sess, id: int = None):
     "The whole page of a profile. The address is the choice; a cookie remembers it for `/`."
     profile = get_profile(id, sess)
     sess['profile'] = profile.id
     profile.query = req.query_params
-    keys = icon_button('?', 'Keyboard shortcuts', popovertarget='keys')
-    header = Header(H1(A(NAME, href='/'), cls='brand'), *(part(profile) for part in HEAD),
-                    search_form(), theme_button(), keys, key_sheet())
-    side = Div(*(part(profile) for part in SIDE), cls='side')
-    main = Main(side, chat_section(profile), hx_ext='ws', ws_connect=f'/ws?profile={profile.id}',
+    main = Main(chat_section(profile), hx_ext='ws', ws_connect=f'/ws?profile={profile.id}',
                 data_rev=chatq.rev)
     offline = 'The connection is down. It comes back by itself.'
-    return (Title(NAME), header, main, *words(way_back(profile.query)),
-            Div(offline, id='offline', role='status', hidden=True))
+    return (Title(NAME), ICONS, sidebar(profile), main, key_sheet(),
+            *words(way_back(profile.query)), Div(offline, id='offline', role='status', hidden=True))
 
 for path in '/', '/profile/{id}':
     app.get(path)(profile_page)
@@ -3436,14 +3471,34 @@ def way_back(query):
         return ()
     return toast(f'{gone.name} is deleted.', undo.to(kind='profile', stamp=gone.deleted)).children
 
+def sidebar(profile):
+    "What stands beside the chat; on a phone it is a drawer. It can be folded away."
+    hide = icon_button('sidebar', 'Hide sidebar', data_side='hidden')
+    name = Div(H1(A(NAME, href='/'), cls='brand'), *(part(profile) for part in HEAD), hide)
+    new = Button(icon('compose'), 'New chat', Kbd('Alt N', aria_hidden='true'), id='new-chat',
+                 cls='row', hx_post=new_chat.to(profile=profile.id), hx_swap='none')
+    side = Div(*(part(profile) for part in SIDE), cls='side')
+    return Div(Header(name, search_form(), new), side, id='sidebar')
+
 def chat_section(profile):
     since = as_id(profile.query.get('at', '').removeprefix('msg-'))  # a search hit further up
-    new = post_button('New chat', new_chat.to(profile=profile.id), cls='quiet')
-    return Section(
-        Div(H2('Chat'), model_picker(profile), settings_panel(profile), new, cls='bar'),
-        timeline(chatq.newest(profile.id, since=since), profile.memory),
-        Button('↓ More below', id='more', hidden=True),
-        composer(profile.id), cls='chat', aria_label='Chat')
+    bar = Div(icon_button('menu', 'Menu', data_side='open'),
+              icon_button('sidebar', 'Show sidebar', data_side='shown'), chat_title(profile),
+              settings_panel(profile), theme_button(),
+              icon_button('keys', 'Keyboard shortcuts', popovertarget='keys'), cls='bar')
+    more = Button(icon('down'), 'More below', id='more', hidden=True)
+    return Section(bar, timeline(chatq.newest(profile.id, since=since), profile.memory), ideas(),
+                   Div(more, composer(profile), cls='dock'), cls='chat', aria_label='Chat')
+
+def chat_title(profile):
+    return H2('Chat')
+
+def ideas():
+    "What an empty chat offers to do: prompts, and a job that needs no more than a click."
+    starts = [Button(icon('play'), job_title(job), form=f'job-{job.__name__}')
+              for job in JOBS if not fields_of(job)]
+    prompts = (Button(idea, cls='idea', type='button') for idea in IDEAS)
+    return Div(P('What would you like to do?'), *prompts, *starts[:1], cls='ideas')
 
 def search_form():
     label = 'Search todos and messages'
@@ -3451,7 +3506,8 @@ def search_form():
                   autocomplete='off', maxlength=200, hx_get=find.to(),
                   hx_trigger='input changed delay:120ms', hx_target='#search-results')
     results = Div(id='search-results', role='region', aria_label='Search results', tabindex='-1')
-    return Form(field, results, role='search', cls='search', action=find.to(), method='get')
+    return Form(icon('search'), field, results, role='search', cls='search', action=find.to(),
+                method='get')
 
 def key_sheet():
     rows = (Div(Dt(*map(Kbd, keys.split())), Dd(what)) for keys, what in KEYS.items())
@@ -3475,11 +3531,16 @@ def timeline(rows, memory):
                aria_label='Conversation')
 
 def composer(profile):
+    """The field, and below it what a prompt goes with. Its one button is Send, or where an answer
+    runs and nothing is typed Stop: the style sheet shows which."""
     field = Textarea(id='msg', name='msg', rows=1, placeholder='Message', aria_label='Message',
-                     maxlength=MAX_TEXT, enterkeyhint='send', hx_post=warm.to(profile=profile),
+                     maxlength=MAX_TEXT, enterkeyhint='send', hx_post=warm.to(profile=profile.id),
                      hx_trigger='input throttle:60s', hx_params='none', hx_swap='none')
-    stop_button = post_button('Stop', stop.to(profile=profile), id='stop-btn')
-    return Form(field, stop_button, Button('Send', id='send-btn'), id='chat-form', ws_send=True)
+    stop_button = icon_button('stop', 'Stop', id='stop-btn', hx_swap='none',
+                              hx_post=stop.to(profile=profile.id))
+    send_button = icon_button('up', 'Send', id='send-btn', type='submit')
+    row = Div(Span(model_picker(profile), cls='pick'), stop_button, send_button)
+    return Form(field, row, id='chat-form', ws_send=True)
 
 def model_picker(profile):
     chosen = pick_model(profile)
@@ -3505,7 +3566,8 @@ def settings_panel(profile):
           download=f'{profile.name}.md'),
         hx_post=settings.to(profile=profile.id), hx_trigger='change, submit', hx_swap='none',
         cls='panel')
-    return Details(Summary('Settings'), fill_form(form, profile), cls='drop')
+    head = Summary(icon('sliders'), aria_label='Settings', title='Settings')
+    return Details(head, fill_form(form, profile), cls='drop')
 
 chatq.timeline = timeline
 
@@ -3941,8 +4003,9 @@ def todo_section(profile):
     copy = Button('Copy list', cls='copy quiet', data_text=todo_markdown.to(profile=profile.id))
     return Section(
         Div(H2('Todo'), copy, cls='bar'),
+        todos.ul(profile),
         todos.add_form(profile, 'Add', 'What needs to be done?', '/todo'),
-        todo_bar(profile), todos.ul(profile),
+        todo_bar(profile),
         todo_filter(profile, profile.query.get('show', 'all')),
         cls='todos', aria_label='Todo')
 
