@@ -1362,10 +1362,10 @@ def acts(m):
         yield act('Try again', 'try_again')
     if missing := DOWNLOAD.search(m.error):
         yield act(f'Download {missing[1]}', 'pull')
-    if role == 'assistant' and status == 'done':
-        yield quiet_act('retry', 'Regenerate', 'try_again', hx_swap='none', cls='quiet regenerate')
     if status != 'streaming':
         yield icon_button('copy', 'Copy', cls='quiet copy', data_text=qp('/source', id=m.id))
+    if role == 'assistant' and status == 'done':
+        yield quiet_act('retry', 'Regenerate', 'try_again', hx_swap='none', cls='quiet regenerate')
     if not running:
         yield quiet_act('trash', 'Delete message', 'delete_message', hx_target='#toast',
                         hx_swap='innerHTML')
@@ -3457,9 +3457,7 @@ async def profile_page(req, sess, id: int = None):
     profile.query = req.query_params
     main = Main(chat_section(profile), hx_ext='ws', ws_connect=f'/ws?profile={profile.id}',
                 data_rev=chatq.rev)
-    offline = 'The connection is down. It comes back by itself.'
-    return (Title(NAME), ICONS, sidebar(profile), main, key_sheet(),
-            *words(way_back(profile.query)), Div(offline, id='offline', role='status', hidden=True))
+    return Title(NAME), ICONS, sidebar(profile), main, key_sheet()
 
 for path in '/', '/profile/{id}':
     app.get(path)(profile_page)
@@ -3487,8 +3485,11 @@ def chat_section(profile):
               settings_panel(profile), theme_button(),
               icon_button('keys', 'Keyboard shortcuts', popovertarget='keys'), cls='bar')
     more = Button(icon('down'), 'More below', id='more', hidden=True)
+    offline = Div('The connection is down. It comes back by itself.', id='offline', role='status',
+                  hidden=True)
+    dock = Div(more, *words(way_back(profile.query)), offline, composer(profile), cls='dock')
     return Section(bar, timeline(chatq.newest(profile.id, since=since), profile.memory), ideas(),
-                   Div(more, composer(profile), cls='dock'), cls='chat', aria_label='Chat')
+                   dock, cls='chat', aria_label='Chat')
 
 def chat_title(profile):
     return H2('Chat')

@@ -250,16 +250,16 @@ const ROW_KEYS = {
 const PAGE_KEYS = {
   '?': () => byId('keys')?.togglePopover(),
   '/': () => byId('search')?.focus(),
-  'Alt n': () => byId('new-chat')?.click(),
-  'Alt m': () => byId('msg')?.focus(),
-  'Alt t': () => $('[hx-post="/switch_theme"]').click(),
+  'Alt N': () => byId('new-chat')?.click(),
+  'Alt M': () => byId('msg')?.focus(),
+  'Alt T': () => $('[hx-post="/switch_theme"]').click(),
   'Ctrl z': () => $('#toast button')?.click()
 }
 
 on('keydown', event => {
   const { target, altKey } = event
   // With Alt a Mac writes other signs: what counts is the key itself.
-  const key = altKey ? event.code.replace(/^Key(.)/, (_, letter) => letter.toLowerCase()) : event.key
+  const key = altKey ? event.code.replace('Key', '') : event.key
   if (key === 'Escape') return giveUp(target)
   const control = event.ctrlKey || event.metaKey ? 'Ctrl ' : ''
   const name = control + (altKey ? 'Alt ' : '') + key
