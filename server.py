@@ -2175,7 +2175,7 @@ def server_error(status, text, model=''):
                     'Try again in a moment.')
     if 'memory' in low:
         return ModelError(f"{model} does not fit into this machine's memory. Choose a smaller "
-                          f'model above, or a smaller context in the settings. It says: {text}')
+                          f'model below, or a smaller context in the settings. It says: {text}')
     kind = TooLong if status == 400 and 'context' in low else ModelError
     return kind(f'The model server refused: {text or f"status {status}"}')
 
@@ -3492,7 +3492,7 @@ def chat_section(profile):
                    dock, cls='chat', aria_label='Chat')
 
 def chat_title(profile):
-    return H2('Chat')
+    return H1('Chat')
 
 def ideas():
     "What an empty chat offers to do: prompts, and a job that needs no more than a click."

@@ -135,8 +135,8 @@ function switchTheme() {
 }
 
 // A job has been started: the chat shows how it goes.
-on('htmx:afterRequest', ({ detail: { successful, requestConfig } }) => {
-  if (successful && requestConfig.path.startsWith('/run/')) closeDrawer()
+on('htmx:afterRequest', ({ detail: { xhr, requestConfig } }) => {
+  if (xhr.status === 200 && requestConfig.path.startsWith('/run/')) closeDrawer()
 })
 
 // What was added leaves its field, unless the next one is being typed there already.
@@ -335,7 +335,7 @@ function closeDrawer() {
 }
 
 on('click focusin', ({ target }) => {
-  if (!target.closest('#sidebar, #toast, [data-side=open]')) closeDrawer()
+  if (!target.closest('#sidebar, #toast, button[data-side]')) closeDrawer()
 })
 
 // ---- Lists: rows that come while somebody works in them
