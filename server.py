@@ -1280,7 +1280,9 @@ HTMX_CONFIG = """{"allowEval": false, "includeIndicatorStyles": false, "selfRequ
 {"code": "422|[23]..", "swap": true}, {"code": "...", "swap": false, "error": true}]}"""
 HEAD_TAGS = (
     Meta(charset='utf-8'),
-    Meta(name='viewport', content='width=device-width, initial-scale=1'),
+    # A phone's keyboard makes the page smaller, so that the composer stays above it.
+    Meta(name='viewport', content='width=device-width, initial-scale=1, viewport-fit=cover, '
+                                  'interactive-widget=resizes-content'),
     Meta(name='color-scheme', content='light dark'),
     Meta(name='htmx-config', content=HTMX_CONFIG),
     Link(rel='icon', href=versioned('icon.svg'), type='image/svg+xml'),
@@ -1418,17 +1420,24 @@ def post_button(label, url, **attrs):
     "A button that posts; what comes of it reaches the page through the queue, or as a toast."
     return Button(label, hx_post=url, **dict(type='button', hx_swap='none') | attrs)
 
+ICONS = Safe(FILES['icons.svg'].read_text())  # stands once in each page; `icon` shows one of them
+
+def icon(name):
+    return Safe(f'<svg class="icon" aria-hidden="true"><use href="#i-{name}"/></svg>')
+
 def icon_button(sign, label, **attrs):
-    return Button(sign, **dict(cls='quiet', aria_label=label, title=label, type='button') | attrs)
+    usual = dict(cls='quiet', aria_label=label, title=label, type='button')
+    return Button(icon(sign), **usual | attrs)
 
 def theme_button():
-    return icon_button('◐', 'Light or dark', hx_post=switch_theme.to(), hx_swap='none')
+    return icon_button('moon', 'Light or dark', hx_post=switch_theme.to(), hx_swap='none')
 
 def page(title, *content):
     """A whole page in the app's frame, for a route of one's own: the header with the app's name and
     the theme, then `title` as a heading and `content` (components)."""
     header = Header(A(NAME, href='/', cls='brand'), theme_button())
-    return Title(f'{title} · {NAME}'), header, Main(H1(title), *content, cls='page'), *words()
+    main = Main(H1(title), *content, cls='page')
+    return Title(f'{title} · {NAME}'), ICONS, header, main, *words()
 
 def words(toast=()):
     "Where words to the person appear: at the edge of the page, and for screen readers."
@@ -1637,7 +1646,9 @@ def note(m):
         word = f'{m.model} in line'.strip().capitalize()
     if m.note is not None:
         word = m.note
-    return Span('Waits for your answer' if m.question else word, id=f's-{m.id}', cls='note')
+    if m.question:
+        word = 'Waiting for your answer'
+    return Span(word, id=f's-{m.id}', cls='note')
 
 def figures(m):
     if not m.model:
@@ -1655,6 +1666,9 @@ def acts(m):
     "The buttons under a message. Each posts to the route of its name."
     def act(label, route, **attrs):
         return post_button(label, qp(f'/{route}', id=m.id), **attrs)
+
+    def quiet_act(sign, label, route, **attrs):
+        return icon_button(sign, label, hx_post=qp(f'/{route}', id=m.id), **attrs)
     role, status = m.role, m.status
     running, broken_off = status in ('queued', 'streaming'), status in ('stopped', 'error')
     if m.undo:
@@ -1671,13 +1685,13 @@ def acts(m):
         yield act('Try again', 'try_again')
     if missing := DOWNLOAD.search(m.error):
         yield act(f'Download {missing[1]}', 'pull')
-    if role == 'assistant' and status == 'done':
-        yield act('Regenerate', 'try_again', cls='regenerate')
     if status != 'streaming':
-        yield Button('Copy', type='button', cls='copy late', data_text=qp('/source', id=m.id))
+        yield icon_button('copy', 'Copy', cls='quiet copy', data_text=qp('/source', id=m.id))
+    if role == 'assistant' and status == 'done':
+        yield quiet_act('retry', 'Regenerate', 'try_again', hx_swap='none', cls='quiet regenerate')
     if not running:
-        yield act('Delete', 'delete_message', aria_label='Delete message', cls='late',
-                  hx_target='#toast', hx_swap='innerHTML')
+        yield quiet_act('trash', 'Delete message', 'delete_message', hx_target='#toast',
+                        hx_swap='innerHTML')
 
 def memory_line(oldest):
     "The line that shows where the model's memory begins."
@@ -2628,7 +2642,7 @@ def server_error(status, text, model=''):
                     f'Try again in a moment. It says: {text}')
     if 'memory' in low:
         return ModelError(f"{model} does not fit into this machine's memory. Choose a smaller "
-                          f'model above, or a smaller context in the settings. It says: {text}')
+                          f'model below, or a smaller context in the settings. It says: {text}')
     kind = ModelError
     if status in (400, 422) or status > 400 and 'tool' in low:
         kind = TooLong if 'context' in low else Refused
@@ -2968,6 +2982,14 @@ def fields_of(function):
 def as_typed(value):
     "A value as it stands in a form."
     return '' if value in (None, REQUIRED, UNSET) else str(stored(value))
+
+def as_said(value):
+    "A value as people say it: '3 Jan', with the year where it is another one."
+    if not isinstance(value, date):
+        return as_typed(value)
+    this_year = value.year == date.today().year
+    day = f'{value.day} {value:{"%b" if this_year else "%b %Y"}}'
+    return f'{day}, {value:%H:%M}' if isinstance(value, datetime) else day
 
 HINTS = {int: 'Type a whole number.', float: 'Type a number.', Decimal: 'Type a number.',
          date: 'Type a date like 2026-01-31.', datetime: 'Type a time like 2026-01-31 18:30.'}
@@ -3580,7 +3602,7 @@ class Listing(Rows):
     def details(self, row):
         "The further fields of a row as small print: by their value, a box by its name."
         values = {name: getattr(row, name) for name in self.fields}
-        facts = [name if value is True else as_typed(value)
+        facts = [name if value is True else as_said(value)
                  for name, value in values.items() if value]
         return Small(' · '.join(facts)) if facts else None
 
@@ -3588,9 +3610,10 @@ class Listing(Rows):
         "The form that adds rows; several lines that are pasted into it are several rows."
         field = Input(name=self.text, placeholder=hint, aria_label=hint, maxlength=MAX_TITLE,
                       autocomplete='off', enterkeyhint='done')
-        return Form(field, Hidden(profile.id, name='profile'), Button(button), cls='add',
-                    data_lines='1', hx_post=to or self.url('add'),
-                    hx_target=f'#{self.kind}-list', hx_swap='beforeend scroll:bottom')
+        plus = icon_button('plus', button, type='submit')
+        return Form(field, Hidden(profile.id, name='profile'), plus, cls='add', data_lines='1',
+                    hx_post=to or self.url('add'), hx_target=f'#{self.kind}-list',
+                    hx_swap='beforeend scroll:bottom')
 
     def ul(self, profile):
         """The list as it stands in the page: its first rows, the rest comes as one scrolls there;
@@ -3612,8 +3635,8 @@ class Listing(Rows):
     def section(self, title, hint):
         "The list with its heading and its add form, for SIDE: `SIDE.append(links.section(...))`."
         def section(profile):
-            return Section(H2(title), self.add_form(profile, f'Add {self.kind}', hint),
-                           self.ul(profile), aria_label=title)
+            return Section(H2(title), self.ul(profile),
+                           self.add_form(profile, f'Add {self.kind}', hint), aria_label=title)
         return section
 
     def item(self, row, before=None):
@@ -3626,14 +3649,17 @@ class Listing(Rows):
         "The same row is drawn once a day."
         row = self.table.cls(*values)
         name = self.name(row)
+        grip = icon_button('grip', f'Move {name}', title='Drag, or Alt+↑ and Alt+↓',
+                           cls='quiet grip', tabindex='-1')
+        acts = Span(
+            self.actions(row), grip if self.can_move else None,
+            icon_button('pencil', f'Rename {name}', title='Edit',
+                        hx_get=self.url('edit', id=row.id)),
+            icon_button('trash', f'Delete {name}', title='Delete',
+                        hx_post=self.url('delete', id=row.id)), cls='acts')
         return Safe(html_of(Li(
-            icon_button('⠿', f'Move {name}', title='Drag, or Alt+↑ and Alt+↓', cls='quiet grip',
-                        tabindex='-1') if self.can_move else None,
-            self.content(row), self.actions(row),
-            icon_button('✎', f'Rename {name}', title='Edit', hx_get=self.url('edit', id=row.id)),
-            icon_button('×', f'Delete {name}', title='Delete',
-                        hx_post=self.url('delete', id=row.id)),
-            cls='done' if getattr(row, 'done', False) else None, tabindex='0',
+            self.content(row), acts, tabindex='0',
+            cls='done' if getattr(row, 'done', False) else None,
             data_before=before, id=f'{self.kind}-{row.id}')))
 
     def question(self, row, text):
@@ -3992,23 +4018,27 @@ class Print:
         chat.send(text)
         return len(text)
 
-def job_form(function, profile, typed=None, wrong=MappingProxyType({})):
-    """The form of a job, made from its signature; with what was typed, and beside each field what
-    is wrong with it."""
+def job_form(function, profile, typed=None, wrong=MappingProxyType({}), is_open=False):
+    """The form of a job, made from its signature: a row that opens, or without parameters one that
+    starts it. With what was typed, and beside each field what is wrong with it."""
     name, title, doc = function.__name__, job_title(function), getdoc(function)
     if sentence := getattr(function, 'broken', ''):
         return Div(H3(title), P(sentence), id=f'job-{name}')
-    kept = stored_secrets() or {}
+    kept, fields = stored_secrets() or {}, fields_of(function)
 
     def shown(field):
         if field.secret in kept and not wrong.get(field.name):
             return kept_secret(name, field)
         value = field.default if typed is None else typed.get(field.name, '')
         return labelled(field, value, name, wrong.get(field.name))
-    head = Div(H3(title), Button('Run', aria_label=f'Run {title}'), cls='bar')
-    return Form(head, doc and P(doc), *map(shown, fields_of(function)), id=f'job-{name}',
-                novalidate=True, hx_post=start.to(name=name, profile=profile),
-                hx_target='this', hx_swap='outerHTML')
+    if fields:
+        run = Button('Run', aria_label=f'Run {title}')
+        row = Details(Summary(icon('play'), H3(title)), doc and P(doc), *map(shown, fields), run,
+                      open=is_open)
+    else:
+        row = Button(icon('play'), title, aria_label=f'Run {title}', title=doc, cls='row')
+    return Form(row, id=f'job-{name}', novalidate=True, hx_target='this', hx_swap='outerHTML',
+                hx_post=start.to(name=name, profile=profile))
 
 def kept_secret(job, field):
     button = Button('Forget', aria_label=f'Forget {field.label}', type='button', cls='quiet',
@@ -4033,7 +4063,7 @@ async def start(name: str, req, sess, profile: int = None):
     values, wrong = job_values(function, typed)
     if not wrong:
         start_job(function, values, owner.id)
-    form = job_form(function, owner.id, typed, wrong)
+    form = job_form(function, owner.id, typed, wrong, is_open=True)
     return FtResponse(form, status_code=422 if wrong else 200)
 
 @app.post
@@ -4045,7 +4075,7 @@ async def forget(job: str, name: str, sess):
     kept = stored_secrets() or {}
     kept.pop(secrets_of(function).get(name), None)
     write_private(SECRETS, json.dumps(kept))
-    return job_form(function, get_profile(None, sess).id)
+    return job_form(function, get_profile(None, sess).id, is_open=True)
 
 # ---- 22. Notebooks: a notebook is a job as it is -------------------------------------------------
 
@@ -4442,7 +4472,7 @@ chatq.show_chat = chat_list.show
 def chat_title(profile):
     "The heading of the page: which chat is open in it."
     chat = chat_with(profile.chat)
-    return H2(chat and chat.title or 'New chat', id='chat-title', data_chat=profile.chat or None,
+    return H1(chat and chat.title or 'New chat', id='chat-title', data_chat=profile.chat or None,
               hx_swap_oob='true')
 
 def export_link(profile):
@@ -4451,20 +4481,23 @@ def export_link(profile):
 
 def chats_section(profile):
     "The list of chats, in SIDE."
-    new = A('New chat', href=new_chat.to(profile=profile.id), cls='new-chat', accesskey='n')
-    return Section(Div(H2('Chats'), new, cls='bar'), chat_list.ul(profile), cls='chats',
-                   aria_label='Chats')
+    return Section(H2('Chats'), chat_list.ul(profile), cls='chats', aria_label='Chats')
 
 SIDE.insert(0, chats_section)
 
 # ---- 25. Chat: the page, what it is made of, and its routes --------------------------------------
 
 KEYS = {
-    '?': 'This sheet', '/': 'Search', 'Enter': 'Send the message',
-    'Shift Enter': 'A new line in it',
-    '↑  ↓': 'Go from one item of a list to the next', 'Enter  F2': 'Edit the item',
-    'Escape': 'Give up editing', 'Space': 'Tick the item off', 'Alt ↑  Alt ↓': 'Move the item',
-    'Delete': 'Delete the item', 'Ctrl z': 'Bring back what was deleted'}
+    '?': 'This sheet', '/': 'Search', 'Alt+N': 'New chat', 'Alt+M': 'Write a message',
+    'Alt+T': 'Light or dark', 'Enter': 'Send the message', 'Shift+Enter': 'A new line in it',
+    '↑ ↓': 'Go from one item of a list to the next', 'Enter F2': 'Edit the item',
+    'Escape': 'Give up editing', 'Space': 'Tick the item off', 'Alt+↑ Alt+↓': 'Move the item',
+    'Delete': 'Delete the item', 'Ctrl+Z': 'Bring back what was deleted'}
+
+# What an empty chat offers: they go into the composer.
+IDEAS = ('What is open on my list, and what should I begin with?',
+         'Explain a regular expression that finds e-mail addresses',
+         'Write a friendly reminder of an invoice')
 
 async def profile_page(req, sess, id: int = None):
     """The page of a profile, with its newest chat. The address is the choice; a cookie remembers
@@ -4494,16 +4527,9 @@ def chat_page(req, sess, profile, chat, socket=''):
     profile.chat, profile.query = chat.id if chat else 0, req.query_params
     if chat:
         socket = f'chat={chat.id}'
-    keys = icon_button('?', 'Keyboard shortcuts', popovertarget='keys')
-    header = Header(H1(A(NAME, href='/'), cls='brand'), *(part(profile) for part in HEAD),
-                    search_form(), theme_button(), keys, key_sheet())
-    side = Div(*(part(profile) for part in SIDE), cls='side')
-    main = Main(side, chat_section(profile), hx_ext='ws', ws_connect=f'/ws?{socket}',
-                data_rev=chatq.rev)
-    offline = 'The connection is down. It comes back by itself.'
+    main = Main(chat_section(profile), hx_ext='ws', ws_connect=f'/ws?{socket}', data_rev=chatq.rev)
     title = f'{chat.title} · {NAME}' if chat and chat.title else NAME
-    return (Title(title), header, main, *words(way_back(profile.query)),
-            Div(offline, id='offline', role='status', hidden=True))
+    return Title(title), ICONS, sidebar(profile), main, key_sheet()
 
 def way_back(query):
     "The toast of the page where one lands after deleting what the page before has shown."
@@ -4514,13 +4540,34 @@ def way_back(query):
         return ()
     return toast(f'{listing.name(gone)} is deleted.', listing.undo_url(gone.deleted)).children
 
+def sidebar(profile):
+    "What stands beside the chat; on a phone it is a drawer. It can be folded away."
+    hide = icon_button('sidebar', 'Hide sidebar', data_side='hidden')
+    name = Div(H1(A(NAME, href='/'), cls='brand'), *(part(profile) for part in HEAD), hide)
+    new = A(icon('compose'), 'New chat', Kbd('Alt N', aria_hidden='true'), id='new-chat',
+            cls='row', href=new_chat.to(profile=profile.id))
+    side = Div(*(part(profile) for part in SIDE), cls='side')
+    return Div(Header(name, search_form(), new), side, id='sidebar')
+
 def chat_section(profile):
     since = as_id(profile.query.get('at', '').removeprefix('msg-'))  # a search hit further up
-    return Section(
-        Div(chat_title(profile), *pickers(profile), settings_panel(profile), cls='bar'),
-        timeline(chatq.newest(profile.chat, since=since), memory_of(profile.chat)),
-        Button('↓ More below', id='more', hidden=True),
-        composer(profile), cls='chat', aria_label='Chat')
+    bar = Div(icon_button('menu', 'Menu', data_side='open'),
+              icon_button('sidebar', 'Show sidebar', data_side='shown'), chat_title(profile),
+              settings_panel(profile), theme_button(),
+              icon_button('keys', 'Keyboard shortcuts', popovertarget='keys'), cls='bar')
+    more = Button(icon('down'), 'More below', id='more', hidden=True)
+    offline = Div('The connection is down. It comes back by itself.', id='offline', role='status',
+                  hidden=True)
+    dock = Div(more, *words(way_back(profile.query)), offline, composer(profile), cls='dock')
+    messages = timeline(chatq.newest(profile.chat, since=since), memory_of(profile.chat))
+    return Section(bar, messages, ideas(), dock, cls='chat', aria_label='Chat')
+
+def ideas():
+    "What an empty chat offers to do: prompts, and a job that needs no more than a click."
+    starts = [Button(icon('play'), job_title(job), form=f'job-{job.__name__}')
+              for job in JOBS if not fields_of(job)]
+    prompts = (Button(idea, cls='idea', type='button') for idea in IDEAS)
+    return Div(P('What would you like to do?'), *prompts, *starts[:1], cls='ideas')
 
 def search_form():
     label = 'Search todos and messages'
@@ -4528,7 +4575,8 @@ def search_form():
                   autocomplete='off', maxlength=200, hx_get=find.to(),
                   hx_trigger='input changed delay:120ms', hx_target='#search-results')
     results = Div(id='search-results', role='region', aria_label='Search results', tabindex='-1')
-    return Form(field, results, role='search', cls='search', action=find.to(), method='get')
+    return Form(icon('search'), field, results, role='search', cls='search', action=find.to(),
+                method='get')
 
 def key_sheet():
     rows = (Div(Dt(*map(Kbd, keys.split())), Dd(what)) for keys, what in KEYS.items())
@@ -4552,11 +4600,15 @@ def timeline(rows, memory):
                aria_label='Conversation')
 
 def composer(profile):
+    """The field, and below it what a prompt goes with. Its one button is Send, or where an answer
+    runs and nothing is typed Stop: the style sheet shows which."""
     field = Textarea(id='msg', name='msg', rows=1, placeholder='Message', aria_label='Message',
                      maxlength=MAX_TEXT, enterkeyhint='send', hx_post=warm.to(profile=profile.id),
                      hx_trigger='input throttle:60s', hx_params='none', hx_swap='none')
-    stop_button = post_button('Stop', stop.to(), id='stop-btn')
-    return Form(field, stop_button, Button('Send', id='send-btn'), id='chat-form', ws_send=True)
+    stop_button = icon_button('stop', 'Stop', id='stop-btn', hx_swap='none', hx_post=stop.to())
+    send_button = icon_button('up', 'Send', id='send-btn', type='submit')
+    row = Div(Span(*pickers(profile), cls='pick'), stop_button, send_button)
+    return Form(field, row, id='chat-form', ws_send=True)
 
 def model_picker(profile):
     "The models to choose from; where there are many, a field to find one in."
@@ -4601,7 +4653,8 @@ def settings_panel(profile):
         export_link(profile),
         hx_post=settings.to(profile=profile.id), hx_trigger='change, submit', hx_swap='none',
         cls='panel')
-    return Details(Summary('Settings'), fill_form(form, profile), cls='drop')
+    head = Summary(icon('sliders'), aria_label='Settings', title='Settings')
+    return Details(head, fill_form(form, profile), cls='drop')
 
 chatq.timeline = timeline
 
@@ -5107,8 +5160,9 @@ def todo_section(profile):
     copy = Button('Copy list', cls='copy quiet', data_text=todo_markdown.to(profile=profile.id))
     return Section(
         Div(H2('Todo'), copy, cls='bar'),
+        todos.ul(profile),
         todos.add_form(profile, 'Add', 'What needs to be done?', '/todo'),
-        todo_bar(profile), todos.ul(profile),
+        todo_bar(profile),
         todo_filter(profile, profile.query.get('show', 'all')),
         cls='todos', aria_label='Todo')
 

@@ -101,6 +101,7 @@ on('htmx:oobBeforeSwap', ({ target, detail }) => {
   if (isFoot) Object.assign(target.parentElement.dataset, el.dataset)  // the state of its message
   if (isFoot || role === 'assistant') announce(ENDS[status])
   if (role === 'user') promptArrived(el)
+  if (el?.matches('.question:has(button)')) ask(el)
   if (role) keepOpen(target, el)
   if (reload) {
     detail.shouldSwap = false
@@ -118,6 +119,12 @@ function promptArrived(message) {
 // A prompt that was refused, or may not have arrived, goes back to where it was typed.
 function putBack() {
   if (!byId('msg').value) type(sending)
+}
+
+// A question is heard, and comes into sight.
+function ask({ id, textContent }) {
+  announce(textContent)
+  queueMicrotask(() => byId(id).scrollIntoView({ block: 'nearest' }))  // after the swap
 }
 
 // A message that comes anew has open what is open now.
@@ -142,6 +149,11 @@ function switchTheme() {
   dataset.theme = (dataset.theme ?? system) === 'dark' ? 'light' : 'dark'
   return dataset.theme
 }
+
+// A job has been started: the chat shows how it goes.
+on('htmx:afterRequest', ({ detail: { xhr, requestConfig } }) => {
+  if (xhr.status === 200 && requestConfig.path.startsWith('/run/')) closeDrawer()
+})
 
 // What was added leaves its field, unless the next one is being typed there already.
 on('htmx:afterRequest', ({ target, detail }) => {
@@ -198,12 +210,20 @@ const draft = () => $('main').getAttribute('ws-connect')  // the key under which
 function type(text) {
   byId('msg').value = text
   session[draft()] = text
+  grow()
+}
+
+// The composer grows with its text, where the browser does not see to it.
+function grow() {
+  const { style, scrollHeight } = byId('msg')
+  if (!CSS.supports('field-sizing', 'content')) style.height = `${scrollHeight}px`
 }
 
 on('input', ({ target: { id, value, maxLength } }) => {
   if (id === 'msg') {
     session[draft()] = value
     sending = unsent = ''  // who types on sends again
+    grow()
   }
   const left = maxLength - value.length
   if (left >= 0 && left < maxLength / 10) toast(`${left} characters left.`)
@@ -246,21 +266,35 @@ const ROW_KEYS = {
 const PAGE_KEYS = {
   '?': () => byId('keys')?.togglePopover(),
   '/': () => byId('search')?.focus(),
+  'Alt N': () => byId('new-chat')?.click(),
+  'Alt M': () => byId('msg')?.focus(),
+  'Alt T': () => $('[hx-post="/switch_theme"]').click(),
   'Ctrl z': () => $('#toast button')?.click()
 }
 
 on('keydown', event => {
-  const { key, target } = event
+  const { target, altKey } = event
+  // With Alt a Mac writes other signs: what counts is the key itself.
+  const key = altKey ? event.code.replace('Key', '') : event.key
   if (key === 'Escape') return giveUp(target)
   const control = event.ctrlKey || event.metaKey ? 'Ctrl ' : ''
-  const name = control + (event.altKey ? 'Alt ' : '') + key
-  const isTyping = target.matches('input:not([type=checkbox]), textarea, select')
+  const name = control + (altKey ? 'Alt ' : '') + key
+  const isTyping = !altKey && target.matches('input:not([type=checkbox]), textarea, select')
   const isOff = name.length === 1 && local.keys === 'off'
   const rowAction = target.matches(ROW) && ROW_KEYS[name]
   const action = rowAction || !isTyping && !isOff && PAGE_KEYS[name]
   if (!action) return
   event.preventDefault()
   action(target)
+})
+
+// From the search's field to what it has found, and from hit to hit.
+on('keydown', event => {
+  const distance = { ArrowDown: 1, ArrowUp: -1 }[event.key]
+  if (!distance || !event.target.closest('.search')) return
+  event.preventDefault()
+  const stops = [...htmx.findAll('#search, #search-results a')]
+  stops[stops.indexOf(event.target) + distance]?.focus()
 })
 
 on('keydown', event => {
@@ -275,8 +309,10 @@ on('keydown', event => {
 function giveUp(target) {
   if (dragged) return endDrag(showAgain)
   const row = target.closest('.editing, .asking')
-  if (row) showAgain(row)
-  else closePanels()
+  if (row) return showAgain(row)
+  if (target.closest('#search-results')) return byId('search').focus()
+  if ($('.drop[open]')) closePanels()
+  else closeDrawer()
 }
 
 // A row as it is stored, in its place.
@@ -297,6 +333,26 @@ function closePanels(clicked) {
     if (!clicked) $(panel, 'summary').focus()
   }
 }
+
+// ---- The sidebar: folded away on a wide page, a drawer on a phone
+
+const sides = document.documentElement.dataset
+
+// What was pressed goes out of sight: the focus goes to the button of the way back.
+function showSide(side) {
+  sides.side = side
+  if (side !== 'open') local.side = side
+  const buttons = [...htmx.findAll('button[data-side]')]
+  buttons.find(button => button.checkVisibility()).focus()
+}
+
+function closeDrawer() {
+  if (sides.side === 'open') showSide('shown')
+}
+
+on('click focusin', ({ target }) => {
+  if (!target.closest('#sidebar, #toast, button[data-side]')) closeDrawer()
+})
 
 // ---- Lists: rows that come while somebody works in them
 
@@ -391,7 +447,7 @@ let dragged = null  // the row by its id, since what comes meanwhile may replace
 on('pointerdown', event => {
   if (event.button || !event.target.matches('.grip')) return
   event.preventDefault()
-  const { id, nextElementSibling } = event.target.parentElement
+  const { id, nextElementSibling } = event.target.closest(ROW)
   const timer = setInterval(drag, 16)  // the list scrolls while the pointer rests at its edge
   dragged = { id, timer, start: nextElementSibling?.id }
 })
@@ -506,12 +562,19 @@ function rowIsGone(row, saving) {
 
 on('click', ({ target }) => {
   closePanels(target)
-  const button = target.closest('.copy')
-  if (button) copy(button)
+  const button = target.closest('button')
+  if (button?.matches('.copy')) copy(button)
+  if (button?.dataset.side) showSide(button.dataset.side)
+  if (button?.matches('.idea')) propose(button.textContent)
   if (target.id !== 'more') return
   follow = true
   toEnd()
 })
+
+function propose(text) {
+  type(text)
+  byId('msg').focus()
+}
 
 async function copy(button) {
   const refused = 'Browsers copy only for localhost and https: select the text instead.'
@@ -521,10 +584,12 @@ async function copy(button) {
   } catch {
     return toast('Nothing was copied: the app does not answer, or the browser does not allow it.')
   }
-  button.dataset.name ??= button.textContent
-  button.textContent = 'Copied'
   announce('Copied')
-  setTimeout(() => { button.textContent = button.dataset.name }, 1500)
+  const icon = $(button, 'use')
+  const show = (sign, name) => icon ? icon.setAttribute('href', sign) : button.textContent = name
+  button.dataset.name ??= button.textContent
+  show('#i-check', 'Copied')
+  setTimeout(show, 1500, '#i-copy', button.dataset.name)
 }
 
 async function textOf(button) {
@@ -540,7 +605,8 @@ const asBlob = text => new Blob([text], { type: 'text/plain' })
 // ---- The start, where there is a chat (the page of an error has none)
 
 function start() {
-  const isPhone = innerWidth <= 768  // it would open its keyboard
+  if (local.side) sides.side = local.side
+  const isPhone = innerWidth < 720  // it would open its keyboard
   const isNew = location.pathname === '/chat/new'
   if (isNew || !isPhone && !/[?#]/.test(location.href)) byId('msg').focus()
   type(session[draft()] ?? '')

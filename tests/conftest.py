@@ -322,6 +322,19 @@ def ask(page, text):
     page.wait_for_function(f"before => ({LAST_USER})() !== before", arg=before)
 
 
+def open_lists(page):
+    """The sidebar, which is a drawer on a narrow page."""
+    if not page.locator("#sidebar").is_visible():
+        page.get_by_role("button", name="Menu", exact=True).click()
+
+
+def open_job(page, name):
+    """The form of a job with parameters, unfolded."""
+    form = page.locator(f"#job-{name}")
+    form.locator("details:not([open]) > summary").click()
+    return form
+
+
 def wait_done(page, timeout=10_000):
     """Wait until nothing is queued or streaming; the last answer, whatever became of it."""
     ident = page.wait_for_function(AT_REST, timeout=timeout).json_value()

@@ -4,7 +4,7 @@ import re
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from chatting import OFFLINE
-from conftest import ask, wait_done
+from conftest import ask, open_job, open_lists, wait_done
 from fake_ollama import Script
 from playwright.sync_api import expect
 
@@ -43,8 +43,10 @@ TARGETS = """() => [...document.querySelectorAll('button, a, input, select, text
 WIDER = """() => document.documentElement.scrollWidth <= innerWidth ? [] : [...document.querySelectorAll('body *')].filter(el =>
     el.getBoundingClientRect().right > innerWidth).map(el => el.outerHTML.slice(0, 120))"""
 FOCUSED = """() => { const el = document.activeElement, css = getComputedStyle(el), box = el.getBoundingClientRect()
+  const ring = el.id === 'msg' && getComputedStyle(el.form)    // the whole composer shows that its field has the focus
   return { name: el.id || el.getAttribute('aria-label') || el.placeholder || el.textContent.trim(), tag: el.tagName,
-           ring: el.matches(':focus-visible') && css.outlineStyle !== 'none' && parseFloat(css.outlineWidth) >= 2,
+           ring: ring ? ring.boxShadow.includes('3px') && ring.borderTopColor === getComputedStyle(el.form.lastChild.lastChild).backgroundColor :
+             el.matches(':focus-visible') && css.outlineStyle !== 'none' && parseFloat(css.outlineWidth) >= 2,
            seen: box.bottom > 0 && box.top < innerHeight && box.right > 0 && box.left < innerWidth } }"""
 
 
@@ -71,10 +73,10 @@ def look(chat):
     return Look(chat.page)
 
 
-SIZES = {"wide": (1280, 800), "narrow": (360, 740), "zoomed": (640, 400)}
+SIZES = {"wide": (1280, 800), "middle": (900, 700), "narrow": (390, 740), "zoomed": (640, 400)}
 
 
-@pytest.fixture(params=[("wide", "light"), ("narrow", "dark"), ("zoomed", "dark")], ids="-".join)
+@pytest.fixture(params=[("wide", "light"), ("middle", "dark"), ("narrow", "light"), ("zoomed", "dark")], ids="-".join)
 def seen(request, chat):
     """The page in a size and in a theme."""
     size, theme = request.param
@@ -86,10 +88,17 @@ def seen(request, chat):
 
 
 def add(page, *titles):
+    open_lists(page)
     for title in titles:
         page.get_by_placeholder("What needs to be done?").fill(title)
         page.keyboard.press("Enter")
         expect(page.locator("#todo-list .title", has_text=title)).to_have_count(1)
+
+
+def close_drawer(page):
+    """Back to the chat, where the lists are a drawer."""
+    page.locator("#msg").focus()
+    expect(page.locator("html")).not_to_have_attribute("data-side", "open")
 
 
 def finish(chat, page):
@@ -103,14 +112,19 @@ def test_the_page_in_its_states(chat, seen, look):
     look.at("empty")
     add(page, "Milk", "A very long title " * 8, "Bread" * 30)
     finish(chat, page)
+    look.at("todos")
+    close_drawer(page)
     chat.answered("Tell me everything", Script(text=RICH, thinking=["Let me ", "think."]))
     look.at("todos and a rich answer")
     page.locator(".thinking summary").click()
     look.at("thinking")
+    open_lists(page)
     page.locator("#todo-list .title").first.dblclick()
     expect(page.locator(".editing input")).to_be_focused()
     look.at("editing a todo")
     page.keyboard.press("Escape")
+    page.locator("#todo-list li").first.hover()
+    look.at("a row with the pointer on it")
     page.get_by_role("button", name="Delete Milk").click()
     expect(page.locator("#toast button")).to_be_visible()
     look.at("toast")
@@ -122,18 +136,28 @@ def test_the_page_in_its_states(chat, seen, look):
     look.at("no search results")
     page.locator("#search").fill("")
     expect(page.locator("#search-results")).to_be_empty()
+    close_drawer(page)
     page.locator(".bar .drop summary").click()
     look.at("settings")
     page.keyboard.press("Escape")
-    page.get_by_role("button", name="Keyboard shortcuts").click()
+    page.locator("#msg").focus()
+    page.keyboard.type("Several\nlines")
+    look.at("something typed")
+    page.locator("#msg").fill("")
+    page.locator("#msg-list").focus()
+    page.keyboard.press("?")
     look.at("sheet")
     page.keyboard.press("Escape")
+    if page.get_by_role("button", name="Hide sidebar").is_visible():
+        page.get_by_role("button", name="Hide sidebar").click()
+        look.at("without the sidebar")
     look.done()
 
 
 def test_the_profiles_in_their_states(chat, seen, look):
     page = seen
     chat.post("todo", title="Milk", profile=chat.profile)
+    open_lists(page)
     page.locator("#profile-name").click()
     look.at("menu")
     page.get_by_text("Edit profiles").click()
@@ -170,6 +194,9 @@ def test_the_chat_in_its_states(chat, seen, look):
 
 def test_the_jobs_in_their_states(chat, seen, look):
     page, chat.window.allow_errors = seen, "422|Response Status Error"
+    open_lists(page)
+    open_job(page, "audit_pages")
+    look.at("a form that is open")
     page.get_by_role("button", name="Run Audit pages").click()
     expect(page.locator("#job-list .error")).to_be_visible()
     look.at("an error beside a field")
@@ -218,14 +245,15 @@ def test_tab_reaches_everything_and_shows_where_it_is(chat):
     add(page, "Milk", "Bread")
     finish(chat, page)
     chat.answered("Hi", Script(text="An answer, `code`:\n\n```\nx\n```"))
+    open_job(page, "audit_pages")
     stops = tab_through(page)
     assert not [s for s in stops if not s["ring"]], "without a visible focus"
     assert not [s for s in stops if not s["seen"]], "out of sight"
     names = [s["name"] for s in stops]
-    order = ["search", "Light or dark", "Keyboard shortcuts", "New chat", "Rename Hi", "Delete Hi",
-             "Copy list", "What needs to be done?", "Rename Milk", "Delete Milk",
-             "Rename Bread", "show-all", "show-active", "show-completed", "Run Summarise my todos", "audit_pages-urls",
-             "model", "Settings", "msg-list", "Delete message", "msg", "send-btn"]
+    order = ["Hide sidebar", "search", "new-chat", "Rename Hi", "Delete Hi", "Copy list", "Rename Milk", "Delete Milk",
+             "Rename Bread", "What needs to be done?", "show-all", "show-active", "show-completed", "Run Summarise my todos",
+             "audit_pages-urls", "Run Audit pages", "Settings", "Light or dark", "Keyboard shortcuts", "msg-list",
+             "Delete message", "msg", "model", "send-btn"]
     assert not set(order) - set(names), names
     places = [names.index(n) for n in order]
     assert places == sorted(places), names
@@ -350,7 +378,7 @@ def test_the_focus_stays_where_one_works_in_the_list(chat):
     page.keyboard.press("Enter")
     expect(page.locator(ids["Milk"])).to_have_count(0)
     page.wait_for_function(f"() => !({LOST})()")
-    page.locator(f"{ids['Tea']} .title ~ button").last.focus()
+    page.get_by_role("button", name="Delete Tea").focus()
     page.keyboard.press("Enter")                                  # Delete
     at_rest(page, ids["Bread"])
     page.locator("#toast button").focus()
@@ -474,16 +502,18 @@ def test_panels_and_the_way_back_are_in_reach(chat, small):
     long = "https://a.example/" + "very-long-path" * 30
     chat.post("todo", title=long, profile=chat.profile)
     chat.post("todo", title="words " * 80, profile=chat.profile)
+    open_lists(small)
     for begins in "https", "words":
         small.get_by_role("button", name=re.compile(f"^Delete {begins}")).click()
         expect(small.locator("#toast")).to_contain_text(f"“{begins}")
         assert inside(small, "#toast button")
         assert small.locator("#toast").bounding_box()["height"] < 200
+    close_drawer(small)
     small.locator(".bar .drop summary").click()
     small.locator(".bar .panel").scroll_into_view_if_needed()
     assert inside(small, ".bar .panel")
     small.keyboard.press("Escape")
-    small.get_by_role("button", name="Keyboard shortcuts").click()
+    small.keyboard.press("?")
     small.locator("#single-keys").scroll_into_view_if_needed()
     assert inside(small, "#keys") and inside(small, "#single-keys")
 
