@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Server, ask, wait_done
+from conftest import Server, ask, open_job, wait_done
 from fake_ollama import FakeOllama, Script
 from playwright.sync_api import expect
 from readme import BANNERS, SOURCE, block, links_and_job, names, pasted, replaced, rows, with_lines_in_classes
@@ -92,7 +92,7 @@ def test_any_name_will_do(fork, window, name):
     page.reload()
     expect(page.locator("html")).to_have_attribute("data-theme", "dark")
     page.goto(server.url)
-    part(page, "Jobs").get_by_label("Urls").fill("http://127.0.0.1:9/")
+    open_job(page, "audit_pages").get_by_label("Urls").fill("http://127.0.0.1:9/")
     page.get_by_role("button", name="Run Audit pages").click()
     page.get_by_role("button", name="Fetch from 127.0.0.1").click()
     expect(page.locator("[data-role=job] td").nth(1)).to_contain_text("onnect")
@@ -183,6 +183,7 @@ def test_jobs(fork, fake, window):
         return jobs.locator(f"#job-{name}")
 
     expect(form("count_words")).to_contain_text("The words that a text uses most.")
+    open_job(page, "count_words")
     expect(form("count_words").get_by_label("Most")).to_have_value("5")
     form("count_words").get_by_label("Text").fill("word word word once\nmore more")
     form("count_words").get_by_label("Most").fill("none")
@@ -194,7 +195,7 @@ def test_jobs(fork, fake, window):
     expect(last.locator("td")).to_have_text(["word", "3", "more", "2"])
     expect(last.locator(".content p").last).to_have_text("3 different words")
 
-    form("draw_a_bar").get_by_label("Height").fill("70")
+    open_job(page, "draw_a_bar").get_by_label("Height").fill("70")
     jobs.get_by_role("button", name="Run Draw a bar").click()
     picture = last.get_by_role("img", name="A bar of 70")
     expect(picture).to_be_visible()
@@ -203,7 +204,7 @@ def test_jobs(fork, fake, window):
     assert not page.evaluate("window.__csp")
 
     secret, kept = "hunter2-and-more", server.dir / "data/server.secrets.json"
-    field = form("who_am_i").get_by_label("Api token", exact=True)
+    field = open_job(page, "who_am_i").get_by_label("Api token", exact=True)
     expect(field).to_have_attribute("type", "password")
     said = f"The token has {len(secret)} characters."
     for again in False, True, True:
@@ -214,6 +215,7 @@ def test_jobs(fork, fake, window):
         expect(form("who_am_i").get_by_text("kept on this machine")).to_be_visible()
         expect(field).to_have_count(0)
         page.reload()
+        open_job(page, "who_am_i")
     assert len(server.sql("select * from message where trim(content, char(10)) = ?", said)) == 3
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600 and secret in kept.read_text()
     ask(page, "What is the token?")
@@ -291,7 +293,7 @@ def test_parts_taken_out(app, fake, window, used, gone):
     assert part(page, "Jobs").count() == bool({"Todos", "Audit"} & left)
     assert page.locator("#job-summarise_my_todos").count() == ("Todos" in left)
     if "Audit" in left:
-        page.get_by_label("Urls").fill("ftp://nowhere")
+        open_job(page, "audit_pages").get_by_label("Urls").fill("ftp://nowhere")
         page.get_by_role("button", name="Run Audit pages").click()
         expect(page.locator("[data-role=job] td").nth(1)).to_have_text("only http and https")
 

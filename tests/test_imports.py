@@ -13,7 +13,7 @@ import symtable
 import fasthtml.common
 import httpx
 import pytest
-from conftest import ROOT, Server, ask, wait_done
+from conftest import ROOT, Server, ask, open_job, wait_done
 from fake_ollama import FakeOllama, Script
 from playwright.sync_api import expect
 from readme import APP, BLOCKS, ENGINE, SOURCE, START, api, block, forked, links_and_job, pasted, replaced
@@ -333,7 +333,7 @@ def test_what_is_improved_in_server_py_is_improved_in_it(app, fake):
 
 def test_a_job_of_its_own(desk, window):
     page, window.allow_errors = window.open(of_a_new_profile(desk[1])), "422|ResponseError"
-    form, last = page.locator("#job-count_words"), page.locator("[data-role=job]").last
+    form, last = open_job(page, "count_words"), page.locator("[data-role=job]").last
     expect(form).to_contain_text("The words that a text uses most.")
     expect(form.get_by_label("Most")).to_have_value("5")
     form.get_by_label("Text").fill("word word word once\nmore more")
@@ -542,7 +542,7 @@ def test_the_model_from_a_job(grown, work, model, window):
                  Script(text="It is\n\nabout **search**", gate=True))
     ask(page, "Hi")
     model.wait_chat(before + 1)
-    form, job = page.locator("#job-review"), page.locator("[data-role=job]")
+    form, job = open_job(page, "review"), page.locator("[data-role=job]")
     form.get_by_label("Text").fill("A long text")
     page.get_by_role("button", name="Run Review").click()
     expect(job.locator(".note")).to_have_text("In line: the answer above is before it")

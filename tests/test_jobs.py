@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from time import monotonic
 
 import pytest
-from conftest import Server, until
+from conftest import Server, open_job, until
 from fake_ollama import FakeOllama
 from playwright.sync_api import expect
 from wire import soup
@@ -229,7 +229,8 @@ def test_an_unknown_job_is_not_found(work):
 def test_a_job_in_the_page(chat):
     page, form = chat.page, chat.page.locator("#job-gate")
     chat.window.allow_errors = "422|ResponseError"
-    form.get_by_label("Word").fill("")
+    open_job(page, "gate").get_by_label("Word").fill("")
+    open_job(page, "all_kinds")
     page.locator("#job-all_kinds").get_by_role("button", name="Run All kinds").click()
     expect(page.locator("#job-all_kinds [aria-invalid]")).to_have_accessible_description("Fill this in.")
     expect(page.locator("[data-role=job]")).to_have_count(0)
@@ -250,7 +251,7 @@ def test_a_job_in_the_page(chat):
 
 
 def test_reload_and_second_tab_show_it_running(chat):
-    chat.page.locator("#job-gate").get_by_role("button", name="Run Gate").click()
+    open_job(chat.page, "gate").get_by_role("button", name="Run Gate").click()
     chat.page.get_by_role("button", name="Report", exact=True).click()
     chat.page.get_by_text("nothing is reported").wait_for()
     chat.page.reload()
@@ -269,7 +270,7 @@ def test_reload_and_second_tab_show_it_running(chat):
 
 
 def test_what_a_job_changes_shows_where_it_was_started(chat):
-    form = chat.page.locator("#job-adds_todo")
+    form = open_job(chat.page, "adds_todo")
     form.get_by_label("Title").fill("By a job")
     form.get_by_role("button", name="Run Adds todo").click()
     expect(chat.page.locator("#todo-list")).to_contain_text("By a job")

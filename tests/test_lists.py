@@ -5,7 +5,7 @@ from time import time
 
 import httpx
 import pytest
-from conftest import until
+from conftest import open_lists, until
 from playwright.sync_api import expect
 
 pytest_plugins = "listing"
@@ -41,6 +41,7 @@ def test_an_item_is_dragged_with_a_finger(todos, place, open_page):
     todos.given(*"abc")
     tab = todos.tab(open_page(has_touch=True, is_mobile=True, viewport={"width": 390, "height": 800}))
     tab.page.goto(place.url + todos.path)
+    open_lists(tab.page)
     finger = tab.page.context.new_cdp_session(tab.page)
 
     def touch(kind, x=None, y=None):
