@@ -49,6 +49,7 @@ __all__ = [
     'Lines',      # type of a job's parameter: a text of several lines
     'Secret',     # type of a job's parameter: asked for once, kept on this machine, shown nowhere
     'chatq',      # await chatq(text): a line in the chat; chatq.open('job'): a message that grows
+    'display',    # display(x): shows x as a notebook would, in the message of the job that runs
     'ask_model',  # ask_model(prompt, system=''): the model's answer, as text
     'get_profile',       # get_profile(id, sess): the profile by id, else the session's; else 404
     'open_counts',       # open_counts(): how many rows are open, by the profile's id
@@ -65,12 +66,15 @@ import builtins
 import concurrent.futures
 import contextlib
 import contextvars
+import csv
 import ctypes
 import errno
 import functools
 import gc
 import hashlib
 import importlib.util
+import io
+import itertools
 import json
 import keyword
 import linecache
@@ -81,13 +85,14 @@ import re
 import secrets
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
 import traceback
 import zlib
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections import Counter, deque
+from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
+from collections import Counter, OrderedDict, deque
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
@@ -131,6 +136,7 @@ MAX_TITLE = 500            # characters of a list's row
 MAX_TEXT = 32_000          # characters of a prompt
 MAX_OUTPUT = 1_000_000     # characters that a job may write
 MAX_BODY = 2**20           # bytes of a request
+MAX_FILE = 20*2**20        # bytes of a file, where one is taken
 LIST_PART = 200            # rows that a list shows at first; more come as one scrolls down
 PAGE_SIZE = 50             # messages that a page shows; older ones come as one scrolls up
 FRAME = 1/60               # seconds between two frames to a busy tab
@@ -140,7 +146,7 @@ STALL = 300                # seconds without a byte that end an answer, as in Ol
 
 # An app that imports this file sets any of these before it does.
 for setting in ('NAME VOICE ACCENT PORTS JOBS_AT_ONCE NOTEBOOKS MAX_TITLE MAX_TEXT MAX_OUTPUT '
-                'MAX_BODY LIST_PART PAGE_SIZE FRAME CONTEXT ROUNDS STALL').split():
+                'MAX_BODY MAX_FILE LIST_PART PAGE_SIZE FRAME CONTEXT ROUNDS STALL').split():
     globals()[setting] = getattr(MAIN, setting, globals()[setting])
 
 DATA = FILE.parent/'data'  # beside the file, wherever one happens to stand
@@ -250,6 +256,7 @@ class Message:
     note = None      # a word on what is going on
     pace = None      # (done, total, rate) of a job
     question = None  # (text, answers, when it began) that waits for the person
+    asked = ()       # the questions that were answered, as sentences
 
 logging.getLogger().addHandler(logging.NullHandler())  # SQLite's own words: people get a sentence
 
@@ -660,9 +667,18 @@ HEADERS = {'content-security-policy': POLICY, 'x-content-type-options': 'nosniff
            'x-frame-options': 'DENY', 'referrer-policy': 'same-origin',
            'cross-origin-opener-policy': 'same-origin',
            'cross-origin-resource-policy': 'same-origin'}
-TOO_MUCH = 'That is more than 1 MB: send less at once.', 413
+FILE_ROUTES = {'/chatq'}  # the only ones that take more than MAX_BODY, as multipart
 FOREIGN = 'This request comes from another site and was refused.', 403
 OWN_HOST = r'(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?'
+
+def most_bytes(request):
+    "How large this request may be."
+    is_multipart = 'multipart/form-data' in request.headers.get('content-type', '')
+    takes_file = is_multipart and request.scope['path'] in FILE_ROUTES
+    return MAX_FILE + 2**16 if takes_file else MAX_BODY
+
+def too_much(most):
+    return f'That is more than {most//2**20} MB: send less at once.', 413
 
 def refusal(request):
     """(sentence, status) when this request is not to be served, else None. Let in are the person at
@@ -678,8 +694,8 @@ def refusal(request):
     followed_link = reading and headers.get('sec-fetch-mode') == 'navigate'
     if headers.get('sec-fetch-site', 'none') not in ('same-origin', 'none') and not followed_link:
         return FOREIGN
-    if int(headers.get('content-length', 0)) > MAX_BODY:
-        return TOO_MUCH
+    if int(headers.get('content-length', 0)) > most_bytes(request):
+        return too_much(most_bytes(request))
     if TOKEN and not has_token(request):
         return 'This app wants its token: open the link that it printed when it started.', 401
 
@@ -752,8 +768,8 @@ class Guard:
                 return {'type': message['type'], 'text': socket_text(message)}
             body = message.get('body', b'')
             size += len(body)  # it may come in pieces, without a length
-            if size > MAX_BODY:
-                refuse(*TOO_MUCH)
+            if size > most_bytes(request):
+                refuse(*too_much(most_bytes(request)))
             if is_form:  # curl -d title=Grüße: Starlette reads Latin-1
                 form += body
                 message['body'] = quote(body, safe=bytes(range(128))).encode()
@@ -818,7 +834,9 @@ def code_tokens(block):
     yield block.copy(type='code_close', nesting=-1)
 
 def draw_code_open(tokens, at, options, env):
-    """The caption of a code block, and where its lines begin."""
+    """The caption of a code block, and where its lines begin. What was printed has none."""
+    if tokens[at].info == 'output':
+        return '<figure class="output"><pre tabindex="0"><code>'
     copy = '<button type="button" class="copy">Copy</button>'
     caption = f'<figcaption>{escape(tokens[at].info or "text")}{copy}</figcaption>'
     return f'<figure class="code">{caption}<pre tabindex="0"><code>'
@@ -940,6 +958,15 @@ BOXES = {'[ ] ': '☐ ', '[x] ': '☑ ', '[X] ': '☑ '}
 # Code, a formula and an escaped mark, as they stay; or a formula that has not ended.
 SPAN = re.compile(rf'''(?xs) (?<![\\`])(`++).*?(?<!`)\1(?!`) | {FORMULA.pattern[5:]}
     | (?P<open> (?:\\[([]|\$\$).*  |  (?<!\d)\$(?![\s\d])[^$\n]{{,80}}\Z) | \\.''')
+# Files that were shown, sent or attached have such an address.
+FILE_NAME = re.compile(r'/file/([0-9a-f]{64}\.[a-z0-9]{1,8})')
+# What can be done with a table stands before it, outside of what grows.
+TABLE_START = ('<figure class="table"><figcaption>'
+               '<button type="button" class="all">Show all rows</button>'
+               '<button type="button" class="copy">Copy table</button>'
+               '<button type="button" class="csv">Save as CSV</button></figcaption>'
+               '<div class="scroll" tabindex="0"><table>')
+TABLE_END = '</table></div></figure>'
 # A link or an entity that has not ended, at the end of a text.
 OPEN_LINK = re.compile(
     r'!?\[([^\[\]]*)(?:\](?:\[[^\[\]]*\]?|\([^()]*)?)?$|<(http[^\s<>]*)?$|&#?\w*$')
@@ -986,7 +1013,7 @@ def prepare_texts(state):
         start = text.content[:4]
         text.content = BOXES.get(start, start) + text.content[4:]
         if outer.tag in ('th', 'td'):
-            text.content = re.sub('<br ?/?>', '\\\\\n', text.content)
+            text.content = re.sub(r'(?<!\\)<br ?/?>', '\\\\\n', text.content)
         marks = FORMULA.sub('', text.content)
         if len(re.findall(r'[^\w\s]|_', marks)) > MOST_MARKS or (
                 marks.count('[') - marks.count(']') > MOST_OPEN):
@@ -1040,9 +1067,22 @@ def adapt_tokens(state):
         state.tokens += code_tokens(token) if token.tag == 'code' else [token]
 
 def draw_image(tokens, at, options, env):
-    """A picture as a link to it."""
-    url = escape(tokens[at].attrs['src'])
-    return f'<a href="{url}">{escape(tokens[at].content) or url}</a>'
+    """A picture as a link to it; one that is kept here is shown. Its title is its size."""
+    token, url = tokens[at], escape(tokens[at].attrs['src'])
+    name = escape(markdown_parser().renderer.renderInlineAsText(token.children, options, env))
+    if not FILE_NAME.fullmatch(url):
+        return f'<a href="{url}">{name or url}</a>'
+    width, _, height = escape(token.attrs.get('title', '')).partition('x')
+    picture = f'<img src="{url}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
+    return (f'<a class="picture" href="{url}">{picture}</a>'
+            f'<a class="save" href="{url}" download="{name}">Save picture</a>')
+
+def draw_link(tokens, at, options, env):
+    """A link; one to a file that is kept here saves it, under its title."""
+    token = tokens[at]
+    if FILE_NAME.fullmatch(token.attrs['href']):
+        token.attrs['download'] = token.attrs.pop('title', '')
+    return markdown_parser().renderer.renderToken(tokens, at, options, env)
 
 @lru_cache
 def markdown_parser():
@@ -1058,13 +1098,13 @@ def markdown_parser():
     md.core.ruler.before('inline', 'prepare_texts', prepare_texts)
     md.inline.ruler2.before('balance_pairs', 'close_marks', close_marks)
     md.core.ruler.push('adapt_tokens', adapt_tokens)
-    html = {'table_open': '<div class="scroll" tabindex="0"><table>', 's_open': '<del>',
-            'table_close': '</table></div>', 's_close': '</del>', 'tbody_open': '',
+    html = {'table_open': TABLE_START, 's_open': '<del>',
+            'table_close': TABLE_END, 's_close': '</del>', 'tbody_open': '',
             'tbody_close': ''}
     md.renderer.rules |= {name: lambda *_, html=html: html for name, html in html.items()}
     md.renderer.rules |= {
         'code_open': draw_code_open, 'code_piece': draw_code_piece, 'image': draw_image,
-        'formula': draw_formula, 'code_close': draw_code_close}
+        'formula': draw_formula, 'code_close': draw_code_close, 'link_open': draw_link}
     return md
 
 def parse_markdown(text, env):
@@ -1077,9 +1117,10 @@ def sanitizer():
     """What lets our own tags and attributes through, and nothing else."""
     import nh3
     tags = ('a blockquote br button code del div em figcaption figure h1 h2 h3 h4 h5 h6 hr i li ol '
-            'p pre strong table tbody td th thead tr ul')
-    attributes = {'*': {'class', 'tabindex'}, 'a': {'href', 'title'}, 'ol': {'start'},
-                  'button': {'type'}}
+            'img p pre strong table tbody td th thead tr ul')
+    attributes = {'*': {'class', 'tabindex'}, 'a': {'href', 'title', 'download'},
+                  'ol': {'start'}, 'button': {'type'},
+                  'img': {'src', 'alt', 'width', 'height', 'loading'}}
     attributes |= dict.fromkeys(MATH_TAGS.split(), set(MATH_ATTRIBUTES.split()))
     return nh3.Cleaner(
         tags=set(f'{tags} {MATH_TAGS}'.split()), attributes=attributes, url_schemes={'http', 'https', 'mailto'},
@@ -1110,7 +1151,7 @@ UNSURE = re.compile(r"""(?x)
 # What grows by its parts: the element for its tail, and what ends it.
 CONTAINERS = {
     'bullet_list_open': ('li', '</ul>'), 'ordered_list_open': ('li', '</ol>'),
-    'blockquote_open': ('div', '</blockquote>'), 'table_open': ('tbody', '</table></div>'),
+    'blockquote_open': ('div', '</blockquote>'), 'table_open': ('tbody', TABLE_END),
     'code_open': ('span', '</code></pre></figure>')}
 
 class Markdown:
@@ -1372,7 +1413,6 @@ async def static_file(name: str):
 
 # Files that were shown, sent or attached: beside the database, by hash, for this user alone.
 KEPT = DATA/f'{FILE.stem}.files'
-FILE_NAME = re.compile(r'/file/([0-9a-f]{64}\.[a-z0-9]{1,8})')
 # No file may ever run as a page of the app, also when its address is opened directly.
 FILE_HEADERS = {'content-security-policy': "sandbox; default-src 'none'",
                 'cache-control': 'private, max-age=31536000, immutable'}
@@ -1542,13 +1582,30 @@ DOWNLOAD = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a but
 # HTML of our own stands between these two signs in a message: nobody else's text may hold them.
 START, END = '\x02', '\x03'
 COMPONENT_HTML = re.compile(f'{START}(.*?){END}')
+FENCE = '`'*30  # what was printed stands between two of these
+KEPT_LINK = re.compile(r'(!?)\[((?:\\.|[^\]\\])*)\]\(/file/[^)]*\)')
+LONG_TABLE = re.compile(r'(?m)((?:^\|.*\n){12})((?:^\|.*\n){5,})')
 
 def readable(content):
-    "The content of a message as a person reads it: components as their text, tables as Markdown."
+    """The content of a message as a person reads it: components as their text, tables as Markdown,
+    pictures by their names."""
     def text_of_html(found):
-        html = re.sub('</tr>', ' |\n', re.sub('<t[dh][^>]*>', ' | ', found[1]))
+        html = re.sub('<img[^>]* alt="([^"]*)"[^>]*>', r'[Picture: \1]', found[1])
+        html = re.sub('</tr>', ' |\n', re.sub('<t[dh][^>]*>', ' | ', html))
         return unescape(re.sub('<[^>]*>', '', html)).strip(' ')
-    return COMPONENT_HTML.sub(text_of_html, content)
+
+    def text_of_link(found):
+        name = re.sub(r'\\(.)', r'\1', found[2])
+        return f'[Picture: {name}]' if found[1] else ''
+    text = KEPT_LINK.sub(text_of_link, COMPONENT_HTML.sub(text_of_html, content))
+    return text.replace(f'{FENCE}output', '```').replace(FENCE, '```')
+
+def brief(content):
+    "The same for the model: of long tables the first rows."
+    def cut(found):
+        more = found[2].count('\n')
+        return f'{found[1]}(and {more:,} more rows)\n'
+    return LONG_TABLE.sub(cut, readable(content))
 
 def plain(text):
     "Text that means itself in Markdown: a title, a name, whatever somebody else has written."
@@ -1614,17 +1671,18 @@ def pace(done, total, rate):
     return f'{done:,.0f} of {total:,.0f} · {speed}/s · {time_left} left'
 
 def question(m):
-    "What a message asks: with a button for each answer, or else a field."
+    "What a message has asked, and asks: with a button for each answer, or else a field."
+    asked = [P(sentence) for sentence in m.asked]
     if not m.question:
-        return Div(id=f'q-{m.id}', cls='question')
+        return Div(*asked, id=f'q-{m.id}', cls='question')
     text, answers, begun = m.question
-    asked = [post_button(answer, qp('/reply', id=m.id, n=n)) for n, answer in enumerate(answers)]
+    controls = [post_button(answer, qp('/reply', id=m.id, n=n)) for n, answer in enumerate(answers)]
     if not answers:
         # What is typed stays where the message is drawn anew, but not for the next question.
         field = Input(name='answer', id=f'a-{begun}', aria_label=text or 'Answer',
                       maxlength=MAX_TEXT, autocomplete='off', hx_preserve=True)
-        asked = [Form(field, Button('Answer'), hx_post=qp('/reply', id=m.id), hx_swap='none')]
-    return Div(P(text), *asked, id=f'q-{m.id}', cls='question')
+        controls = [Form(field, Button('Answer'), hx_post=qp('/reply', id=m.id), hx_swap='none')]
+    return Div(*asked, P(text), *controls, id=f'q-{m.id}', cls='question')
 
 def footer(m):
     """What stands under a message, outside of what is redrawn while it grows: its state, its
@@ -1698,7 +1756,7 @@ def memory_line(oldest):
     text = Span('The model no longer remembers what stands above')
     return Div(Div(text, cls='content'), id='memory', cls='line', hidden=not oldest)
 
-# ---- 11. Chatter: a message that is being written -------------------------------------------------
+# ---- 11. Display: what a notebook shows, as Markdown and files ------------------------------------
 
 # The message that is at work here: of the job that runs, or of the answer that uses a tool. It is
 # set in the job's thread or task, so that `print` and lists find it.
@@ -1706,25 +1764,250 @@ at_work = contextvars.ContextVar('at_work', default=None)
 # The key of the tab whose request is being answered: what is said goes to the chat it has open.
 asking_tab = contextvars.ContextVar('asking_tab', default='')
 
+MOST_PIXELS = 40_000_000  # of a picture
+MOST_CELLS = 3000         # of a table in a message
+MOST_COLUMNS = 50
+MOST_KEPT = 5_000_000     # cells of a table as CSV
+csv.field_size_limit(2**31 - 1)
+
 ANSI = re.compile(r'\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))')  # a terminal's colours
+NUMBER = re.compile(r'([-+]?[\d.,]+(e[-+]?\d+)?%?)?')
+LONG_NUMBER = re.compile(r'-?\d+\.\d{7,}')
+INLINE_PICTURE = re.compile(r'src="data:image/(png|jpeg);base64,([^"]*)"')
+# What a notebook's objects offer, the best first, and the method for it (IPython's protocol).
+REPRS = {'text/html': '_repr_html_', 'text/markdown': '_repr_markdown_',
+         'text/latex': '_repr_latex_', 'image/svg+xml': '_repr_svg_',
+         'image/png': '_repr_png_', 'image/jpeg': '_repr_jpeg_'}
+# What draws the figures of libraries that draw in browsers: its module and its package.
+DRAWN_BY = {'plotly': ('kaleido', 'kaleido'), 'altair': ('vl_convert', 'vl-convert-python')}
 
 def without_signs(text):
     "Text of others, fit for a message."
     return as_unicode(ANSI.sub('', text)).replace(START, '').replace(END, '')
 
+def literal(text):
+    "Text of others for a block of output, which none of it may end."
+    return without_signs(text).replace(FENCE, f'{FENCE[1:]}\u200b`')
+
+def display(*parts):
+    "Shows things as a notebook would, in the message of the job that runs."
+    for part in parts:
+        getattr(at_work.get(), 'send', print)(part)
+
 def as_text(part):
-    """What a message keeps of what was sent: Markdown, a component as HTML of our own, what a
-    notebook would show as HTML (a data frame) sanitised, of anything else its text."""
+    """What a message keeps of what was sent: Markdown, a component as HTML of our own, and anything
+    else as a notebook would show it."""
     if isinstance(part, str):
         return without_signs(part)
     if hasattr(part, '__ft__') or isinstance(part, FT):
-        html = as_unicode(html_of(part))
-    elif hasattr(part, '_repr_html_'):
-        html = sanitizer().clean(part._repr_html_())
-    else:
-        return without_signs(f'{part}\n\n')
+        return component_text(as_unicode(html_of(part)))
+    return f'\n\n{shown(part)}\n\n'
+
+def component_text(html):
     one_line = html.replace('\n', '&#10;')
     return f'\n{START}{one_line}{END}\n'
+
+def shown(x):
+    "What is no text, in Markdown."
+    library = type(x).__module__.partition('.')[0]
+    if library in DRAWN_BY:
+        return drawing(x, *DRAWN_BY[library])
+    figure = getattr(x, 'figure', x)  # of axes
+    if hasattr(figure, 'savefig') and not isinstance(x, type):
+        return figure_text(figure)
+    for way in frame_text, offered_text:
+        with contextlib.suppress(Exception):
+            if text := way(x):
+                return text
+    return f'{FENCE}output\n{literal(repr(x))}\n{FENCE}'
+
+def offered_text(x):
+    """The best of what an object offers to notebooks. None means that it is not available; what
+    fails is passed over."""
+    bundle = {}
+    with contextlib.suppress(Exception):
+        given = x._repr_mimebundle_(include=None, exclude=None)
+        bundle = dict(given[0] if isinstance(given, tuple) else given)
+    if hasattr(x, 'thumbnail') and x.width*x.height > MOST_PIXELS:  # of PIL
+        times = int((x.width*x.height/MOST_PIXELS)**.5) + 1
+        x = x.resize((x.width//times, x.height//times))
+    for kind, method in REPRS.items():
+        with contextlib.suppress(Exception):
+            data = bundle.get(kind) or getattr(x, method)()
+            data = data[0] if isinstance(data, tuple) else data  # and its metadata
+            if text := data and text_of_kind(kind, data):
+                return text
+
+def text_of_kind(kind, data):
+    sort, ending = kind.split('/')
+    if kind == 'text/html':
+        return html_text(data)
+    if sort == 'text':
+        return without_signs(data)
+    if ending == 'svg+xml':
+        return picture(data.encode(), 'svg')
+    return picture(data if isinstance(data, bytes) else b64decode(data), ending)
+
+def html_text(html):
+    "HTML of others, safe, its tables like all tables, its pictures as files; None for nothing."
+    if len(html) > MAX_OUTPUT:
+        return f'This is HTML of more than {MAX_OUTPUT:,} characters: it is left out.'
+
+    def kept(found):
+        return f'src="{keep_file(b64decode(found[2]), found[1])}"'
+    html = sanitizer().clean(INLINE_PICTURE.sub(kept, without_signs(html)))
+    html = re.sub('<img(?![^>]* src="/file/)[^>]*>', '', html)  # it would come from outside
+    html = re.sub(r'<td[^>]*>(?=\s*[-+]?[\d.,]+%?\s*</td>)', '<td class="right">', html)
+    html = re.sub('<table[^>]*>', TABLE_START, html).replace('</table>', TABLE_END)
+    return component_text(html) if '<img' in html or re.sub('<[^>]*>', '', html).strip() else None
+
+# ---- 12. Pictures and tables: what is shown of them, and the files that hold all of them ----------
+
+def size_of(data):
+    "Width and height of a PNG or JPEG; (0, 0) of what is none."
+    if data.startswith(b'\x89PNG\r\n\x1a\n') and len(data) > 24:
+        return struct.unpack('>II', data[16:24])
+    at = 2
+    while data[:2] == b'\xff\xd8' and at + 9 < len(data) and data[at] == 0xff:
+        if data[at + 1] in (0xc0, 0xc1, 0xc2):  # the frame; before it stand other segments
+            return struct.unpack('>HH', data[at + 5:at + 9])[::-1]
+        at += 2 + int.from_bytes(data[at + 2:at + 4])
+    return 0, 0
+
+def picture(data, ending, name='', scale=1):
+    "A picture in Markdown. Its size keeps the place free for it until it has come."
+    width, height = size_of(data)
+    size = f'{width} x {height}' if width else ''
+    name = plain(' '.join(name.split())) or f'Picture, {size}'.rstrip(', ')
+    address = keep_file(data, ending)
+    if width*height > MOST_PIXELS:
+        return (f'{name} is too large to be shown here: '
+                f'[Save picture]({address} "picture.{ending}")')
+    size = f' "{width//scale}x{height//scale}"' if width else ''
+    return f'![{name}]({address}{size})'
+
+def open_figures(*_):
+    "The figures that pyplot has open: each job has its own."
+    return getattr(at_work.get(), 'figures', FIGURES)
+
+FIGURES = OrderedDict()  # those of nobody
+
+def show_figures(*_, **__):
+    "Sends what pyplot has open, and closes it: what `plt.show()` does in a job."
+    for manager in [*open_figures().values()]:
+        display(manager.canvas.figure)
+
+def on_import(name, *_):
+    """Python asks this for each module that is imported. It has none, but sets up pyplot in time:
+    jobs plot without a window."""
+    if name != AGG:
+        return
+    from matplotlib import _pylab_helpers, backend_bases
+    backend_bases._Backend.show = show_figures
+    per_job = type('PerJob', (type,), dict(figs=property(open_figures)))
+    _pylab_helpers.Gcf = backend_bases.Gcf = per_job('Gcf', (backend_bases.Gcf,), {})
+
+AGG = 'matplotlib.backends.backend_agg'
+os.environ['MPLBACKEND'] = 'agg'
+sys.meta_path.insert(0, SimpleNamespace(find_spec=on_import))
+
+def figure_name():
+    chat = at_work.get()
+    return f'Figure {next(chat.numbers)} of {chat.row.model}' if chat else 'Figure'
+
+def figure_text(figure):
+    "A figure of matplotlib, at twice its size for sharp screens, and closes it."
+    titles = figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)
+    inches = figure.get_figwidth()*figure.get_figheight()
+    dpi = min(2*figure.dpi, (MOST_PIXELS/2/inches)**.5)
+    file = io.BytesIO()
+    figure.savefig(file, format='png', dpi=dpi, bbox_inches='tight')
+    open_figures().pop(getattr(figure, 'number', None), None)
+    return picture(file.getvalue(), 'png', next(filter(None, titles), '') or figure_name(), 2)
+
+def drawing(x, module, package):
+    "A figure that is drawn in browsers, as a picture, by a package that may have to be installed."
+    if not importlib.util.find_spec(module):
+        return f'To see this figure here: `pip install {package}`'
+    file = io.BytesIO()
+    try:
+        if hasattr(x, 'to_image'):
+            file.write(x.to_image('png', scale=2))
+        else:
+            x.save(file, format='png', scale_factor=2)
+    except Exception as e:
+        return f'This figure could not be drawn: {plain(str(e))[:500]}'
+    return picture(file.getvalue(), 'png', figure_name(), 2)
+
+def frame_text(x):
+    "A data frame, a series or a list of dicts as a table; None for anything else."
+    if isinstance(x, list) and x and all(isinstance(row, dict) for row in x):
+        file = io.StringIO()
+        columns = dict.fromkeys(name for row in x for name in row)
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(x)
+        return table_text(file.getvalue(), len(x), len(columns))
+    if type(x).__name__ == 'Series':
+        x = x.to_frame()
+    if not hasattr(x, 'iloc') and not hasattr(x, 'write_csv'):
+        return None
+    rows, columns = x.shape
+    x = x.head(MOST_KEPT//max(columns, 1))
+    if hasattr(x, 'write_csv'):  # of polars
+        return table_text(x.write_csv(), rows, columns)
+    if x.columns.nlevels > 1:
+        x = x.set_axis([' '.join(map(str, names)) for names in x.columns], axis=1)
+    has_index = type(x.index).__name__ != 'RangeIndex'
+    return table_text(x.to_csv(index=has_index), rows, columns)
+
+def table_text(text, rows, columns, delimiter=','):
+    "A table from CSV, in Markdown: as much as fits into a message, and below it a link to it all."
+    lines = csv.reader(io.StringIO(text), delimiter=delimiter)
+    head = next(lines, [])[:MOST_COLUMNS]
+    most = max(20, min(1000, MOST_CELLS//max(len(head), 1)))
+    cells = [line[:len(head)] for line in itertools.islice(lines, most)]
+    size = f'{count(rows, "row")} × {count(columns, "column")}'
+    if rows > len(cells) or columns > MOST_COLUMNS:
+        size += f', here the first {len(cells):,} × {min(columns, MOST_COLUMNS)}'
+    if rows > (kept := text.count('\n')):
+        size += f', saved the first {kept - 1:,} rows'
+    link = f'{size} [Save as CSV]({keep_file(text.encode(), "csv")} "table.csv")'
+    if not head:
+        return link
+    are_numbers = [all(map(NUMBER.fullmatch, column)) for column in zip(*cells, strict=False)]
+    marks = ['--:' if each else '---' for each in are_numbers or head]
+    table = [map(cell_text, head), marks, *(map(cell_text, row) for row in cells)]
+    return '\n'.join(f'| {" | ".join(row)} |' for row in table) + f'\n\n{link}'
+
+def cell_text(text):
+    "A cell in Markdown: with a number's first six decimals."
+    if LONG_NUMBER.fullmatch(text):
+        return str(round(float(text), 6))
+    return plain(shorten(text.strip(), 300)).replace('\n', '<br>')
+
+def file_text(name, data):
+    "A file that was sent, in Markdown. Refuses what is not what its name says."
+    stem, _, ending = name.lower().rpartition('.')
+    try:
+        if ending in ('png', 'jpg', 'jpeg') and all(size_of(data)):
+            is_png = data[:1] == b'\x89'
+            return picture(data, 'png' if is_png else 'jpeg', stem)
+        text = data.decode('utf-8-sig')
+        if ending == 'svg' and re.search(r'<svg[\s>]', text):
+            return picture(data, 'svg', stem)
+        if ending == 'csv' and '\0' not in text and text.strip():
+            first = text.partition('\n')[0]
+            mark = max(',;\t', key=first.count)
+            rows = len(text.splitlines()) - 1
+            return table_text(text, rows, first.count(mark) + 1, mark)
+    except (ValueError, csv.Error):
+        pass
+    refuse(f'{shorten(name)} is not what its name says: send a PNG, JPEG, SVG or CSV.')
+
+# ---- 13. Chatter: a message that is being written -------------------------------------------------
+
+BAR = re.compile(r'\r[^\r\n]*\[\d+:\d\d[^\r\n]*|\r')  # as tqdm writes it
 
 def from_anywhere(method):
     """Lets a coroutine function be called from everywhere: awaited in an `async def`, plainly in a
@@ -1770,20 +2053,39 @@ class Chatter:
         self.inbox, self.is_reading = deque(), False  # what other threads want changed
         self.one_question, self.answered = asyncio.Lock(), None  # future of the open question
         self.waits_for = None  # the future that a job's thread waits for
+        self.figures, self.numbers = OrderedDict(), itertools.count(1)  # of pyplot; for names
+        self.warnings = ''  # what came on standard error
         self.restart(row.content)
 
     def restart(self, text):
         "Begins anew with this text: tabs are given the whole message."
         self.markdown, self.changes = Markdown(), []
         self.fragments, self.drawn, self.unread = [], '', [text]
+        self.printed = ''  # the last of what was printed, while its block is open
         self.room = (MAX_OUTPUT if self.row.role == 'job' else inf) - len(text)
         chatq.show_whole(self.row)
 
     # What a job, a route or the model calls
 
     def send(self, part):
-        "Appends Markdown, a component, or anything else as a notebook or `print` would show it."
+        "Appends Markdown, a component, or anything else as a notebook would show it."
         self.append(as_text(part))
+
+    def print(self, text):
+        "Appends text that means itself, in a block of its own."
+        if text := BAR.sub(self.show_bar, text):
+            self.append(literal(text), printed=True)
+
+    @on_loop
+    def warn(self, text):
+        "Keeps text for the fold at the end."
+        self.warnings = (self.warnings + without_signs(BAR.sub(self.show_bar, text)))[-20_000:]
+
+    def show_bar(self, found):
+        "A progress bar as tqdm writes it becomes the message's."
+        if bar := re.search(r'(\d+)/(\d+) \[', found[0]) or re.search(r'(\d+)()%', found[0]):
+            self.progress(bar[1], bar[2])
+        return ''
 
     @on_loop
     def update(self, text):
@@ -1823,7 +2125,10 @@ class Chatter:
             try:
                 self.set(question, question=(text, answers, time.time_ns()))
                 self.set(note)
-                return await self.answered
+                answer = await self.answered
+                if self.row.role == 'job':
+                    self.set(question, asked=(*self.row.asked, f'{text} – {answer}'))
+                return answer
             finally:
                 self.set(question, question=None)
                 self.set(note)
@@ -1835,12 +2140,16 @@ class Chatter:
     @on_loop
     def finish(self, status='done', **fields):
         "Closes the message and stores it. `fields`: its figures, or the `error` sentence."
+        self.append(''.join(f'\n\n{plain(" ".join(line.split()))}' for line in self.row.asked))
+        if self.warnings.strip():
+            fold = Summary('Warnings'), Pre(self.warnings.strip(), tabindex='0')
+            self.append(as_text(Details(*fold)))
         self.draw()
         self.apply(self.markdown.end())
         self.delete_tail()
         if self.row.role == 'job':
             self.set(progress_bar, pace='')
-        self.set(question, question=None)
+        self.set(question, question=None, asked=())
         self.set(footer)
         self.running = False
         for future in self.answered, self.waits_for:
@@ -1859,12 +2168,19 @@ class Chatter:
             self.inbox.popleft()()
 
     @on_loop
-    def append(self, text):
+    def append(self, text, printed=False):
         if self.room < 0:
             return
         self.room -= len(text)
         if self.room < 0:
             text = f'\n\nThis is more than {MAX_OUTPUT:,} characters: the rest is left out.'
+            printed = False
+        if self.printed and not printed:
+            end = '' if self.printed.endswith('\n') else '\n'
+            self.unread.append(f'{end}{FENCE}\n\n')
+        elif printed and not self.printed:
+            self.unread.append(f'\n\n{FENCE}output\n')
+        self.printed = text if printed else ''
         self.unread.append(text)
         self.touch()
 
@@ -1964,7 +2280,7 @@ class Chatter:
             new.append(self.tail(' hx-swap-oob="true"'))
         return ''.join(new)
 
-# ---- 12. Tabs: what each open page still has to be sent ------------------------------------------
+# ---- 14. Tabs: what each open page still has to be sent ------------------------------------------
 
 class Tab:
     """One open page: what it still has to be sent, drained at screen speed by a task of its own."""
@@ -2064,7 +2380,7 @@ class Tab:
         self.first, self.last = ids[0], ids[-1]
         return timeline(hx_swap_oob='true')
 
-# ---- 13. chatq: the queue between the messages and the tabs --------------------------------------
+# ---- 15. chatq: the queue between the messages and the tabs --------------------------------------
 
 LAST = 'chat = ? and not deleted'  # the condition for the last message of a chat
 
@@ -2367,7 +2683,7 @@ class Chatq:
         except asyncio.CancelledError:
             chat.finish('stopped')
         except Exception as e:
-            traceback.print_exc()
+            traceback.print_exc(file=sys.__stderr__)
             what = f'{type(e).__name__}: {e}'
             chat.finish('error', error=f'Something in this app went wrong ({what}).'
                                        ' The terminal has the details.')
@@ -2404,7 +2720,7 @@ class Chatq:
 chatq = Chatq()
 BACKGROUND.append(chatq.work)
 
-# ---- 14. Model: what speaks to Ollama, and to its stand-ins --------------------------------------
+# ---- 16. Model: what speaks to Ollama, and to its stand-ins --------------------------------------
 
 class ModelError(Exception):
     "Why there is no answer: a sentence for the person, with the next step in it."
@@ -2616,7 +2932,7 @@ async def chosen_model(profile):
                                           'Download one: `ollama pull llama3.2`')
     return model
 
-# ---- 15. Protocol: what is said to a model server, and what it answers ---------------------------
+# ---- 17. Protocol: what is said to a model server, and what it answers ---------------------------
 
 def server_error(status, text, model=''):
     """The ModelError for an error that a model server gave; its text may be JSON, and JSON within
@@ -2913,7 +3229,7 @@ async def stream(prompt, model, options, tools=(), think=''):
                       seconds=end.get('eval_duration', 0)/1e9 or time.perf_counter() - start,
                       cut=end.get('done_reason') == 'length')
 
-# ---- 16. Forms: what a type is in a form, and to the model ---------------------------------------
+# ---- 18. Forms: what a type is in a form, and to the model ---------------------------------------
 
 class Lines(str):
     "A job's parameter that is a text of several lines, as long as a request may be."
@@ -3081,7 +3397,7 @@ def tool_spec(name, function):
     return dict(type='function',
                 function=dict(name=name, description=description, parameters=schema))
 
-# ---- 17. Turn: from the timeline to an answer in it, and the tools that the model may use --------
+# ---- 19. Turn: from the timeline to an answer in it, and the tools that the model may use --------
 
 TOOLS = []  # functions that the model may call: see `tool`
 JOBS = []   # functions with a form in the page: see `job`
@@ -3112,7 +3428,7 @@ def past_messages(row, limit):
     and the id of the oldest one, 0 where all fit."""
     past, size, oldest = deque(), 0, 0
     for m in messages(PAST, [row.chat, row.id], 'id desc'):
-        text = readable(m.content).strip()
+        text = brief(m.content).strip()
         if not text:
             continue
         size += len(text)
@@ -3331,7 +3647,7 @@ async def download(chat, model, then):
 
 chatq.answer, chatq.answer_into = answer, answer_into
 
-# ---- 18. Rows: what is done with a list, by a person, a job or the model -------------------------
+# ---- 20. Rows: what is done with a list, by a person, a job or the model -------------------------
 
 LISTS = {}  # every Listing by its kind, which is the name of its table
 
@@ -3558,7 +3874,7 @@ update [{0}] set priority = number from (
     select id as row, row_number() over (order by priority, id) as number
     from [{0}] where profile = ? and deleted = 0) where id = row"""
 
-# ---- 19. Lists: how they look in the page --------------------------------------------------------
+# ---- 21. Lists: how they look in the page --------------------------------------------------------
 
 class Listing(Rows):
     """A table that is edited as a list: add, edit, delete, order, Undo, search. A subclass says
@@ -3717,7 +4033,7 @@ def profile_contents(profile):
         if number := db.item(sql, [profile.id]):
             yield count(number, tbl.name)
 
-# ---- 20. Routes of lists -------------------------------------------------------------------------
+# ---- 22. Routes of lists -------------------------------------------------------------------------
 
 def listing_of(kind: str):
     if kind not in LISTS:
@@ -3795,10 +4111,11 @@ async def move(listing: Listing, id: int, before: int = 0, x_tab: str = ''):
         refuse('This list has an order of its own.')
     await listing.move(listing.row(id), before, x_tab)
 
-# ---- 21. Jobs: long work that talks while it runs ------------------------------------------------
+# ---- 23. Jobs: long work that talks while it runs ------------------------------------------------
 
 SLOTS = asyncio.Semaphore(JOBS_AT_ONCE)
 SECRETS = DATA/f'{FILE.stem}.secrets.json'
+WAIT_FOR_JOB = 5  # seconds that the model waits for a job which it started
 
 def job(f):
     """Makes `f(chat, ...)` a form in the page, and a tool that the model may ask to use. The
@@ -3836,8 +4153,11 @@ def tool_of(function):
         values, wrong = job_values(function, values)
         if wrong:
             raise ValueError(f'{", ".join(wrong)} has to be typed into the form of {title} once')
-        start_job(function, values, chat.profile)
-        return 'It has been started, and reports in the chat.'
+        job = start_job(function, values, chat.profile)
+        await asyncio.wait([chatq.tasks[job.id]], timeout=WAIT_FOR_JOB)
+        if job.running:
+            return 'It runs, and reports in the chat.'
+        return f'{job.row.status}: {job.row.error} {brief(job.row.content)[:10_000]}'
     given = signature(function, eval_str=True)
     shown = [p for p in given.parameters.values() if not is_secret(kind_of(p))]
     as_tool.__signature__ = given.replace(parameters=shown)
@@ -3891,6 +4211,7 @@ def start_job(function, values, profile, row=None):
     status = 'queued' if SLOTS.locked() else 'streaming'
     chat = chatq.open('job', profile, row, status, model=job_title(function), job=call)
     chatq.start(chat, run_function(chat, function, values))
+    return chat
 
 def run_again(row):
     "Starts a job that ended, or that a killed server left, with the same values."
@@ -3913,14 +4234,17 @@ async def run_function(chat, function, values):
             if result is not None:
                 chat.send('\n\n')
                 chat.send(result)
+            show_figures()
         except ModelError as e:
             return chat.finish('error', error=str(e))
         except (Exception, SystemExit, KeyboardInterrupt) as e:
+            if isinstance(e.__cause__, StopIteration):  # which no coroutine may raise
+                e = e.__cause__
             trace = without_secrets(''.join(traceback.format_exception(e)))
-            print(trace, file=sys.stderr, end='')
+            print(trace, file=sys.__stderr__, end='')
             chat.send(Details(Summary('Traceback'), Pre(trace[-5000:], tabindex='0')))
-            headline = trace.strip().split('\n')[-1][:500].replace('`', "'")
-            return chat.finish('error', error=headline)
+            headline = without_secrets(f'{type(e).__name__}: {e}'.removesuffix(': '))
+            return chat.finish('error', error=headline.split('\n')[0][:500].replace('`', "'"))
     chat.finish(seconds=time.perf_counter() - start)
 
 async def result_of(function, chat, values):
@@ -3968,6 +4292,7 @@ async def in_thread(function, chat, values):
                 for part in result:
                     chat.send(part)
                 result = None
+            show_figures()
         except BaseException as e:  # SystemExit too: a cell's sys.exit() ends the job, not the app
             error = e
         done.set_result((result, error))  # a future takes no StopIteration as its exception
@@ -4002,11 +4327,19 @@ def ask_person(prompt='', terminal=input):
     return chat.ask(f'{prompt}')
 
 builtins.input = ask_person
+def start_in_context(thread, start=threading.Thread.start):
+    "A thread that a job starts belongs to it: it prints and shows in its message."
+    if at_work.get() and not chatq.is_here():
+        thread.run = functools.partial(contextvars.copy_context().run, thread.run)
+    start(thread)
+
+threading.Thread.start = start_in_context
 
 class Print:
-    "Standard output: what a job prints goes to its message, all else to the terminal."
-    def __init__(self, terminal):
-        self.terminal = terminal
+    """Standard output and error: what a job writes goes to its message by `way` (print, warn), all
+    else to the terminal."""
+    def __init__(self, terminal, way):
+        self.terminal, self.way = terminal, way
 
     def __getattr__(self, name):
         return getattr(self.terminal, name)
@@ -4015,8 +4348,28 @@ class Print:
         chat = at_work.get()
         if not chat or chat.row.role != 'job':
             return self.terminal.write(text)
-        chat.send(text)
+        getattr(chat, self.way)(text)
         return len(text)
+
+def catch_output():
+    "Has jobs speak in their messages: by print, standard error, warnings and logging, plots."
+    terminal = dict(stdout=sys.stdout, stderr=sys.stderr)
+    sys.stdout, sys.stderr = Print(sys.stdout, 'print'), Print(sys.stderr, 'warn')
+
+    def in_child():
+        "A child process has no chat to print to, and can be ended."
+        vars(sys).update(terminal)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(os, 'register_at_fork'):
+        os.register_at_fork(after_in_child=in_child)
+    log = logging.StreamHandler(Print(open(os.devnull, 'w'), 'warn'))
+    log.setLevel(logging.WARNING)
+    logging.getLogger().addHandler(log)
+    if AGG in sys.modules:  # an app has plotted before it imported the engine
+        on_import(AGG)
+        sys.modules[AGG].show = show_figures
+    if 'matplotlib' in sys.modules:
+        sys.modules['matplotlib'].use('agg')
 
 def job_form(function, profile, typed=None, wrong=MappingProxyType({}), is_open=False):
     """The form of a job, made from its signature: a row that opens, or without parameters one that
@@ -4077,7 +4430,7 @@ async def forget(job: str, name: str, sess):
     write_private(SECRETS, json.dumps(kept))
     return job_form(function, get_profile(None, sess).id, is_open=True)
 
-# ---- 22. Notebooks: a notebook is a job as it is -------------------------------------------------
+# ---- 24. Notebooks: a notebook is a job as it is -------------------------------------------------
 
 # What only sets Jupyter up is left out; of `%time f()` the call stays.
 LEFT_OUT = re.compile(r'(\s*)%(?:(?:matplotlib|config|autoreload|load_ext|reload_ext)\b.*|'
@@ -4320,7 +4673,7 @@ def notebooks():
 
 MORE_JOBS.append(notebooks)
 
-# ---- 23. Conversion: what `--job` prints, a notebook as a job in Python --------------------------
+# ---- 25. Conversion: what `--job` prints, a notebook as a job in Python --------------------------
 
 FILE_OF_JOB = """{doc!r}
 from fasthtml.common import *
@@ -4419,7 +4772,7 @@ if PRINTED:
         sys.exit(f'{e.filename}, line {e.lineno}: {e.msg}.')
     sys.exit()
 
-# ---- 24. Chats: the list of them -----------------------------------------------------------------
+# ---- 26. Chats: the list of them -----------------------------------------------------------------
 
 class Chats(Listing):
     "A profile's chats. The one with the latest message stands first, and nobody moves them."
@@ -4485,7 +4838,7 @@ def chats_section(profile):
 
 SIDE.insert(0, chats_section)
 
-# ---- 25. Chat: the page, what it is made of, and its routes --------------------------------------
+# ---- 27. Chat: the page, what it is made of, and its routes --------------------------------------
 
 KEYS = {
     '?': 'This sheet', '/': 'Search', 'Alt+N': 'New chat', 'Alt+M': 'Write a message',
@@ -4674,7 +5027,7 @@ async def watch_backend():
 
 BACKGROUND.append(watch_backend)
 
-# ---- 26. Search: todos and messages, by their words ----------------------------------------------
+# ---- 28. Search: todos and messages, by their words ----------------------------------------------
 
 # Languages without spaces between words: each of their characters is one to the search, which
 # takes what stands between the signs of no width for a word.
@@ -4725,7 +5078,8 @@ async def find(q: str = ''):
 def hit(kind, profile, name, place, chat, text):
     "A row of the search's answer."
     if kind == 'message':
-        text = re.sub(r'\\(?=[^\w\s])', '', text)  # Markdown's escapes
+        # Markdown's escapes, its fences, and the addresses of files.
+        text = re.sub(r'\\(?=[^\w\s])|`{30}(output)?|\(/file/[^)…]*\)?', '', text)
     text = escape(text.replace(WIDTHLESS, ''), quote=False)
     text = text.replace(START, '<mark>').replace(END, '</mark>')
     where = Small(f'{kind.capitalize()} · {name}')
@@ -4733,7 +5087,7 @@ def hit(kind, profile, name, place, chat, text):
     address = page if kind == 'chat' else f'{page}?at={place}#{place}'
     return Li(A(Safe(text), where, href=address))
 
-# ---- 27. Actions: what the buttons of the chat do ------------------------------------------------
+# ---- 29. Actions: what the buttons of the chat do ------------------------------------------------
 
 @app.get
 async def older_messages(before: int, x_tab: str = ''):
@@ -4869,22 +5223,27 @@ async def export(chat: int):
     return Response('\n\n'.join(texts) + '\n', media_type='text/markdown',
                     headers={'content-disposition': 'attachment'})
 
-# ---- 28. Wire: scripts, the socket, and the start ------------------------------------------------
+# ---- 30. Wire: scripts, the socket, and the start ------------------------------------------------
 
 @app.post('/chatq')
 async def from_script(text: str = None, progress: str = '', done: str = '', id: str = '',
-                      profile: str = '', chat: str = ''):
+                      profile: str = '', chat: str = '', file: UploadFile = None):
     """A message from a script, cron or a notebook: `text` alone is a finished one; with `progress`
-    (0..100) it stays open until `done=1`; with `id` it replaces what that message said. It comes
-    into the chat with the id `chat`, else into the profile's newest. Answers the id as plain
-    text."""
+    (0..100) it stays open until `done=1`; with `id` it replaces what that message said; `file` is a
+    picture or CSV that stands below the text. It comes into the chat with the id `chat`, else into
+    the profile's newest. Answers the id as plain text."""
     if text is not None:
         text = clean(text, MAX_TEXT, 'The text')
     if done not in ('', '0', '1'):
         refuse('done is 1 or 0.')
-    if not id and not text:
+    sent = await file.read() if file else b''
+    if len(sent) > MAX_FILE:
+        refuse(*too_much(MAX_FILE))
+    if not id and not text and not sent:
         refuse('Say something: the field text is empty.')
     percent = as_percent(progress)
+    if sent:
+        text = f'{text or ""}\n\n{file_text(file.filename, sent)}\n\n'.lstrip()
     row = script_message(id) if id else new_script_message(profile, chat, text)
     open_already = chatq.writing.get(row.id)
     message = open_already or chatq.open(row=row)
@@ -5019,14 +5378,7 @@ def run():
     sock = listen()
     app.state.port = sock.getsockname()[1]
     os.chdir(FILE.parent)  # for paths in jobs, wherever one happens to stand
-    terminal, sys.stdout = sys.stdout, Print(sys.stdout)
-
-    def in_child():
-        "A child process has no chat to print to, and can be ended."
-        sys.stdout = terminal
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(os, 'register_at_fork'):
-        os.register_at_fork(after_in_child=in_child)
+    catch_output()
     # Compression would cost more than it saves on one machine; asyncio is as fast as uvloop for
     # one person.
     config = uvicorn.Config(
@@ -5064,7 +5416,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 from starlette.responses import PlainTextResponse
 
-# ---- 29. Profiles: whose lists and chat it is ----------------------------------------------------
+# ---- 31. Profiles: whose lists and chat it is ----------------------------------------------------
 
 class Profiles(Listing):
     "The list of all profiles, for the header."
@@ -5117,7 +5469,7 @@ HEAD.append(profile_panel)
 
 app.post('/profile')(profile_list.post)
 
-# ---- 30. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
+# ---- 32. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
 
 class Todo:
     "One thing to do."
@@ -5290,7 +5642,7 @@ def summarise_my_todos(chat):
     chat.model('Summarise this todo list in a few sentences: what is open, what is done, what to '
                f'begin with.\n\n{as_markdown(rows[:500])}')
 
-# ---- 31. Audit: a sample job that fetches pages --------------------------------------------------
+# ---- 33. Audit: a sample job that fetches pages --------------------------------------------------
 
 SELECTORS = {'title': 'title', 'description': 'meta[name=description i]', 'h1': 'h1',
              'canonical': 'link[rel~=canonical i]'}
@@ -5434,7 +5786,7 @@ def read_page(text):
     page.strip_tags(['title', 'script', 'style', 'noscript'])
     return facts | {'words': len(page.text(separator=' ').split())}
 
-# ---- 32. Main: the start -------------------------------------------------------------------------
+# ---- 34. Main: the start -------------------------------------------------------------------------
 
 if __name__ == '__main__':
     run()

@@ -594,6 +594,8 @@ async function copy(button) {
 
 async function textOf(button) {
   const { text: address } = button.dataset
+  const table = button.closest('.table')
+  if (table) return asBlob(cells(table).map(row => row.join('\t')).join('\n'))
   if (!address) return asBlob($(button.closest('.code'), 'code').textContent)
   const answer = await fetch(address)
   if (!answer.ok) throw new Error(answer.status)
@@ -601,6 +603,61 @@ async function textOf(button) {
 }
 
 const asBlob = text => new Blob([text], { type: 'text/plain' })
+
+// ---- Pictures and tables
+
+// A cell that a spreadsheet would run as a formula stays text.
+const cellText = cell => cell.innerText.trim().replace(/\s+/g, ' ').replace(/^(?=[=@]|[+-]\D)/, "'")
+const cells = table => [...$(table, 'table').rows].map(row => [...row.cells].map(cellText))
+
+function saveTable(table) {
+  const quoted = text => /[",]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text
+  const text = cells(table).map(row => row.map(quoted).join(',')).join('\r\n')
+  const link = document.createElement('a')
+  link.href = `data:text/csv;charset=utf-8,${encodeURIComponent(text)}`
+  link.download = 'table.csv'
+  link.click()
+}
+
+// A click on a picture shows it large, as far as the window allows.
+function enlarge(link) {
+  const dialog = document.createElement('dialog')
+  const picture = document.createElement('img')
+  const close = document.createElement('button')
+  Object.assign(picture, { src: link.href, alt: $(link, 'img').alt })
+  close.textContent = 'Close'
+  dialog.className = 'large'
+  dialog.ariaLabel = picture.alt
+  dialog.append(picture, close)
+  dialog.onclick = () => dialog.close()
+  dialog.onclose = () => dialog.remove()
+  document.body.append(dialog)
+  dialog.showModal()
+}
+
+on('click', event => {
+  const { target, ctrlKey, metaKey } = event
+  const link = target.closest('.picture')
+  const table = target.closest('.table')
+  if (link && !ctrlKey && !metaKey) {
+    event.preventDefault()
+    enlarge(link)
+  }
+  if (target.matches('.all')) table.classList.add('open')
+  if (target.matches('.csv')) saveTable(table)
+})
+
+function countRows() {
+  for (const button of htmx.findAll('.table .all')) {
+    const { tBodies } = $(button.closest('.table'), 'table')
+    const rows = Math.max(tBodies.length, tBodies[0]?.rows.length ?? 0)
+    button.textContent = `Show all ${rows} rows`
+  }
+}
+
+on('htmx:afterSettle htmx:wsAfterMessage', countRows)
+countRows()
+document.addEventListener('load', toEnd, true)  // a picture may have come
 
 // ---- The start, where there is a chat (the page of an error has none)
 
