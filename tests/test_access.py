@@ -252,8 +252,9 @@ def test_tab_reaches_everything_and_shows_where_it_is(chat):
     assert not [s for s in stops if not s["seen"]], "out of sight"
     names = [s["name"] for s in stops]
     order = ["Hide sidebar", "search", "new-chat", "Copy list", "Rename Milk", "Delete Milk", "Rename Bread",
-             "What needs to be done?", "show-all", "show-active", "show-completed", "Run Summarise my todos", "audit_pages-urls", "Run Audit pages",
-             "Settings", "Light or dark", "Keyboard shortcuts", "msg-list", "Delete message", "msg", "model", "send-btn"]
+             "What needs to be done?", "show-all", "show-active", "show-completed", "Run Summarise my todos",
+             "audit_pages-urls", "Run Audit pages", "Settings", "Light or dark", "Keyboard shortcuts", "msg-list",
+             "Delete message", "msg", "model", "send-btn"]
     assert not set(order) - set(names), names
     places = [names.index(n) for n in order]
     assert places == sorted(places), names
