@@ -3666,7 +3666,8 @@ class Rows:
     shared = False             # one list for all profiles
     part = LIST_PART           # rows that the list shows at first
     can_move = True            # is its order the person's?
-    searched = 'not new.deleted'  # SQL: which rows the search finds
+    listed = 'deleted = 0'     # SQL: which rows it shows,
+    searched = 'not new.deleted'  # and which ones the search finds
     empty = 'Type a name, then press Enter.'  # the word for an empty text
 
     def __init__(self, tbl):
@@ -3800,7 +3801,7 @@ class Rows:
 
     def select(self, profile, most=-1, after=0):
         "Rows of a profile, or for None of all, in order: so many, behind the one with this id."
-        where = 'deleted = 0'
+        where = self.listed
         if profile is not None:
             where += ' and profile = :profile'
         if after:
@@ -4777,6 +4778,7 @@ if PRINTED:
 class Chats(Listing):
     "A profile's chats. The one with the latest message stands first, and nobody moves them."
     text, part, can_move = 'title', 30, False
+    listed = "deleted = 0 and title <> ''"  # not one with events alone
     # One with the title of its first prompt is found by that.
     searched = "not new.deleted and new.title_from <> 'user'"
 
@@ -4786,10 +4788,6 @@ class Chats(Listing):
 
     def linked(self):
         return {'chat-title': chat_title, 'export': export_link}
-
-    def select(self, where, args, most=-1, after=0):
-        "One that has events alone is not listed."
-        return super().select(f"title <> '' and {where}", args, most, after)
 
     def show(self, chat, tab=''):
         if chat.title:

@@ -42,10 +42,11 @@ TARGETS = """() => [...document.querySelectorAll('button, a, input, select, text
   return [el.outerHTML.slice(0, 120), box.width, box.height] }).filter(([_, w, h]) => w < 24 || h < 24)"""
 WIDER = """() => document.documentElement.scrollWidth <= innerWidth ? [] : [...document.querySelectorAll('body *')].filter(el =>
     el.getBoundingClientRect().right > innerWidth).map(el => el.outerHTML.slice(0, 120))"""
-FOCUSED = """() => { const el = document.activeElement, css = getComputedStyle(el), box = el.getBoundingClientRect()
+FOCUSED = """() => { const $ = id => document.getElementById(id)
+  const el = document.activeElement, css = getComputedStyle(el), box = el.getBoundingClientRect()
   const ring = el.id === 'msg' && getComputedStyle(el.form)    // the whole composer shows that its field has the focus
   return { name: el.id || el.getAttribute('aria-label') || el.placeholder || el.textContent.trim(), tag: el.tagName,
-           ring: ring ? ring.boxShadow.includes('3px') && ring.borderTopColor === getComputedStyle(el.form.lastChild.lastChild).backgroundColor :
+           ring: ring ? ring.boxShadow !== 'none' && ring.borderColor === getComputedStyle($('send-btn')).backgroundColor :
              el.matches(':focus-visible') && css.outlineStyle !== 'none' && parseFloat(css.outlineWidth) >= 2,
            seen: box.bottom > 0 && box.top < innerHeight && box.right > 0 && box.left < innerWidth } }"""
 
