@@ -832,7 +832,7 @@ def draw_formula(tokens, at, options, env):
 # load from outside), and what the parser makes of the rest is sanitised: no id, no hx-*, no style.
 
 # HTML of our own, which is trusted: nobody else's text may have these two marks.
-COMPONENT = re.compile('\x02(.*?)\x03', re.DOTALL)
+COMPONENT = re.compile('\x02([^\x02\x03]*)\x03')
 # With more marks a text is shown as it is: the parser's time grows with their square.
 MOST_MARKS, MOST_OPEN = 2000, 50  # the latter: [ without its ]
 ADDRESS = re.compile(
@@ -881,7 +881,7 @@ def link_label(text):
 
 def prepare_texts(state):
     """Changes what stands in paragraphs, items and cells before its marks are parsed."""
-    for outer, text in pairwise(state.tokens):
+    for outer, text in pairwise([*state.tokens[:1], *state.tokens]):
         if text.type != 'inline':
             continue
         start = text.content[:4]
@@ -951,6 +951,7 @@ def markdown_parser():
     from markdown_it import MarkdownIt
     md = MarkdownIt('commonmark', {'html': False, 'linkify': True})
     md.enable(['table', 'strikethrough']).inline.ruler.enable(['linkify'])
+    md.disable(['html_block', 'html_inline'])
     md.linkify = WebAddress
     md.inline.ruler.before('escape', 'formula', inline_formula)
     md.block.ruler.before('fence', 'formula', formula_block)
@@ -1433,7 +1434,7 @@ NEW_CHAT = '---'  # the content of the event at which a new chat begins
 
 # HTML of our own stands between these two signs in a message: nobody else's text may hold them.
 START, END = '\x02', '\x03'
-COMPONENT_HTML = re.compile(f'{START}(.*?){END}')
+COMPONENT_HTML = re.compile(f'{START}([^{START}{END}]*){END}')
 
 def readable(content):
     "The content of a message as a person reads it: components as their text, tables as Markdown."
