@@ -737,7 +737,8 @@ def draw_code_close(tokens, at, options, env):
 
 # ---- 6. Mathematics: formulas as MathML, which browsers draw by themselves -----------------------
 
-# \(x\), \[x\], $$x$$ and $x$. Prices are none: single dollars have no space inside, no digit beside.
+# \(x\), \[x\], $$x$$ and $x$. Prices are none: single dollars have no space inside and no digit
+# beside them.
 FORMULA = re.compile(r"""(?xs)
     \\\( (?:[^\\]|\\[^()])++ \\\)
     | \\\[ (?:[^\\]|\\[^\[\]])++ \\\]
@@ -1002,6 +1003,8 @@ def element_starts(tokens, level):
 def end_line(text):
     """Text whose last line ends."""
     return text.removesuffix('\n') + '\n'
+
+# ---- 6. Growing: Markdown as it comes ------------------------------------------------------------
 
 # A line that has only begun may still become any of these, and is not shown before that is clear.
 UNSURE = re.compile(r"""(?x)
@@ -1445,7 +1448,8 @@ def readable(content):
 
 def plain(text):
     "Text that means itself in Markdown: a title, a name, whatever somebody else has written."
-    text = re.sub(r'([\\`*_\]<>#~|&$])', r'\\\1', text).replace('[', '&#91;')  # \[ is a formula
+    text = re.sub(r'([\\`*_\]<>#~|&$])', r'\\\1', text)
+    text = text.replace('[', '&#91;')  # \[ would begin a formula
     # An address that has such marks is no link, which would take the backslashes along.
     return re.sub(r':(?=//\S*\\)', r'\\:', text)
 
