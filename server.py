@@ -985,7 +985,8 @@ def sanitizer():
                   'button': {'type'}}
     attributes |= dict.fromkeys(MATH_TAGS.split(), set(MATH_ATTRIBUTES.split()))
     return nh3.Cleaner(
-        tags=set(f'{tags} {MATH_TAGS}'.split()), attributes=attributes, url_schemes={'http', 'https', 'mailto'},
+        tags=set(f'{tags} {MATH_TAGS}'.split()), attributes=attributes,
+        url_schemes={'http', 'https', 'mailto'},
         set_tag_attribute_values={'a': {'target': '_blank'}}, link_rel='noopener noreferrer')
 
 def draw(tokens, is_tail=False):
