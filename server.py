@@ -854,7 +854,8 @@ def draw_code_close(tokens, at, options, env):
 
 # ---- 6. Mathematics: formulas as MathML, which browsers draw by themselves -----------------------
 
-# \(x\), \[x\], $$x$$ and $x$. Prices are none: single dollars have no space inside, no digit beside.
+# \(x\), \[x\], $$x$$ and $x$. Prices are none: single dollars have no space inside and no digit
+# beside them.
 FORMULA = re.compile(r"""(?xs)
     \\\( (?:[^\\]|\\[^()])++ \\\)
     | \\\[ (?:[^\\]|\\[^\[\]])++ \\\]
@@ -949,7 +950,7 @@ def draw_formula(tokens, at, options, env):
 # load from outside), and what the parser makes of the rest is sanitised: no id, no hx-*, no style.
 
 # HTML of our own, which is trusted: nobody else's text may have these two marks.
-COMPONENT = re.compile('\x02(.*?)\x03', re.DOTALL)
+COMPONENT = re.compile('\x02([^\x02\x03]*)\x03')
 # With more marks a text is shown as it is: the parser's time grows with their square.
 MOST_MARKS, MOST_OPEN = 2000, 50  # the latter: [ without its ]
 ADDRESS = re.compile(
@@ -1007,7 +1008,7 @@ def link_label(text):
 
 def prepare_texts(state):
     """Changes what stands in paragraphs, items and cells before its marks are parsed."""
-    for outer, text in pairwise(state.tokens):
+    for outer, text in pairwise([*state.tokens[:1], *state.tokens]):
         if text.type != 'inline':
             continue
         start = text.content[:4]
@@ -1090,6 +1091,7 @@ def markdown_parser():
     from markdown_it import MarkdownIt
     md = MarkdownIt('commonmark', {'html': False, 'linkify': True})
     md.enable(['table', 'strikethrough']).inline.ruler.enable(['linkify'])
+    md.disable(['html_block', 'html_inline'])
     md.linkify = WebAddress
     md.inline.ruler.before('escape', 'formula', inline_formula)
     md.block.ruler.before('fence', 'formula', formula_block)
@@ -1123,7 +1125,8 @@ def sanitizer():
                   'img': {'src', 'alt', 'width', 'height', 'loading'}}
     attributes |= dict.fromkeys(MATH_TAGS.split(), set(MATH_ATTRIBUTES.split()))
     return nh3.Cleaner(
-        tags=set(f'{tags} {MATH_TAGS}'.split()), attributes=attributes, url_schemes={'http', 'https', 'mailto'},
+        tags=set(f'{tags} {MATH_TAGS}'.split()), attributes=attributes,
+        url_schemes={'http', 'https', 'mailto'},
         set_tag_attribute_values={'a': {'target': '_blank'}}, link_rel='noopener noreferrer')
 
 def draw(tokens, is_tail=False):
@@ -1141,6 +1144,8 @@ def element_starts(tokens, level):
 def end_line(text):
     """Text whose last line ends."""
     return text.removesuffix('\n') + '\n'
+
+# ---- 8. Growing: Markdown as it comes ------------------------------------------------------------
 
 # A line that has only begun may still become any of these, and is not shown before that is clear.
 UNSURE = re.compile(r"""(?x)
@@ -1302,7 +1307,7 @@ def inline_html(text: str) -> str:
     """One line of Markdown as safe HTML, without a paragraph around it."""
     return sanitizer().clean(markdown_parser().renderInline(text, {}))
 
-# ---- 8. App: the FastHTML app, the frame of its pages, and its errors ----------------------------
+# ---- 9. App: the FastHTML app, the frame of its pages, and its errors ----------------------------
 
 HTMX = Path(importlib.util.find_spec('django_htmx').origin).parent/'static/django_htmx'
 STATIC = FILE.parent/'static'
@@ -1496,7 +1501,7 @@ def count(n, what):
 def check_box(label, **attrs):
     return Label(Input(type='checkbox', **attrs), label, cls='check')
 
-# ---- 9. Diagrams: what mermaidx draws, in a process of its own -----------------------------------
+# ---- 10. Diagrams: what mermaidx draws, in a process of its own -----------------------------------
 
 DRAWING_TIME = 10     # seconds that a diagram may take
 MOST_CODE = 30_000    # characters of a diagram as it stands in an address
@@ -1575,13 +1580,13 @@ def drawing_error(said):
     last = re.findall(r'(?m)^\w+(?:Error|Exception): (.*)$', said)
     return re.sub(r'^.*Error: |[.:]$', '', last[-1]) if last else 'mermaidx has crashed'
 
-# ---- 10. Messages: what a row of the timeline looks like, as pure functions -----------------------
+# ---- 11. Messages: what a row of the timeline looks like, as pure functions -----------------------
 
 DOWNLOAD = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a button offers it
 
 # HTML of our own stands between these two signs in a message: nobody else's text may hold them.
 START, END = '\x02', '\x03'
-COMPONENT_HTML = re.compile(f'{START}(.*?){END}')
+COMPONENT_HTML = re.compile(f'{START}([^{START}{END}]*){END}')
 FENCE = '`'*30  # what was printed stands between two of these
 KEPT_LINK = re.compile(r'(!?)\[((?:\\.|[^\]\\])*)\]\(/file/[^)]*\)')
 LONG_TABLE = re.compile(r'(?m)((?:^\|.*\n){12})((?:^\|.*\n){5,})')
@@ -1609,7 +1614,8 @@ def brief(content):
 
 def plain(text):
     "Text that means itself in Markdown: a title, a name, whatever somebody else has written."
-    text = re.sub(r'([\\`*_\]<>#~|&$])', r'\\\1', text).replace('[', '&#91;')  # \[ is a formula
+    text = re.sub(r'([\\`*_\]<>#~|&$])', r'\\\1', text)
+    text = text.replace('[', '&#91;')  # \[ would begin a formula
     # An address that has such marks is no link, which would take the backslashes along.
     return re.sub(r':(?=//\S*\\)', r'\\:', text)
 
@@ -1756,7 +1762,7 @@ def memory_line(oldest):
     text = Span('The model no longer remembers what stands above')
     return Div(Div(text, cls='content'), id='memory', cls='line', hidden=not oldest)
 
-# ---- 11. Display: what a notebook shows, as Markdown and files ------------------------------------
+# ---- 12. Display: what a notebook shows, as Markdown and files ------------------------------------
 
 # The message that is at work here: of the job that runs, or of the answer that uses a tool. It is
 # set in the job's thread or task, so that `print` and lists find it.
@@ -1861,7 +1867,7 @@ def html_text(html):
     html = re.sub('<table[^>]*>', TABLE_START, html).replace('</table>', TABLE_END)
     return component_text(html) if '<img' in html or re.sub('<[^>]*>', '', html).strip() else None
 
-# ---- 12. Pictures and tables: what is shown of them, and the files that hold all of them ----------
+# ---- 13. Pictures and tables: what is shown of them, and the files that hold all of them ----------
 
 def size_of(data):
     "Width and height of a PNG or JPEG; (0, 0) of what is none."
@@ -2005,7 +2011,7 @@ def file_text(name, data):
         pass
     refuse(f'{shorten(name)} is not what its name says: send a PNG, JPEG, SVG or CSV.')
 
-# ---- 13. Chatter: a message that is being written -------------------------------------------------
+# ---- 14. Chatter: a message that is being written -------------------------------------------------
 
 BAR = re.compile(r'\r[^\r\n]*\[\d+:\d\d[^\r\n]*|\r')  # as tqdm writes it
 
@@ -2280,7 +2286,7 @@ class Chatter:
             new.append(self.tail(' hx-swap-oob="true"'))
         return ''.join(new)
 
-# ---- 14. Tabs: what each open page still has to be sent ------------------------------------------
+# ---- 15. Tabs: what each open page still has to be sent ------------------------------------------
 
 class Tab:
     """One open page: what it still has to be sent, drained at screen speed by a task of its own."""
@@ -2380,7 +2386,7 @@ class Tab:
         self.first, self.last = ids[0], ids[-1]
         return timeline(hx_swap_oob='true')
 
-# ---- 15. chatq: the queue between the messages and the tabs --------------------------------------
+# ---- 16. chatq: the queue between the messages and the tabs --------------------------------------
 
 LAST = 'chat = ? and not deleted'  # the condition for the last message of a chat
 
@@ -2720,7 +2726,7 @@ class Chatq:
 chatq = Chatq()
 BACKGROUND.append(chatq.work)
 
-# ---- 16. Model: what speaks to Ollama, and to its stand-ins --------------------------------------
+# ---- 17. Model: what speaks to Ollama, and to its stand-ins --------------------------------------
 
 class ModelError(Exception):
     "Why there is no answer: a sentence for the person, with the next step in it."
@@ -2932,7 +2938,7 @@ async def chosen_model(profile):
                                           'Download one: `ollama pull llama3.2`')
     return model
 
-# ---- 17. Protocol: what is said to a model server, and what it answers ---------------------------
+# ---- 18. Protocol: what is said to a model server, and what it answers ---------------------------
 
 def server_error(status, text, model=''):
     """The ModelError for an error that a model server gave; its text may be JSON, and JSON within
@@ -3229,7 +3235,7 @@ async def stream(prompt, model, options, tools=(), think=''):
                       seconds=end.get('eval_duration', 0)/1e9 or time.perf_counter() - start,
                       cut=end.get('done_reason') == 'length')
 
-# ---- 18. Forms: what a type is in a form, and to the model ---------------------------------------
+# ---- 19. Forms: what a type is in a form, and to the model ---------------------------------------
 
 class Lines(str):
     "A job's parameter that is a text of several lines, as long as a request may be."
@@ -3397,7 +3403,7 @@ def tool_spec(name, function):
     return dict(type='function',
                 function=dict(name=name, description=description, parameters=schema))
 
-# ---- 19. Turn: from the timeline to an answer in it, and the tools that the model may use --------
+# ---- 20. Turn: from the timeline to an answer in it, and the tools that the model may use --------
 
 TOOLS = []  # functions that the model may call: see `tool`
 JOBS = []   # functions with a form in the page: see `job`
@@ -3647,7 +3653,7 @@ async def download(chat, model, then):
 
 chatq.answer, chatq.answer_into = answer, answer_into
 
-# ---- 20. Rows: what is done with a list, by a person, a job or the model -------------------------
+# ---- 21. Rows: what is done with a list, by a person, a job or the model -------------------------
 
 LISTS = {}  # every Listing by its kind, which is the name of its table
 
@@ -3875,7 +3881,7 @@ update [{0}] set priority = number from (
     select id as row, row_number() over (order by priority, id) as number
     from [{0}] where profile = ? and deleted = 0) where id = row"""
 
-# ---- 21. Lists: how they look in the page --------------------------------------------------------
+# ---- 22. Lists: how they look in the page --------------------------------------------------------
 
 class Listing(Rows):
     """A table that is edited as a list: add, edit, delete, order, Undo, search. A subclass says
@@ -4034,7 +4040,7 @@ def profile_contents(profile):
         if number := db.item(sql, [profile.id]):
             yield count(number, tbl.name)
 
-# ---- 22. Routes of lists -------------------------------------------------------------------------
+# ---- 23. Routes of lists -------------------------------------------------------------------------
 
 def listing_of(kind: str):
     if kind not in LISTS:
@@ -4112,7 +4118,7 @@ async def move(listing: Listing, id: int, before: int = 0, x_tab: str = ''):
         refuse('This list has an order of its own.')
     await listing.move(listing.row(id), before, x_tab)
 
-# ---- 23. Jobs: long work that talks while it runs ------------------------------------------------
+# ---- 24. Jobs: long work that talks while it runs ------------------------------------------------
 
 SLOTS = asyncio.Semaphore(JOBS_AT_ONCE)
 SECRETS = DATA/f'{FILE.stem}.secrets.json'
@@ -4431,7 +4437,7 @@ async def forget(job: str, name: str, sess):
     write_private(SECRETS, json.dumps(kept))
     return job_form(function, get_profile(None, sess).id, is_open=True)
 
-# ---- 24. Notebooks: a notebook is a job as it is -------------------------------------------------
+# ---- 25. Notebooks: a notebook is a job as it is -------------------------------------------------
 
 # What only sets Jupyter up is left out; of `%time f()` the call stays.
 LEFT_OUT = re.compile(r'(\s*)%(?:(?:matplotlib|config|autoreload|load_ext|reload_ext)\b.*|'
@@ -4674,7 +4680,7 @@ def notebooks():
 
 MORE_JOBS.append(notebooks)
 
-# ---- 25. Conversion: what `--job` prints, a notebook as a job in Python --------------------------
+# ---- 26. Conversion: what `--job` prints, a notebook as a job in Python --------------------------
 
 FILE_OF_JOB = """{doc!r}
 from fasthtml.common import *
@@ -4773,7 +4779,7 @@ if PRINTED:
         sys.exit(f'{e.filename}, line {e.lineno}: {e.msg}.')
     sys.exit()
 
-# ---- 26. Chats: the list of them -----------------------------------------------------------------
+# ---- 27. Chats: the list of them -----------------------------------------------------------------
 
 class Chats(Listing):
     "A profile's chats. The one with the latest message stands first, and nobody moves them."
@@ -4836,7 +4842,7 @@ def chats_section(profile):
 
 SIDE.insert(0, chats_section)
 
-# ---- 27. Chat: the page, what it is made of, and its routes --------------------------------------
+# ---- 28. Chat: the page, what it is made of, and its routes --------------------------------------
 
 KEYS = {
     '?': 'This sheet', '/': 'Search', 'Alt+N': 'New chat', 'Alt+M': 'Write a message',
@@ -5025,7 +5031,7 @@ async def watch_backend():
 
 BACKGROUND.append(watch_backend)
 
-# ---- 28. Search: todos and messages, by their words ----------------------------------------------
+# ---- 29. Search: todos and messages, by their words ----------------------------------------------
 
 # Languages without spaces between words: each of their characters is one to the search, which
 # takes what stands between the signs of no width for a word.
@@ -5085,7 +5091,7 @@ def hit(kind, profile, name, place, chat, text):
     address = page if kind == 'chat' else f'{page}?at={place}#{place}'
     return Li(A(Safe(text), where, href=address))
 
-# ---- 29. Actions: what the buttons of the chat do ------------------------------------------------
+# ---- 30. Actions: what the buttons of the chat do ------------------------------------------------
 
 @app.get
 async def older_messages(before: int, x_tab: str = ''):
@@ -5221,7 +5227,7 @@ async def export(chat: int):
     return Response('\n\n'.join(texts) + '\n', media_type='text/markdown',
                     headers={'content-disposition': 'attachment'})
 
-# ---- 30. Wire: scripts, the socket, and the start ------------------------------------------------
+# ---- 31. Wire: scripts, the socket, and the start ------------------------------------------------
 
 @app.post('/chatq')
 async def from_script(text: str = None, progress: str = '', done: str = '', id: str = '',
@@ -5414,7 +5420,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 from starlette.responses import PlainTextResponse
 
-# ---- 31. Profiles: whose lists and chat it is ----------------------------------------------------
+# ---- 32. Profiles: whose lists and chat it is ----------------------------------------------------
 
 class Profiles(Listing):
     "The list of all profiles, for the header."
@@ -5467,7 +5473,7 @@ HEAD.append(profile_panel)
 
 app.post('/profile')(profile_list.post)
 
-# ---- 32. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
+# ---- 33. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
 
 class Todo:
     "One thing to do."
@@ -5640,7 +5646,7 @@ def summarise_my_todos(chat):
     chat.model('Summarise this todo list in a few sentences: what is open, what is done, what to '
                f'begin with.\n\n{as_markdown(rows[:500])}')
 
-# ---- 33. Audit: a sample job that fetches pages --------------------------------------------------
+# ---- 34. Audit: a sample job that fetches pages --------------------------------------------------
 
 SELECTORS = {'title': 'title', 'description': 'meta[name=description i]', 'h1': 'h1',
              'canonical': 'link[rel~=canonical i]'}
@@ -5784,7 +5790,7 @@ def read_page(text):
     page.strip_tags(['title', 'script', 'style', 'noscript'])
     return facts | {'words': len(page.text(separator=' ').split())}
 
-# ---- 34. Main: the start -------------------------------------------------------------------------
+# ---- 35. Main: the start -------------------------------------------------------------------------
 
 if __name__ == '__main__':
     run()

@@ -1,0 +1,46 @@
+"""No input makes what shows Markdown slow: 20,000 characters of each mark and of each pair of marks."""
+import json
+import subprocess
+import sys
+
+from conftest import Server
+
+SCRIPT = """
+import json, time
+import server
+marks = [*'\\\\`*_{}[]()#+-.!~|<>&$=:"\\'/^@%,;? a1\\n\\t\\2']
+pairs = marks + [a + b for a in marks for b in marks if a != b]
+
+def feed(text):
+    markdown = server.Markdown()
+    markdown.feed(text)
+    markdown.end()
+
+def seconds(function, text):
+    begin = time.process_time()
+    function(text)
+    return time.process_time() - begin
+functions = server.to_html.__wrapped__, server.inline_html, feed, server.plain, server.readable
+[function('a $x$') for function in functions]
+slow = []
+for pair in pairs[:len(marks)] + pairs[len(marks)::STEP]:
+    text = (pair*20_000)[:20_000]
+    most = .25 if chr(10) in pair else .1
+    for function in functions:
+        if seconds(function, text) > most and min(seconds(function, text) for _ in range(3)) > most:
+            slow.append((pair, function.__name__))
+print(json.dumps(slow))
+"""
+# The parser takes 10 microseconds for a line, and 10,000 of them are more than any text has.
+STEP = 7        # every so many of the pairs, since all of them take a minute
+
+
+def test_no_mark_and_no_pair_of_marks_is_slow():
+    server = Server()
+    try:
+        script = SCRIPT.replace("STEP", str(STEP))
+        done = subprocess.run([sys.executable, "-c", script], cwd=server.dir, env=server.env | {"PYTHONPATH": str(server.dir)},
+                              capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout) == []
+    finally:
+        server.remove()
