@@ -3505,21 +3505,23 @@ def cells_of(path):
 
 def parse_cell(cell):
     """Makes a cell's syntax tree. Gives the line that only Jupyter could run, if there is one.
-    Raises SyntaxError."""
+    Refuses what is no Python."""
     lines = cell.source.split('\n')
     while not cell.tree:
         try:
             cell.source = '\n'.join(lines)
             cell.tree = ast.parse(cell.source, cell.name)
-        except SyntaxError as e:  # Python takes no magic, and a `%` within a statement is none
-            n = 0 if lines[0].startswith('%%') else (e.lineno or 1) - 1
+        # Python takes no magic, and a `%` within a statement is none.
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+            at = getattr(e, 'lineno', 1) or 1
+            n = 0 if lines[0].startswith('%%') else at - 1
             line = ''.join(lines[n:n + 1])
             if found := LEFT_OUT.match(line):
                 lines[n] = found[1] + (found[2] or 'pass')
             elif MAGIC.match(line):
                 return line.strip()
             else:
-                raise
+                refuse(f'{cell.name}, line {at}: {getattr(e, "msg", e)}.')
 
 def parsed_cells(path):
     "The cells of a notebook with their syntax trees. Refuses what only Jupyter can run."
@@ -3622,8 +3624,6 @@ class Notebook:
             self.parameters = parameters_of(cells)
         except HTTPException as e:
             self.broken = e.detail
-        except (SyntaxError, ValueError):  # the run will say so
-            pass
         chat = Parameter('_', Parameter.POSITIONAL_ONLY)
         self.__signature__ = Signature([chat, *self.parameters.values()])
         self.as_tool = tool_of(self)
@@ -3782,7 +3782,7 @@ def by_hand(cell, parameters, imports):
             changes.append((node, f'display({text})'))
     source = cell.source.encode()
     begin = [0, *accumulate(len(line) + 1 for line in source.split(b'\n'))]
-    for node, text in sorted(changes, key=lambda each: -each[0].lineno):
+    for node, text in sorted(changes, key=lambda each: (-each[0].lineno, -each[0].col_offset)):
         after = source[begin[node.end_lineno - 1] + node.end_col_offset:]
         source = source[:begin[node.lineno - 1] + node.col_offset] + text.encode() + after
     return indented(source.decode())
@@ -3806,8 +3806,6 @@ if PRINTED:
         print(python_job(PRINTED))
     except HTTPException as e:
         sys.exit(e.detail)
-    except SyntaxError as e:
-        sys.exit(f'{e.filename}, line {e.lineno}: {e.msg}.')
     sys.exit()
 
 # ---- 19. Chat: the page, what it is made of, and its routes --------------------------------------
