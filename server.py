@@ -3558,6 +3558,7 @@ def value_of(text):
     return eval(ast.unparse(tree), {'__builtins__': {}} | TYPES)
 
 def parameter_cell(cells):
+    "The cell with the parameters: the tagged one, else the first one with code."
     code = [cell for cell in cells if cell.number]
     return next((cell for cell in code if cell.tagged), code[0])
 
@@ -3629,6 +3630,7 @@ class Notebook:
         self.as_tool = tool_of(self)
 
     def __call__(self, chat, /, **values):
+        "Runs it as it is now, in the job's thread."
         try:
             cells = parsed_cells(self.path)
         except HTTPException as e:
@@ -3642,6 +3644,8 @@ class Notebook:
                 chat.finish('stopped', error=f'{e.code}')
 
 def run_cells(chat, cells, values, loop):
+    """Runs the code in a namespace of its own and sends the texts between. The values take the
+    place of what the parameters' cell has set."""
     def show(value):
         if isinstance(value, str):  # no Markdown, as in Jupyter
             print(repr(value))
@@ -3693,6 +3697,7 @@ def notebook(path, _):
     return Notebook(path)
 
 def identifier(text, taken):
+    "A name that Python and the model's server take, and nothing else has."
     name = re.sub(r'\W+', '_', text, flags=re.A)[:50]
     while name in taken or not name.isidentifier():
         name = f'notebook_{name}'
@@ -3776,7 +3781,7 @@ def by_hand(cell, parameters, imports):
             is_list = isinstance(node.value, ast.List)
             changes.append((node, f'{name} = {name}.splitlines()' if is_list else 'pass'))
         elif isinstance(node, ast.Global):
-            changes.append((node, f'non{text}'.replace('nonglobal', 'nonlocal')))
+            changes.append((node, text.replace('global', 'nonlocal', 1)))
         elif node is shown_expression(cell) and not says_itself(node.value):
             text = ast.unparse(node) if isinstance(node.value, ast.Tuple) else text
             changes.append((node, f'display({text})'))
@@ -3788,6 +3793,7 @@ def by_hand(cell, parameters, imports):
     return indented(source.decode())
 
 def says_itself(node):
+    "Whether an expression is a call that shows something and gives nothing."
     name = ast.unparse(node.func) if isinstance(node, ast.Call) else ''
     return name.split('.')[-1] in ('print', 'show', 'display')
 
