@@ -186,9 +186,10 @@ def test_one_without_code_stands_in_the_list_with_a_sentence(work, lay):
 
 def test_an_endless_loop_is_cancelled(work, lay):
     """One that says nothing, and catches once what ends it; the app goes on."""
-    lay("endless", "try:\n    while True: pass\nexcept: pass\nwhile True: pass")
+    lay("endless", "1", "try:\n    while True: pass\nexcept: pass\nwhile True: pass")
     with work.responsive():
         ident = work.run("endless")
+        until(lambda: (bar := work.shown(ident).progress) and bar["value"] == "50.0", what="the second cell")
         work.post(f"/cancel?id={ident}")
         assert work.ended(ident, 2)["status"] == "stopped"
     until(lambda: "endless" not in said(work, work.run("threads")).split(), what="the end of its thread")
