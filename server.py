@@ -4474,21 +4474,23 @@ def cells_of(path):
 
 def parse_cell(cell):
     """Makes a cell's syntax tree. Gives the line that only Jupyter could run, if there is one.
-    Raises SyntaxError."""
+    Refuses what is no Python."""
     lines = cell.source.split('\n')
     while not cell.tree:
         try:
             cell.source = '\n'.join(lines)
             cell.tree = ast.parse(cell.source, cell.name)
-        except SyntaxError as e:  # Python takes no magic, and a `%` within a statement is none
-            n = 0 if lines[0].startswith('%%') else (e.lineno or 1) - 1
+        # Python takes no magic, and a `%` within a statement is none.
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+            at = getattr(e, 'lineno', 1) or 1
+            n = 0 if lines[0].startswith('%%') else at - 1
             line = ''.join(lines[n:n + 1])
             if found := LEFT_OUT.match(line):
                 lines[n] = found[1] + (found[2] or 'pass')
             elif MAGIC.match(line):
                 return line.strip()
             else:
-                raise
+                refuse(f'{cell.name}, line {at}: {getattr(e, "msg", e)}.')
 
 def parsed_cells(path):
     "The cells of a notebook with their syntax trees. Refuses what only Jupyter can run."
@@ -4525,6 +4527,7 @@ def value_of(text):
     return eval(ast.unparse(tree), {'__builtins__': {}} | TYPES)
 
 def parameter_cell(cells):
+    "The cell with the parameters: the tagged one, else the first one with code."
     code = [cell for cell in cells if cell.number]
     return next((cell for cell in code if cell.tagged), code[0])
 
@@ -4591,13 +4594,12 @@ class Notebook:
             self.parameters = parameters_of(cells)
         except HTTPException as e:
             self.broken = e.detail
-        except (SyntaxError, ValueError):  # the run will say so
-            pass
         chat = Parameter('_', Parameter.POSITIONAL_ONLY)
         self.__signature__ = Signature([chat, *self.parameters.values()])
         self.as_tool = tool_of(self)
 
     def __call__(self, chat, /, **values):
+        "Runs it as it is now, in the job's thread."
         try:
             cells = parsed_cells(self.path)
         except HTTPException as e:
@@ -4611,6 +4613,8 @@ class Notebook:
                 chat.finish('stopped', error=f'{e.code}')
 
 def run_cells(chat, cells, values, loop):
+    """Runs the code in a namespace of its own and sends the texts between. The values take the
+    place of what the parameters' cell has set."""
     def show(value):
         if isinstance(value, str):  # no Markdown, as in Jupyter
             print(repr(value))
@@ -4662,6 +4666,7 @@ def notebook(path, _):
     return Notebook(path)
 
 def identifier(text, taken):
+    "A name that Python and the model's server take, and nothing else has."
     name = re.sub(r'\W+', '_', text, flags=re.A)[:50]
     while name in taken or not name.isidentifier():
         name = f'notebook_{name}'
@@ -4745,18 +4750,19 @@ def by_hand(cell, parameters, imports):
             is_list = isinstance(node.value, ast.List)
             changes.append((node, f'{name} = {name}.splitlines()' if is_list else 'pass'))
         elif isinstance(node, ast.Global):
-            changes.append((node, f'non{text}'.replace('nonglobal', 'nonlocal')))
+            changes.append((node, text.replace('global', 'nonlocal', 1)))
         elif node is shown_expression(cell) and not says_itself(node.value):
             text = ast.unparse(node) if isinstance(node.value, ast.Tuple) else text
             changes.append((node, f'display({text})'))
     source = cell.source.encode()
     begin = [0, *accumulate(len(line) + 1 for line in source.split(b'\n'))]
-    for node, text in sorted(changes, key=lambda each: -each[0].lineno):
+    for node, text in sorted(changes, key=lambda each: (-each[0].lineno, -each[0].col_offset)):
         after = source[begin[node.end_lineno - 1] + node.end_col_offset:]
         source = source[:begin[node.lineno - 1] + node.col_offset] + text.encode() + after
     return indented(source.decode())
 
 def says_itself(node):
+    "Whether an expression is a call that shows something and gives nothing."
     name = ast.unparse(node.func) if isinstance(node, ast.Call) else ''
     return name.split('.')[-1] in ('print', 'show', 'display')
 
@@ -4775,8 +4781,6 @@ if PRINTED:
         print(python_job(PRINTED))
     except HTTPException as e:
         sys.exit(e.detail)
-    except SyntaxError as e:
-        sys.exit(f'{e.filename}, line {e.lineno}: {e.msg}.')
     sys.exit()
 
 # ---- 27. Chats: the list of them -----------------------------------------------------------------
