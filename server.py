@@ -685,7 +685,7 @@ class Guard:
         scope = dict(scope, headers=[*own_headers(scope)])
         await app(scope, guarded_receive, guarded_send)
 
-# ---- 5. Code: highlighted in pieces --------------------------------------------------------------
+# ---- 5. Code: highlighted in pieces, and how pictures and tables look ----------------------------
 
 # Pygments' kinds of tokens, and the class that gives them their colour.
 COLOURS = dict(pair.split(':') for pair in (
@@ -745,6 +745,34 @@ def draw_code_piece(tokens, at, options, env):
     lines, end, rest = tokens[at].content.rpartition('\n')
     return highlight(lines + end, tokens[at].info) + escape(rest, quote=False)
 
+# Files that were shown, sent or attached have such an address.
+FILE_NAME = re.compile(r'/file/([0-9a-f]{64}\.[a-z0-9]{1,8})')
+# What can be done with a table stands before it, outside of what grows.
+TABLE_START = ('<figure class="table"><figcaption>'
+               '<button type="button" class="all">Show all rows</button>'
+               '<button type="button" class="copy">Copy table</button>'
+               '<button type="button" class="csv">Save as CSV</button></figcaption>'
+               '<div class="scroll" tabindex="0"><table>')
+TABLE_END = '</table></div></figure>'
+
+def draw_image(tokens, at, options, env):
+    """A picture as a link to it; one that is kept here is shown. Its title is its size."""
+    token, url = tokens[at], escape(tokens[at].attrs['src'])
+    name = escape(markdown_parser().renderer.renderInlineAsText(token.children, options, env))
+    if not FILE_NAME.fullmatch(url):
+        return f'<a href="{url}">{name or url}</a>'
+    width, _, height = escape(token.attrs.get('title', '')).partition('x')
+    picture = f'<img src="{url}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
+    return (f'<a class="picture" href="{url}">{picture}</a>'
+            f'<a class="save" href="{url}" download="{name}">Save picture</a>')
+
+def draw_link(tokens, at, options, env):
+    """A link; one to a file that is kept here saves it, under its title."""
+    token = tokens[at]
+    if FILE_NAME.fullmatch(token.attrs['href']):
+        token.attrs['download'] = token.attrs.pop('title', '')
+    return markdown_parser().renderer.renderToken(tokens, at, options, env)
+
 # ---- 6. Markdown: what is written, shown as it grows ---------------------------------------------
 
 # A model writes Markdown, so none of it is trusted: raw HTML is text, a picture is a link (it would
@@ -757,15 +785,6 @@ MOST_MARKS = 2000
 ADDRESS = re.compile(
     r"""(?i)https?://(?:[^\s<>()\[\]*`"|\\]|\([^\s<>()]*\))+(?<![.,:;!?'_~])""")
 BOXES = {'[ ] ': '☐ ', '[x] ': '☑ ', '[X] ': '☑ '}
-# Files that were shown, sent or attached have such an address.
-FILE_NAME = re.compile(r'/file/([0-9a-f]{64}\.[a-z0-9]{1,8})')
-# What can be done with a table stands before it, outside of what grows.
-TABLE_START = ('<figure class="table"><figcaption>'
-               '<button type="button" class="all">Show all rows</button>'
-               '<button type="button" class="copy">Copy table</button>'
-               '<button type="button" class="csv">Save as CSV</button></figcaption>'
-               '<div class="scroll" tabindex="0"><table>')
-TABLE_END = '</table></div></figure>'
 CODE = re.compile(r'(?s)(?<![\\`])(`++).*?(?<!`)\1(?!`)')
 # A link or an entity that has not ended, at the end of a text.
 OPEN_LINK = re.compile(
@@ -850,24 +869,6 @@ def adapt_tokens(state):
         token.attrs = {'class' if name == 'style' else name: str(value).removeprefix('text-align:')
                        for name, value in token.attrs.items()}
         state.tokens += code_tokens(token) if token.tag == 'code' else [token]
-
-def draw_image(tokens, at, options, env):
-    """A picture as a link to it; one that is kept here is shown. Its title is its size."""
-    token, url = tokens[at], escape(tokens[at].attrs['src'])
-    name = escape(markdown_parser().renderer.renderInlineAsText(token.children, options, env))
-    if not FILE_NAME.fullmatch(url):
-        return f'<a href="{url}">{name or url}</a>'
-    width, _, height = escape(token.attrs.get('title', '')).partition('x')
-    picture = f'<img src="{url}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
-    return (f'<a class="picture" href="{url}">{picture}</a>'
-            f'<a class="save" href="{url}" download="{name}">Save picture</a>')
-
-def draw_link(tokens, at, options, env):
-    """A link; one to a file that is kept here saves it, under its title."""
-    token = tokens[at]
-    if FILE_NAME.fullmatch(token.attrs['href']):
-        token.attrs['download'] = token.attrs.pop('title', '')
-    return markdown_parser().renderer.renderToken(tokens, at, options, env)
 
 @lru_cache
 def markdown_parser():
