@@ -1877,7 +1877,9 @@ class Chatter:
             return
         try:
             with without_waiting():
-                save(messages, replace(self.row, content=self.text(), updated=time.time()))
+                # What a killed server leaves is whole, too.
+                text = self.text() + (f'\n{FENCE}' if self.printed else '')
+                save(messages, replace(self.row, content=text, updated=time.time()))
         except apsw.BusyError:  # the answer goes on
             self.save_timer = chatq.loop.call_later(1, self.save)
 
