@@ -786,7 +786,7 @@ class Guard:
         scope = dict(scope, headers=[*own_headers(scope)])
         await app(scope, guarded_receive, guarded_send)
 
-# ---- 5. Code: highlighted in pieces --------------------------------------------------------------
+# ---- 5. Code: highlighted in pieces, and how pictures and tables look ----------------------------
 
 # Pygments' kinds of tokens, and the class that gives them their colour.
 COLOURS = dict(pair.split(':') for pair in (
@@ -851,6 +851,34 @@ def draw_code_close(tokens, at, options, env):
     code = urlsafe_b64encode(tokens[at].content.encode()).decode()
     mark = f'<i class="mermaid {code}"></i>' if tokens[at].info == 'mermaid' else ''
     return f'</code></pre></figure>{mark}'
+
+# Files that were shown, sent or attached have such an address.
+FILE_NAME = re.compile(r'/file/([0-9a-f]{64}\.[a-z0-9]{1,8})')
+# What can be done with a table stands before it, outside of what grows.
+TABLE_START = ('<figure class="table"><figcaption>'
+               '<button type="button" class="all">Show all rows</button>'
+               '<button type="button" class="copy">Copy table</button>'
+               '<button type="button" class="csv">Save as CSV</button></figcaption>'
+               '<div class="scroll" tabindex="0"><table>')
+TABLE_END = '</table></div></figure>'
+
+def draw_image(tokens, at, options, env):
+    """A picture as a link to it; one that is kept here is shown. Its title is its size."""
+    token, url = tokens[at], escape(tokens[at].attrs['src'])
+    name = escape(markdown_parser().renderer.renderInlineAsText(token.children, options, env))
+    if not FILE_NAME.fullmatch(url):
+        return f'<a href="{url}">{name or url}</a>'
+    width, _, height = escape(token.attrs.get('title', '')).partition('x')
+    picture = f'<img src="{url}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
+    return (f'<a class="picture" href="{url}">{picture}</a>'
+            f'<a class="save" href="{url}" download="{name}">Save picture</a>')
+
+def draw_link(tokens, at, options, env):
+    """A link; one to a file that is kept here saves it, under its title."""
+    token = tokens[at]
+    if FILE_NAME.fullmatch(token.attrs['href']):
+        token.attrs['download'] = token.attrs.pop('title', '')
+    return markdown_parser().renderer.renderToken(tokens, at, options, env)
 
 # ---- 6. Mathematics: formulas as MathML, which browsers draw by themselves -----------------------
 
@@ -959,15 +987,6 @@ BOXES = {'[ ] ': '☐ ', '[x] ': '☑ ', '[X] ': '☑ '}
 # Code, a formula and an escaped mark, as they stay; or a formula that has not ended.
 SPAN = re.compile(rf'''(?xs) (?<![\\`])(`++).*?(?<!`)\1(?!`) | {FORMULA.pattern[5:]}
     | (?P<open> (?:\\[([]|\$\$).*  |  (?<!\d)\$(?![\s\d])[^$\n]{{,80}}\Z) | \\.''')
-# Files that were shown, sent or attached have such an address.
-FILE_NAME = re.compile(r'/file/([0-9a-f]{64}\.[a-z0-9]{1,8})')
-# What can be done with a table stands before it, outside of what grows.
-TABLE_START = ('<figure class="table"><figcaption>'
-               '<button type="button" class="all">Show all rows</button>'
-               '<button type="button" class="copy">Copy table</button>'
-               '<button type="button" class="csv">Save as CSV</button></figcaption>'
-               '<div class="scroll" tabindex="0"><table>')
-TABLE_END = '</table></div></figure>'
 # A link or an entity that has not ended, at the end of a text.
 OPEN_LINK = re.compile(
     r'!?\[([^\[\]]*)(?:\](?:\[[^\[\]]*\]?|\([^()]*)?)?$|<(http[^\s<>]*)?$|&#?\w*$')
@@ -1067,24 +1086,6 @@ def adapt_tokens(state):
                        for name, value in token.attrs.items()}
         state.tokens += code_tokens(token) if token.tag == 'code' else [token]
 
-def draw_image(tokens, at, options, env):
-    """A picture as a link to it; one that is kept here is shown. Its title is its size."""
-    token, url = tokens[at], escape(tokens[at].attrs['src'])
-    name = escape(markdown_parser().renderer.renderInlineAsText(token.children, options, env))
-    if not FILE_NAME.fullmatch(url):
-        return f'<a href="{url}">{name or url}</a>'
-    width, _, height = escape(token.attrs.get('title', '')).partition('x')
-    picture = f'<img src="{url}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
-    return (f'<a class="picture" href="{url}">{picture}</a>'
-            f'<a class="save" href="{url}" download="{name}">Save picture</a>')
-
-def draw_link(tokens, at, options, env):
-    """A link; one to a file that is kept here saves it, under its title."""
-    token = tokens[at]
-    if FILE_NAME.fullmatch(token.attrs['href']):
-        token.attrs['download'] = token.attrs.pop('title', '')
-    return markdown_parser().renderer.renderToken(tokens, at, options, env)
-
 @lru_cache
 def markdown_parser():
     """The parser: imported with the first text, so that the app starts quickly."""
@@ -1145,7 +1146,7 @@ def end_line(text):
     """Text whose last line ends."""
     return text.removesuffix('\n') + '\n'
 
-# ---- 8. Growing: Markdown as it comes ------------------------------------------------------------
+# ---- 9. Growing: Markdown as it comes ------------------------------------------------------------
 
 # A line that has only begun may still become any of these, and is not shown before that is clear.
 UNSURE = re.compile(r"""(?x)
@@ -1307,7 +1308,7 @@ def inline_html(text: str) -> str:
     """One line of Markdown as safe HTML, without a paragraph around it."""
     return sanitizer().clean(markdown_parser().renderInline(text, {}))
 
-# ---- 9. App: the FastHTML app, the frame of its pages, and its errors ----------------------------
+# ---- 10. App: the FastHTML app, the frame of its pages, and its errors ----------------------------
 
 HTMX = Path(importlib.util.find_spec('django_htmx').origin).parent/'static/django_htmx'
 STATIC = FILE.parent/'static'
@@ -1501,7 +1502,7 @@ def count(n, what):
 def check_box(label, **attrs):
     return Label(Input(type='checkbox', **attrs), label, cls='check')
 
-# ---- 10. Diagrams: what mermaidx draws, in a process of its own -----------------------------------
+# ---- 11. Diagrams: what mermaidx draws, in a process of its own -----------------------------------
 
 DRAWING_TIME = 10     # seconds that a diagram may take
 MOST_CODE = 30_000    # characters of a diagram as it stands in an address
@@ -1580,7 +1581,7 @@ def drawing_error(said):
     last = re.findall(r'(?m)^\w+(?:Error|Exception): (.*)$', said)
     return re.sub(r'^.*Error: |[.:]$', '', last[-1]) if last else 'mermaidx has crashed'
 
-# ---- 11. Messages: what a row of the timeline looks like, as pure functions -----------------------
+# ---- 12. Messages: what a row of the timeline looks like, as pure functions -----------------------
 
 DOWNLOAD = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a button offers it
 
@@ -1762,7 +1763,7 @@ def memory_line(oldest):
     text = Span('The model no longer remembers what stands above')
     return Div(Div(text, cls='content'), id='memory', cls='line', hidden=not oldest)
 
-# ---- 12. Display: what a notebook shows, as Markdown and files ------------------------------------
+# ---- 13. Display: what a notebook shows, as Markdown and files ------------------------------------
 
 # The message that is at work here: of the job that runs, or of the answer that uses a tool. It is
 # set in the job's thread or task, so that `print` and lists find it.
@@ -1867,7 +1868,7 @@ def html_text(html):
     html = re.sub('<table[^>]*>', TABLE_START, html).replace('</table>', TABLE_END)
     return component_text(html) if '<img' in html or re.sub('<[^>]*>', '', html).strip() else None
 
-# ---- 13. Pictures and tables: what is shown of them, and the files that hold all of them ----------
+# ---- 14. Pictures and tables: what is shown of them, and the files that hold all of them ----------
 
 def size_of(data):
     "Width and height of a PNG or JPEG; (0, 0) of what is none."
@@ -2011,7 +2012,7 @@ def file_text(name, data):
         pass
     refuse(f'{shorten(name)} is not what its name says: send a PNG, JPEG, SVG or CSV.')
 
-# ---- 14. Chatter: a message that is being written -------------------------------------------------
+# ---- 15. Chatter: a message that is being written -------------------------------------------------
 
 BAR = re.compile(r'\r[^\r\n]*\[\d+:\d\d[^\r\n]*|\r')  # as tqdm writes it
 
@@ -2222,7 +2223,9 @@ class Chatter:
             return
         try:
             with without_waiting():
-                save(messages, replace(self.row, content=self.text(), updated=time.time()))
+                # What a killed server leaves is whole, too.
+                text = self.text() + (f'\n{FENCE}' if self.printed else '')
+                save(messages, replace(self.row, content=text, updated=time.time()))
         except apsw.BusyError:  # the answer goes on
             self.save_timer = chatq.loop.call_later(1, self.save)
 
@@ -2286,7 +2289,7 @@ class Chatter:
             new.append(self.tail(' hx-swap-oob="true"'))
         return ''.join(new)
 
-# ---- 15. Tabs: what each open page still has to be sent ------------------------------------------
+# ---- 16. Tabs: what each open page still has to be sent ------------------------------------------
 
 class Tab:
     """One open page: what it still has to be sent, drained at screen speed by a task of its own."""
@@ -2386,7 +2389,7 @@ class Tab:
         self.first, self.last = ids[0], ids[-1]
         return timeline(hx_swap_oob='true')
 
-# ---- 16. chatq: the queue between the messages and the tabs --------------------------------------
+# ---- 17. chatq: the queue between the messages and the tabs --------------------------------------
 
 LAST = 'chat = ? and not deleted'  # the condition for the last message of a chat
 
@@ -2726,7 +2729,7 @@ class Chatq:
 chatq = Chatq()
 BACKGROUND.append(chatq.work)
 
-# ---- 17. Model: what speaks to Ollama, and to its stand-ins --------------------------------------
+# ---- 18. Model: what speaks to Ollama, and to its stand-ins --------------------------------------
 
 class ModelError(Exception):
     "Why there is no answer: a sentence for the person, with the next step in it."
@@ -2938,7 +2941,7 @@ async def chosen_model(profile):
                                           'Download one: `ollama pull llama3.2`')
     return model
 
-# ---- 18. Protocol: what is said to a model server, and what it answers ---------------------------
+# ---- 19. Protocol: what is said to a model server, and what it answers ---------------------------
 
 def server_error(status, text, model=''):
     """The ModelError for an error that a model server gave; its text may be JSON, and JSON within
@@ -3235,7 +3238,7 @@ async def stream(prompt, model, options, tools=(), think=''):
                       seconds=end.get('eval_duration', 0)/1e9 or time.perf_counter() - start,
                       cut=end.get('done_reason') == 'length')
 
-# ---- 19. Forms: what a type is in a form, and to the model ---------------------------------------
+# ---- 20. Forms: what a type is in a form, and to the model ---------------------------------------
 
 class Lines(str):
     "A job's parameter that is a text of several lines, as long as a request may be."
@@ -3403,7 +3406,7 @@ def tool_spec(name, function):
     return dict(type='function',
                 function=dict(name=name, description=description, parameters=schema))
 
-# ---- 20. Turn: from the timeline to an answer in it, and the tools that the model may use --------
+# ---- 21. Turn: from the timeline to an answer in it, and the tools that the model may use --------
 
 TOOLS = []  # functions that the model may call: see `tool`
 JOBS = []   # functions with a form in the page: see `job`
@@ -3653,7 +3656,7 @@ async def download(chat, model, then):
 
 chatq.answer, chatq.answer_into = answer, answer_into
 
-# ---- 21. Rows: what is done with a list, by a person, a job or the model -------------------------
+# ---- 22. Rows: what is done with a list, by a person, a job or the model -------------------------
 
 LISTS = {}  # every Listing by its kind, which is the name of its table
 
@@ -3881,7 +3884,7 @@ update [{0}] set priority = number from (
     select id as row, row_number() over (order by priority, id) as number
     from [{0}] where profile = ? and deleted = 0) where id = row"""
 
-# ---- 22. Lists: how they look in the page --------------------------------------------------------
+# ---- 23. Lists: how they look in the page --------------------------------------------------------
 
 class Listing(Rows):
     """A table that is edited as a list: add, edit, delete, order, Undo, search. A subclass says
@@ -4040,7 +4043,7 @@ def profile_contents(profile):
         if number := db.item(sql, [profile.id]):
             yield count(number, tbl.name)
 
-# ---- 23. Routes of lists -------------------------------------------------------------------------
+# ---- 24. Routes of lists -------------------------------------------------------------------------
 
 def listing_of(kind: str):
     if kind not in LISTS:
@@ -4118,7 +4121,7 @@ async def move(listing: Listing, id: int, before: int = 0, x_tab: str = ''):
         refuse('This list has an order of its own.')
     await listing.move(listing.row(id), before, x_tab)
 
-# ---- 24. Jobs: long work that talks while it runs ------------------------------------------------
+# ---- 25. Jobs: long work that talks while it runs ------------------------------------------------
 
 SLOTS = asyncio.Semaphore(JOBS_AT_ONCE)
 SECRETS = DATA/f'{FILE.stem}.secrets.json'
@@ -4437,7 +4440,7 @@ async def forget(job: str, name: str, sess):
     write_private(SECRETS, json.dumps(kept))
     return job_form(function, get_profile(None, sess).id, is_open=True)
 
-# ---- 25. Notebooks: a notebook is a job as it is -------------------------------------------------
+# ---- 26. Notebooks: a notebook is a job as it is -------------------------------------------------
 
 # What only sets Jupyter up is left out; of `%time f()` the call stays.
 LEFT_OUT = re.compile(r'(\s*)%(?:(?:matplotlib|config|autoreload|load_ext|reload_ext)\b.*|'
@@ -4685,7 +4688,7 @@ def notebooks():
 
 MORE_JOBS.append(notebooks)
 
-# ---- 26. Conversion: what `--job` prints, a notebook as a job in Python --------------------------
+# ---- 27. Conversion: what `--job` prints, a notebook as a job in Python --------------------------
 
 FILE_OF_JOB = """{doc!r}
 from fasthtml.common import *
@@ -4783,7 +4786,7 @@ if PRINTED:
         sys.exit(e.detail)
     sys.exit()
 
-# ---- 27. Chats: the list of them -----------------------------------------------------------------
+# ---- 28. Chats: the list of them -----------------------------------------------------------------
 
 class Chats(Listing):
     "A profile's chats. The one with the latest message stands first, and nobody moves them."
@@ -4846,7 +4849,7 @@ def chats_section(profile):
 
 SIDE.insert(0, chats_section)
 
-# ---- 28. Chat: the page, what it is made of, and its routes --------------------------------------
+# ---- 29. Chat: the page, what it is made of, and its routes --------------------------------------
 
 KEYS = {
     '?': 'This sheet', '/': 'Search', 'Alt+N': 'New chat', 'Alt+M': 'Write a message',
@@ -5035,7 +5038,7 @@ async def watch_backend():
 
 BACKGROUND.append(watch_backend)
 
-# ---- 29. Search: todos and messages, by their words ----------------------------------------------
+# ---- 30. Search: todos and messages, by their words ----------------------------------------------
 
 # Languages without spaces between words: each of their characters is one to the search, which
 # takes what stands between the signs of no width for a word.
@@ -5095,7 +5098,7 @@ def hit(kind, profile, name, place, chat, text):
     address = page if kind == 'chat' else f'{page}?at={place}#{place}'
     return Li(A(Safe(text), where, href=address))
 
-# ---- 30. Actions: what the buttons of the chat do ------------------------------------------------
+# ---- 31. Actions: what the buttons of the chat do ------------------------------------------------
 
 @app.get
 async def older_messages(before: int, x_tab: str = ''):
@@ -5231,7 +5234,7 @@ async def export(chat: int):
     return Response('\n\n'.join(texts) + '\n', media_type='text/markdown',
                     headers={'content-disposition': 'attachment'})
 
-# ---- 31. Wire: scripts, the socket, and the start ------------------------------------------------
+# ---- 32. Wire: scripts, the socket, and the start ------------------------------------------------
 
 @app.post('/chatq')
 async def from_script(text: str = None, progress: str = '', done: str = '', id: str = '',
@@ -5424,7 +5427,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 from starlette.responses import PlainTextResponse
 
-# ---- 32. Profiles: whose lists and chat it is ----------------------------------------------------
+# ---- 33. Profiles: whose lists and chat it is ----------------------------------------------------
 
 class Profiles(Listing):
     "The list of all profiles, for the header."
@@ -5477,7 +5480,7 @@ HEAD.append(profile_panel)
 
 app.post('/profile')(profile_list.post)
 
-# ---- 33. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
+# ---- 34. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
 
 class Todo:
     "One thing to do."
@@ -5650,7 +5653,7 @@ def summarise_my_todos(chat):
     chat.model('Summarise this todo list in a few sentences: what is open, what is done, what to '
                f'begin with.\n\n{as_markdown(rows[:500])}')
 
-# ---- 34. Audit: a sample job that fetches pages --------------------------------------------------
+# ---- 35. Audit: a sample job that fetches pages --------------------------------------------------
 
 SELECTORS = {'title': 'title', 'description': 'meta[name=description i]', 'h1': 'h1',
              'canonical': 'link[rel~=canonical i]'}
@@ -5794,7 +5797,7 @@ def read_page(text):
     page.strip_tags(['title', 'script', 'style', 'noscript'])
     return facts | {'words': len(page.text(separator=' ').split())}
 
-# ---- 35. Main: the start -------------------------------------------------------------------------
+# ---- 36. Main: the start -------------------------------------------------------------------------
 
 if __name__ == '__main__':
     run()

@@ -651,7 +651,8 @@ function countRows() {
   for (const button of htmx.findAll('.table .all')) {
     const { tBodies } = $(button.closest('.table'), 'table')
     const rows = Math.max(tBodies.length, tBodies[0]?.rows.length ?? 0)
-    button.textContent = `Show all ${rows} rows`
+    const label = `Show all ${rows} rows`
+    if (rows > 20 && button.textContent !== label) button.textContent = label
   }
 }
 

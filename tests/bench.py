@@ -702,6 +702,54 @@ def progress(b):
     row("100,000 progress calls: frames per second to a tab", frames / max(wall, 1), most=60)
 
 
+PLOTTING = """
+@job
+def plot_many(chat, n: int):
+    import matplotlib.pyplot as plt
+    for i in range(n):
+        plt.plot(range(i + 2))
+        plt.title(f'Plot {i + 1}')
+        plt.show()
+    return 'All plotted.'
+
+"""
+TYPING = """() => new Promise(done => {
+  const field = document.getElementById('msg'), start = performance.now()
+  field.dispatchEvent(new InputEvent('input', { bubbles: true }))
+  setTimeout(() => done(performance.now() - start))
+})"""
+
+
+@figure
+def figures(b):
+    """200 figures in one job: the server's memory afterwards, and how long the page takes to answer to a key meanwhile."""
+    with b.server(start=False) as server:
+        server.file.write_text(re.sub(r"\n# ---- \d+\. Main", lambda m: f"{PLOTTING}{m[0]}", server.file.read_text()))
+        server.start()
+        waits = []
+
+        def plot(n):
+            with web(server) as client:
+                client.post("/run/plot_many", data={"n": n}).raise_for_status()
+
+        def over():
+            return server.sql("select status from message order by id desc")[0][0] != "streaming"
+        plot(200)                    # matplotlib itself, and what it and malloc keep, stays in memory
+        until(over, 120)
+        before = pss(server.pid)
+        page = b.browser.new_page()
+        page.goto(server.url)
+        plot(200)
+        while not over():
+            waits.append(page.evaluate(TYPING))
+            time.sleep(.05)
+        page.get_by_text("All plotted.").last.wait_for()
+        page.close()
+        after = pss(server.pid)
+    row("200 figures: memory above that before", after, "MB", before, diff=20)
+    row("200 figures: the slowest answer to a key", max(waits), "ms", most=100)
+
+
 def bare_inserts(folder, n):
     """The reference: so many inserts with commit by Python's own sqlite3, in s."""
     with contextlib.closing(sqlite3.connect(Path(folder) / "bare.db")) as db:

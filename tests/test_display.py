@@ -1,11 +1,8 @@
 """What a notebook shows, the chat shows: pictures, tables, printed output; and the model is told of it."""
-import base64
 import io
 import json
-import re
 import stat
 
-import httpx
 import pytest
 from conftest import Server, until
 from fake_ollama import FakeOllama, Script
@@ -13,7 +10,7 @@ from PIL import Image
 from playwright.sync_api import expect
 from test_tools import Acting, call
 from wire import send, soup
-from working import app_with
+from working import Work, app_with, insert
 
 pytest_plugins = "chatting", "working"
 
@@ -190,7 +187,8 @@ def cells(table):
 def test_figures_are_pictures_that_lie_as_files(work):
     shown = content(work, "shows_figures")
     pictures = shown.find_all("img")
-    assert [p["alt"] for p in pictures] == ["Clicks by [page]", "Figure 1 of Shows figures", "Figure 2 of Shows figures", "Left open"]
+    names = ["Clicks by [page]", "Figure 1 of Shows figures", "Figure 2 of Shows figures", "Left open"]
+    assert [p["alt"] for p in pictures] == names
     assert "open: []" in shown.get_text()
     for picture in pictures:
         got = work.web.get(picture["src"])
@@ -229,7 +227,6 @@ def test_drawings_of_browsers(work):
 
 def test_drawings_with_what_draws_them(work, app):
     server = app(start=False)
-    from working import Work, insert
     insert(server, JOBS)
     for name in "kaleido", "vl_convert":
         (server.dir / f"{name}.py").touch()
@@ -260,7 +257,8 @@ def test_large_frames_are_bounded(work):
     one, wide = shown.find_all("table")
     assert len(cells(one)) == 1001 and len(cells(wide)[0]) == 50
     text = shown.get_text()
-    assert "1,000,000 rows × 1 column, here the first 1,000 × 1" in text and "5 rows × 2,000 columns, here the first 5 × 50" in text
+    assert "1,000,000 rows × 1 column, here the first 1,000 × 1" in text
+    assert "5 rows × 2,000 columns, here the first 5 × 50" in text
     assert "0 rows × 0 columns" in text
     whole = work.web.get(shown.find("a", string="Save as CSV")["href"]).text
     assert whole.count("\n") == 1_000_001
@@ -279,7 +277,8 @@ def test_what_objects_offer_to_notebooks(work):
     assert names == [("Picture, 8 x 4", ".png"), ("Picture", ".svg"), ("Picture, 9 x 9", ".png"), ("kept", ".png")]
     assert all(p["src"].startswith("/file/") for p in shown.find_all("img"))
     svg = work.web.get(shown.find_all("img")[1]["src"])
-    assert svg.headers["content-security-policy"] == "sandbox; default-src 'none'" and svg.headers["x-content-type-options"] == "nosniff"
+    assert svg.headers["content-security-policy"] == "sandbox; default-src 'none'"
+    assert svg.headers["x-content-type-options"] == "nosniff"
     assert "more than 1,000,000 characters" in shown.get_text() and len(shown.row["content"]) < 20_000
     output = [o.get_text().strip() for o in shown.find_all("figure", class_="output")]
     assert output[0] == "plain *repr* | ```" and "class" in output[1] and output[2] == "1234"
@@ -398,7 +397,8 @@ def test_files_are_taken(work):
 
 
 @pytest.mark.parametrize(("name", "data"), [
-    ("x.png", b"GIF89a"), ("x.jpg", b"\xff\xd8\xff"), ("x.png", b"\x89PNG\r\n\x1a\n"), ("x.svg", b"<html>"), ("x.csv", b"\xff\xfe\0\1"),
+    ("x.png", b"GIF89a"), ("x.jpg", b"\xff\xd8\xff"), ("x.png", b"\x89PNG\r\n\x1a\n"), ("x.svg", b"<html>"),
+    ("x.csv", b"\xff\xfe\0\1"),
     ("x.exe", b"MZ"), ("x.html", b"<p>"), ("x.csv", b"  ")])
 def test_what_is_not_what_it_says_is_refused(work, name, data):
     assert "is not what its name says: send a PNG, JPEG, SVG or CSV." in post(work, name, data, 400)

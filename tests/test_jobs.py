@@ -378,7 +378,7 @@ def test_a_question_is_answered_once(work):
     for wrong in "2", "-1":
         assert work.web.post(f"/reply?id={ident}&n={wrong}").status_code == 400
     work.post(buttons[1]["hx-post"])
-    assert work.ended(ident)["content"].strip() == "No"
+    assert work.ended(ident)["content"].split("\n\n")[-2:] == ["No", "May the thread go on? – No"]
     late = work.web.post(buttons[0]["hx-post"])
     assert (late.status_code, late.text) == (400, "This question is not open any more.")
 
@@ -412,7 +412,8 @@ def test_a_text_of_lines_may_be_long_and_is_not_cut(work):
 
 def test_what_a_job_prints_stands_in_the_chat(work):
     row = work.ended(work.run("prints", times=2, size=10))
-    assert row["content"] == "xxxxxxxxxx\nxxxxxxxxxx\n"
+    shown = work.shown(row["id"]).find("figure", class_="output")
+    assert shown.get_text() == "xxxxxxxxxx\nxxxxxxxxxx\n"
     assert "xxxx" not in work.server.out()
 
 
@@ -460,7 +461,7 @@ def test_a_killed_server_leaves_its_jobs_to_be_tried_again(killed):
     work.shows(jobs[1], "May it go on?")
     assert work.web.post(again).status_code == 400        # it runs
     work.reply(jobs[1], "Go on")
-    assert work.ended(jobs[1])["content"].strip() == "The word is second."
+    assert work.ended(jobs[1])["content"].strip() == "The word is second.\n\nMay it go on? – Go on"
     assert json.loads(work.row(jobs[1])["job"]) == {"name": "gate", "values": {"word": "second", "go_on": True}}
 
 

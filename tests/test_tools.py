@@ -184,7 +184,7 @@ def test_a_job_asks_first(acting):
     ident = acting.asks(call("backup", folder="/home"))
     acting.reply(ident, "Start Backup")
     acting.ended(ident)
-    assert acting.fake.chats[-1]["messages"][-1]["content"].startswith("It has been started")
+    assert acting.fake.chats[-1]["messages"][-1]["content"].startswith("done: ")
     job = acting.rows("role = 'job'")[-1]
     assert acting.ended(job["id"])["content"].strip() == "'/home' 2 True None"      # what it left out is the default
 
