@@ -108,6 +108,9 @@ if FILE.parent != ENGINE.parent:  # imported from elsewhere, by a test, say
     FILE = ENGINE
 NAME = FILE.parent.name if FILE.stem == 'server' else FILE.stem  # the title
 VOICE = 'You are a helpful, concise assistant. Answer in Markdown.'  # the system prompt
+IDEAS = ('What is open on my list, and what should I begin with?',
+         'Explain a regular expression that finds e-mail addresses',
+         'Write a friendly reminder of an invoice')  # an empty chat offers these prompts
 ACCENT = 'teal'            # one of the accents in static/app.css: teal, indigo, rose
 PORTS = range(5001, 5011)  # PORT unset: the first free one of these
 JOBS_AT_ONCE = 3           # further ones wait in line
@@ -123,7 +126,7 @@ ROUNDS = 5                 # how often the model may use tools before it has to 
 STALL = 300                # seconds without a byte that end an answer, as in Ollama
 
 # An app that imports this file sets any of these before it does.
-for setting in ('NAME VOICE ACCENT PORTS JOBS_AT_ONCE MAX_TITLE MAX_TEXT MAX_OUTPUT MAX_BODY '
+for setting in ('NAME VOICE IDEAS ACCENT PORTS JOBS_AT_ONCE MAX_TITLE MAX_TEXT MAX_OUTPUT MAX_BODY '
                 'LIST_PART PAGE_SIZE FRAME CONTEXT ROUNDS STALL').split():
     globals()[setting] = getattr(MAIN, setting, globals()[setting])
 
@@ -1201,7 +1204,9 @@ def page(title, *content):
 
 def words(toast=()):
     "Where words to the person appear: at the edge of the page, and for screen readers."
-    return Div(*toast, id='toast', role='status'), Div(id='announce', role='status', cls='hide')
+    offline = 'The connection is down. It comes back by itself.'
+    return (Div(*toast, id='toast', role='status'), Div(id='announce', role='status', cls='hide'),
+            Div(offline, id='offline', role='status', hidden=True))
 
 def toast(text, undo=None):
     """A word at the edge of the page, as the answer of a route; `undo`: the address of the way
@@ -3445,11 +3450,6 @@ KEYS = {
     'Escape': 'Give up editing', 'Space': 'Tick the item off', 'Alt+↑ Alt+↓': 'Move the item',
     'Delete': 'Delete the item', 'Ctrl+Z': 'Bring back what was deleted'}
 
-# What an empty chat offers: they go into the composer.
-IDEAS = ('What is open on my list, and what should I begin with?',
-         'Explain a regular expression that finds e-mail addresses',
-         'Write a friendly reminder of an invoice')
-
 async def profile_page(req, sess, id: int = None):
     "The whole page of a profile. The address is the choice; a cookie remembers it for `/`."
     profile = get_profile(id, sess)
@@ -3485,9 +3485,7 @@ def chat_section(profile):
               settings_panel(profile), theme_button(),
               icon_button('keys', 'Keyboard shortcuts', popovertarget='keys'), cls='bar')
     more = Button(icon('down'), 'More below', id='more', hidden=True)
-    offline = Div('The connection is down. It comes back by itself.', id='offline', role='status',
-                  hidden=True)
-    dock = Div(more, *words(way_back(profile.query)), offline, composer(profile), cls='dock')
+    dock = Div(more, *words(way_back(profile.query)), composer(profile), cls='dock')
     return Section(bar, timeline(chatq.newest(profile.id, since=since), profile.memory), ideas(),
                    dock, cls='chat', aria_label='Chat')
 

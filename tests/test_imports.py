@@ -386,7 +386,7 @@ def test_a_date_is_red_when_it_is_over(pruned, window):
 
 def test_what_was_taken_out_is_gone(pruned, window, model):
     page = window.open(pruned.url)
-    assert [section.get_attribute("aria-label") for section in page.locator("main section[aria-label]").all()
+    assert [section.get_attribute("aria-label") for section in page.locator("#sidebar section[aria-label]").all()
             if section.get_attribute("aria-label") in ("Todo", "Jobs", "Links", "Tasks")] == ["Tasks", "Jobs", "Links"]
     assert [form.get_attribute("id") for form in page.locator("#job-list form").all()] == ["job-count_words"]
     ask(page, "Hi")
@@ -464,7 +464,8 @@ def test_lists_from_both_kinds_of_jobs(grown, work, window, kind):
     assert work.ended(work.run(f"visit_{kind}"))["status"] == "done"
     name = {"plainly": "Plain", "awaited": "Awaited"}[kind]
     rows = part(page, "Visits").locator("li .title")
-    expect(rows).to_have_text([re.compile(rf"^{name}2026-01-31 · 2026-01-31T18:30:00 · 2.20 · render · busy · 2$")])
+    day = "31 Jan( 2026)?"                                           # the year only where it is another one
+    expect(rows).to_have_text([re.compile(rf"^{name}{day} · {day}, 18:30 · 2.20 · render · busy · 2$")])
     assert work.ended(work.run("tell"))["content"].strip() == f"['{name}', {TOLD}"
     window.leave(page)
     grown.restart()
