@@ -5115,7 +5115,7 @@ async def source(id: int):
 async def stop(chat: int = 0, x_tab: str = ''):
     "Stops the answer in a chat; from a page in the one that it shows."
     tab = chatq.tab(x_tab)
-    chatq.stop(tab.chat if tab else one(chats, chat).id, 'assistant')
+    chatq.stop(tab.chat if tab else chat, 'assistant')
 
 @app.post
 async def withdraw(id: int):
