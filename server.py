@@ -1621,10 +1621,9 @@ def brief(content):
 
 def plain(text):
     "Text that means itself in Markdown: a title, a name, whatever somebody else has written."
-    text = re.sub(r'([\\`*_\]<>#~|&$])', r'\\\1', text)
-    text = text.replace('[', '&#91;')  # \[ would begin a formula
+    text = re.sub(r'([\\`*_\]<>#~|&$])', r'\\\1', text)  # no [, since \[ begins a formula
     # An address that has such marks is no link, which would take the backslashes along.
-    return re.sub(r':(?=//\S*(\\|&#))', r'\\:', text)
+    return re.sub(r':(?=//\S*\\)', r'\\:', text)
 
 def quoted(title):
     "A title in a sentence of Markdown."
