@@ -97,7 +97,7 @@ from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
-from enum import Enum
+from enum import Enum, EnumType
 from functools import lru_cache
 from html import escape, unescape
 from inspect import CO_COROUTINE, Parameter, Signature, get_annotations, getdoc, signature
@@ -388,10 +388,11 @@ def base_type(kind):
     return kind
 
 def choices(kind):
-    "What a value of this type may be, where it is one of a few: of a Literal or an Enum."
-    if get_origin(kind) is Literal:
-        return get_args(kind)
-    return tuple(kind) if isinstance(kind, type) and issubclass(kind, Enum) else ()
+    "What a Literal or an Enum may be, each value by the word for it; {} for any other type."
+    few = get_args(kind) if get_origin(kind) is Literal else ()
+    if isinstance(kind, EnumType):
+        few = kind
+    return {str(stored(each)): each for each in few}
 
 def stored(value):
     "A value as SQLite takes it: str, int, float or None."
@@ -411,37 +412,52 @@ def as_unicode(text):
     "Text that can be stored and sent: bytes that are no UTF-8 come in halves of characters."
     return text if text.isascii() else re.sub('[\ud800-\udfff]', '\ufffd', text)
 
-def loaded(kind, value):
-    "A stored value in the type of its column. What does not fit it stays as it is stored."
-    if options := choices(kind):
-        return next((each for each in options if stored(each) == value), value)
-    convert = getattr(kind, 'fromisoformat', kind)
-    try:
-        return value if value is None or isinstance(value, kind) else convert(value)
-    except (ValueError, TypeError, ArithmeticError):
-        return value or None
-
 COLUMN_TYPES = str, int, float, bool, date, datetime, Decimal
 
 def column_type(kind):
     "The type of a column in SQLite."
-    if options := choices(kind):
-        return type(stored(options[0]))
+    for each in choices(kind).values():
+        return type(stored(each))
     return {bool: int, int: int, float: float}.get(kind, str)
 
-AS_BOOL = dict.fromkeys('0 0.0 false no off'.split(), 0)
-AS_BOOL |= dict.fromkeys('1 1.0 true yes on'.split(), 1)
+BOOLS = dict.fromkeys('0 0.0 false False no off'.split(), False)
+BOOLS |= dict.fromkeys('1 1.0 true True yes on'.split(), True)
+HINTS = {int: 'Type a whole number.', float: 'Type a number.', Decimal: 'Type a number.',
+         date: 'Type a date like 2026-01-31.', datetime: 'Type a time like 2026-01-31 18:30.'}
+
+def from_text(kind, text):
+    """A value of a type from what was typed, given by a model, or stored. Raises ValueError with a
+    sentence."""
+    words = BOOLS if kind is bool else choices(kind)
+    if text in words:
+        return words[text]
+    if words:
+        raise ValueError(f'Choose one of {", ".join(words)}.')
+    if kind is int:
+        text = text.removesuffix('.0')
+    elif kind in (float, Decimal) and re.fullmatch(r'[-+]?\d+,(\d{1,2}|\d{4,})', text):
+        text = text.replace(',', '.')  # 1,5 is a number where people write it so; 1,500 is unclear
+    try:
+        value = getattr(kind, 'fromisoformat', kind)(text)
+        if isinstance(value, (float, Decimal)) and not isfinite(value):
+            raise ValueError
+    except (ValueError, ArithmeticError):
+        raise ValueError(HINTS.get(kind, 'This does not fit.'))
+    if kind is int and abs(value) >= 2**63:
+        raise ValueError('This number is too large.')
+    return value
+
+def loaded(kind, value):
+    "A stored value in the type of its column. What does not fit it stays as it is stored."
+    try:
+        return value if value is None else from_text(kind, str(value))
+    except ValueError:
+        return value or None
 
 def converted(kind, value):
     "What is stored in a column of another type, as it is stored in this one; None if it can't be."
-    text = str(value).strip()
-    if kind is bool:
-        return AS_BOOL.get(text.lower())
-    if kind is int:
-        whole = re.fullmatch(r'(-?\d{1,18})(\.0*)?', text)
-        return whole and int(whole[1])
-    new = loaded(kind, re.sub(r'^(-?\d+),(\d\d?)$', r'\1.\2', text))  # 1,5 is a number
-    return stored(new) if new in choices(kind) or not isinstance(new, str) else None
+    with contextlib.suppress(ValueError):
+        return stored(from_text(kind, str(value)))
 
 # Each table's class by the table's name. The search has taken some names.
 TABLES = dict.fromkeys(('find find_due find_data find_idx find_content find_docsize '
@@ -3270,7 +3286,6 @@ class Field:
     name: str
     kind: type
     default: object = REQUIRED
-    largest: float = inf  # as a number
     most: int = MAX_TEXT  # characters
     secret: str = ''      # the name under which a secret is kept
     help: str = ''        # of `Annotated[int, 'how many']` the words
@@ -3282,7 +3297,7 @@ class Field:
     @property
     def options(self):
         "What it may be, where it is one of a few: each by the word for it."
-        return {as_typed(each): each for each in choices(self.kind)}
+        return choices(self.kind)
 
 def kind_of(parameter):
     "The type of a parameter: by its annotation, else by its default."
@@ -3316,33 +3331,16 @@ def as_said(value):
     day = f'{value.day} {value:{"%b" if this_year else "%b %Y"}}'
     return f'{day}, {value:%H:%M}' if isinstance(value, datetime) else day
 
-HINTS = {int: 'Type a whole number.', float: 'Type a number.', Decimal: 'Type a number.',
-         date: 'Type a date like 2026-01-31.', datetime: 'Type a time like 2026-01-31 18:30.'}
-
 def parse(field, text):
     "What was typed, or what a model gave, as a value. Raises ValueError with a sentence."
-    text, kind, options = text.strip(), field.kind, field.options
-    if kind is bool:
-        return text.lower() in ('1', 'on', 'true', 'yes')
-    if not text:
-        if field.default is REQUIRED:
-            raise ValueError('Fill this in.')
-        return '' if isinstance(field.default, str) and not options else field.default
-    if text in options:
-        return options[text]
-    if options:
-        raise ValueError(f'Choose one of {", ".join(options)}.')
-    if kind in (float, Decimal) and re.fullmatch(r'[-+]?\d+,(\d{1,2}|\d{4,})', text):
-        text = text.replace(',', '.')  # 1,5 is a number where people write it so; 1,500 is unclear
-    try:
-        value = getattr(kind, 'fromisoformat', kind)(text)
-        if isinstance(value, (float, Decimal)) and not isfinite(value):
-            raise ValueError
-    except (ValueError, ArithmeticError):
-        raise ValueError(HINTS.get(kind, 'This does not fit.'))
-    if isinstance(value, int) and abs(value) > field.largest:
-        raise ValueError('This number is too large.')
-    return value
+    text = text.strip()
+    if text:
+        return from_text(field.kind, text)
+    if field.kind is bool:
+        return False
+    if field.default is REQUIRED:
+        raise ValueError('Fill this in.')
+    return '' if isinstance(field.default, str) and not field.options else field.default
 
 def parse_all(fields, given):
     "The values of these fields by name, and by name what is wrong with them."
@@ -3839,7 +3837,7 @@ class Rows:
         "Columns as fields of a form."
         for name in names:
             most = MAX_TITLE if name == self.text else MAX_TEXT
-            yield Field(name, self.types[name], getattr(self.table.cls, name, ''), 2**63 - 1, most)
+            yield Field(name, self.types[name], getattr(self.table.cls, name, ''), most)
 
     async def tell(self, said, verb, row, before=''):
         """An event in the chat: with Undo where the model did it, and where the profile wants it

@@ -239,7 +239,7 @@ def test_the_buttons_in_the_page(chat):
     (call("add_todo", title="x" * 501), "at most 500"), (call("add_todo", title="x", profile=1), "no parameter profile"),
     (call("finish_todo", id="two"), "whole number"), (call("finish_todo", id=None), "Fill this in"),
     (call("finish_todo", id=999_999), "no todo"), (call("finish_todo", id=-1), "no todo"),
-    (call("finish_todo", id=10**30), "no todo"), (call("finish_todo", id={"a": [1]}), "whole number"),
+    (call("finish_todo", id=10**30), "too large"), (call("finish_todo", id={"a": [1]}), "whole number"),
     (call("rename_todo", id=999_999, title="x"), "no todo"), (call("move_todo", id=999_999), "no todo"),
     (call("delete_todo", id=999_999), "no todo"), (call("backup", depth="deep", folder="x"), "whole number"),
     ({"function": {"name": "add_todo", "arguments": ["title"]}}, "This did not work"),
