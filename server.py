@@ -128,6 +128,9 @@ if FILE.parent != ENGINE.parent:  # imported from elsewhere, by a test, say
     FILE = ENGINE
 NAME = FILE.parent.name if FILE.stem == 'server' else FILE.stem  # the title
 VOICE = 'You are a helpful, concise assistant. Answer in Markdown.'  # the system prompt
+IDEAS = ('What is open on my list, and what should I begin with?',
+         'Explain a regular expression that finds e-mail addresses',
+         'Write a friendly reminder of an invoice')  # an empty chat offers these prompts
 ACCENT = 'teal'            # one of the accents in static/app.css: teal, indigo, rose
 PORTS = range(5001, 5011)  # PORT unset: the first free one of these
 JOBS_AT_ONCE = 3           # further ones wait in line
@@ -145,8 +148,9 @@ ROUNDS = 5                 # how often the model may use tools before it has to 
 STALL = 300                # seconds without a byte that end an answer, as in Ollama
 
 # An app that imports this file sets any of these before it does.
-for setting in ('NAME VOICE ACCENT PORTS JOBS_AT_ONCE NOTEBOOKS MAX_TITLE MAX_TEXT MAX_OUTPUT '
-                'MAX_BODY MAX_FILE LIST_PART PAGE_SIZE FRAME CONTEXT ROUNDS STALL').split():
+for setting in ('NAME VOICE IDEAS ACCENT PORTS JOBS_AT_ONCE NOTEBOOKS MAX_TITLE MAX_TEXT '
+                'MAX_OUTPUT MAX_BODY MAX_FILE LIST_PART PAGE_SIZE FRAME CONTEXT ROUNDS '
+                'STALL').split():
     globals()[setting] = getattr(MAIN, setting, globals()[setting])
 
 DATA = FILE.parent/'data'  # beside the file, wherever one happens to stand
@@ -1162,7 +1166,7 @@ def end_line(text):
     """Text whose last line ends."""
     return text.removesuffix('\n') + '\n'
 
-# ---- 9. Growing: Markdown as it comes ------------------------------------------------------------
+# ---- 8. Growing: Markdown as it comes ------------------------------------------------------------
 
 # A line that has only begun may still become any of these, and is not shown before that is clear.
 UNSURE = re.compile(r"""(?x)
@@ -1324,7 +1328,7 @@ def inline_html(text: str) -> str:
     """One line of Markdown as safe HTML, without a paragraph around it."""
     return sanitizer().clean(markdown_parser().renderInline(text, {}))
 
-# ---- 10. App: the FastHTML app, the frame of its pages, and its errors ----------------------------
+# ---- 9. App: the FastHTML app, the frame of its pages, and its errors ----------------------------
 
 HTMX = Path(importlib.util.find_spec('django_htmx').origin).parent/'static/django_htmx'
 STATIC = FILE.parent/'static'
@@ -1503,7 +1507,9 @@ def page(title, *content):
 
 def words(toast=()):
     "Where words to the person appear: at the edge of the page, and for screen readers."
-    return Div(*toast, id='toast', role='status'), Div(id='announce', role='status', cls='hide')
+    offline = 'The connection is down. It comes back by itself.'
+    return (Div(*toast, id='toast', role='status'), Div(id='announce', role='status', cls='hide'),
+            Div(offline, id='offline', role='status', hidden=True))
 
 def toast(text, undo=None):
     """A word at the edge of the page, as the answer of a route; `undo`: the address of the way
@@ -1518,7 +1524,7 @@ def count(n, what):
 def check_box(label, **attrs):
     return Label(Input(type='checkbox', **attrs), label, cls='check')
 
-# ---- 11. Diagrams: what mermaidx draws, in a process of its own -----------------------------------
+# ---- 10. Diagrams: what mermaidx draws, in a process of its own -----------------------------------
 
 DRAWING_TIME = 10     # seconds that a diagram may take
 MOST_CODE = 30_000    # characters of a diagram as it stands in an address
@@ -1597,7 +1603,7 @@ def drawing_error(said):
     last = re.findall(r'(?m)^\w+(?:Error|Exception): (.*)$', said)
     return re.sub(r'^.*Error: |[.:]$', '', last[-1]) if last else 'mermaidx has crashed'
 
-# ---- 12. Messages: what a row of the timeline looks like, as pure functions -----------------------
+# ---- 11. Messages: what a row of the timeline looks like, as pure functions -----------------------
 
 DOWNLOAD = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a button offers it
 
@@ -1779,7 +1785,7 @@ def memory_line(oldest):
     text = Span('The model no longer remembers what stands above')
     return Div(Div(text, cls='content'), id='memory', cls='line', hidden=not oldest)
 
-# ---- 13. Display: what a notebook shows, as Markdown and files ------------------------------------
+# ---- 12. Display: what a notebook shows, as Markdown and files ------------------------------------
 
 # The message that is at work here: of the job that runs, or of the answer that uses a tool. It is
 # set in the job's thread or task, so that `print` and lists find it.
@@ -1884,7 +1890,7 @@ def html_text(html):
     html = re.sub('<table[^>]*>', TABLE_START, html).replace('</table>', TABLE_END)
     return component_text(html) if '<img' in html or re.sub('<[^>]*>', '', html).strip() else None
 
-# ---- 14. Pictures and tables: what is shown of them, and the files that hold all of them ----------
+# ---- 13. Pictures and tables: what is shown of them, and the files that hold all of them ----------
 
 def size_of(data):
     "Width and height of a PNG or JPEG; (0, 0) of what is none."
@@ -2028,7 +2034,7 @@ def file_text(name, data):
         pass
     refuse(f'{shorten(name)} is not what its name says: send a PNG, JPEG, SVG or CSV.')
 
-# ---- 15. Chatter: a message that is being written -------------------------------------------------
+# ---- 14. Chatter: a message that is being written -------------------------------------------------
 
 BAR = re.compile(r'\r[^\r\n]*\[\d+:\d\d[^\r\n]*|\r')  # as tqdm writes it
 
@@ -2305,7 +2311,7 @@ class Chatter:
             new.append(self.tail(' hx-swap-oob="true"'))
         return ''.join(new)
 
-# ---- 16. Tabs: what each open page still has to be sent ------------------------------------------
+# ---- 15. Tabs: what each open page still has to be sent ------------------------------------------
 
 class Tab:
     """One open page: what it still has to be sent, drained at screen speed by a task of its own."""
@@ -2405,7 +2411,7 @@ class Tab:
         self.first, self.last = ids[0], ids[-1]
         return timeline(hx_swap_oob='true')
 
-# ---- 17. chatq: the queue between the messages and the tabs --------------------------------------
+# ---- 16. chatq: the queue between the messages and the tabs --------------------------------------
 
 LAST = 'chat = ? and not deleted'  # the condition for the last message of a chat
 
@@ -2745,7 +2751,7 @@ class Chatq:
 chatq = Chatq()
 BACKGROUND.append(chatq.work)
 
-# ---- 18. Model: what speaks to Ollama, and to its stand-ins --------------------------------------
+# ---- 17. Model: what speaks to Ollama, and to its stand-ins --------------------------------------
 
 class ModelError(Exception):
     "Why there is no answer: a sentence for the person, with the next step in it."
@@ -2957,7 +2963,7 @@ async def chosen_model(profile):
                                           'Download one: `ollama pull llama3.2`')
     return model
 
-# ---- 19. Protocol: what is said to a model server, and what it answers ---------------------------
+# ---- 18. Protocol: what is said to a model server, and what it answers ---------------------------
 
 def server_error(status, text, model=''):
     """The ModelError for an error that a model server gave; its text may be JSON, and JSON within
@@ -3254,7 +3260,7 @@ async def stream(prompt, model, options, tools=(), think=''):
                       seconds=end.get('eval_duration', 0)/1e9 or time.perf_counter() - start,
                       cut=end.get('done_reason') == 'length')
 
-# ---- 20. Forms: what a type is in a form, and to the model ---------------------------------------
+# ---- 19. Forms: what a type is in a form, and to the model ---------------------------------------
 
 class Lines(str):
     "A job's parameter that is a text of several lines, as long as a request may be."
@@ -3404,7 +3410,7 @@ def tool_spec(name, function):
     return dict(type='function',
                 function=dict(name=name, description=description, parameters=schema))
 
-# ---- 21. Turn: from the timeline to an answer in it, and the tools that the model may use --------
+# ---- 20. Turn: from the timeline to an answer in it, and the tools that the model may use --------
 
 TOOLS = []  # functions that the model may call: see `tool`
 JOBS = []   # functions with a form in the page: see `job`
@@ -3654,7 +3660,7 @@ async def download(chat, model, then):
 
 chatq.answer, chatq.answer_into = answer, answer_into
 
-# ---- 22. Rows: what is done with a list, by a person, a job or the model -------------------------
+# ---- 21. Rows: what is done with a list, by a person, a job or the model -------------------------
 
 LISTS = {}  # every Listing by its kind, which is the name of its table
 
@@ -3882,7 +3888,7 @@ update [{0}] set priority = number from (
     select id as row, row_number() over (order by priority, id) as number
     from [{0}] where profile = ? and deleted = 0) where id = row"""
 
-# ---- 23. Lists: how they look in the page --------------------------------------------------------
+# ---- 22. Lists: how they look in the page --------------------------------------------------------
 
 class Listing(Rows):
     """A table that is edited as a list: add, edit, delete, order, Undo, search. A subclass says
@@ -4041,7 +4047,7 @@ def profile_contents(profile):
         if number := db.item(sql, [profile.id]):
             yield count(number, tbl.name)
 
-# ---- 24. Routes of lists -------------------------------------------------------------------------
+# ---- 23. Routes of lists -------------------------------------------------------------------------
 
 def listing_of(kind: str):
     if kind not in LISTS:
@@ -4119,7 +4125,7 @@ async def move(listing: Listing, id: int, before: int = 0, x_tab: str = ''):
         refuse('This list has an order of its own.')
     await listing.move(listing.row(id), before, x_tab)
 
-# ---- 25. Jobs: long work that talks while it runs ------------------------------------------------
+# ---- 24. Jobs: long work that talks while it runs ------------------------------------------------
 
 SLOTS = asyncio.Semaphore(JOBS_AT_ONCE)
 SECRETS = DATA/f'{FILE.stem}.secrets.json'
@@ -4438,7 +4444,7 @@ async def forget(job: str, name: str, sess):
     write_private(SECRETS, json.dumps(kept))
     return job_form(function, get_profile(None, sess).id, is_open=True)
 
-# ---- 26. Notebooks: a notebook is a job as it is -------------------------------------------------
+# ---- 25. Notebooks: a notebook is a job as it is -------------------------------------------------
 
 # What only sets Jupyter up is left out; of `%time f()` the call stays.
 LEFT_OUT = re.compile(r'(\s*)%(?:(?:matplotlib|config|autoreload|load_ext|reload_ext)\b.*|'
@@ -4686,7 +4692,7 @@ def notebooks():
 
 MORE_JOBS.append(notebooks)
 
-# ---- 27. Conversion: what `--job` prints, a notebook as a job in Python --------------------------
+# ---- 26. Conversion: what `--job` prints, a notebook as a job in Python --------------------------
 
 FILE_OF_JOB = """{doc!r}
 from fasthtml.common import *
@@ -4784,7 +4790,7 @@ if PRINTED:
         sys.exit(e.detail)
     sys.exit()
 
-# ---- 28. Chats: the list of them -----------------------------------------------------------------
+# ---- 27. Chats: the list of them -----------------------------------------------------------------
 
 class Chats(Listing):
     "A profile's chats. The one with the latest message stands first, and nobody moves them."
@@ -4847,7 +4853,7 @@ def chats_section(profile):
 
 SIDE.insert(0, chats_section)
 
-# ---- 29. Chat: the page, what it is made of, and its routes --------------------------------------
+# ---- 28. Chat: the page, what it is made of, and its routes --------------------------------------
 
 KEYS = {
     '?': 'This sheet', '/': 'Search', 'Alt+N': 'New chat', 'Alt+M': 'Write a message',
@@ -4855,11 +4861,6 @@ KEYS = {
     '↑ ↓': 'Go from one item of a list to the next', 'Enter F2': 'Edit the item',
     'Escape': 'Give up editing', 'Space': 'Tick the item off', 'Alt+↑ Alt+↓': 'Move the item',
     'Delete': 'Delete the item', 'Ctrl+Z': 'Bring back what was deleted'}
-
-# What an empty chat offers: they go into the composer.
-IDEAS = ('What is open on my list, and what should I begin with?',
-         'Explain a regular expression that finds e-mail addresses',
-         'Write a friendly reminder of an invoice')
 
 async def profile_page(req, sess, id: int = None):
     """The page of a profile, with its newest chat. The address is the choice; a cookie remembers
@@ -4918,9 +4919,7 @@ def chat_section(profile):
               settings_panel(profile), theme_button(),
               icon_button('keys', 'Keyboard shortcuts', popovertarget='keys'), cls='bar')
     more = Button(icon('down'), 'More below', id='more', hidden=True)
-    offline = Div('The connection is down. It comes back by itself.', id='offline', role='status',
-                  hidden=True)
-    dock = Div(more, *words(way_back(profile.query)), offline, composer(profile), cls='dock')
+    dock = Div(more, *words(way_back(profile.query)), composer(profile), cls='dock')
     messages = timeline(chatq.newest(profile.chat, since=since), memory_of(profile.chat))
     return Section(bar, messages, ideas(), dock, cls='chat', aria_label='Chat')
 
@@ -5036,7 +5035,7 @@ async def watch_backend():
 
 BACKGROUND.append(watch_backend)
 
-# ---- 30. Search: todos and messages, by their words ----------------------------------------------
+# ---- 29. Search: todos and messages, by their words ----------------------------------------------
 
 # Languages without spaces between words: each of their characters is one to the search, which
 # takes what stands between the signs of no width for a word.
@@ -5096,7 +5095,7 @@ def hit(kind, profile, name, place, chat, text):
     address = page if kind == 'chat' else f'{page}?at={place}#{place}'
     return Li(A(Safe(text), where, href=address))
 
-# ---- 31. Actions: what the buttons of the chat do ------------------------------------------------
+# ---- 30. Actions: what the buttons of the chat do ------------------------------------------------
 
 @app.get
 async def older_messages(before: int, x_tab: str = ''):
@@ -5114,7 +5113,7 @@ async def source(id: int):
 async def stop(chat: int = 0, x_tab: str = ''):
     "Stops the answer in a chat; from a page in the one that it shows."
     tab = chatq.tab(x_tab)
-    chatq.stop(tab.chat if tab else one(chats, chat).id, 'assistant')
+    chatq.stop(tab.chat if tab else chat, 'assistant')
 
 @app.post
 async def withdraw(id: int):
@@ -5232,7 +5231,7 @@ async def export(chat: int):
     return Response('\n\n'.join(texts) + '\n', media_type='text/markdown',
                     headers={'content-disposition': 'attachment'})
 
-# ---- 32. Wire: scripts, the socket, and the start ------------------------------------------------
+# ---- 31. Wire: scripts, the socket, and the start ------------------------------------------------
 
 @app.post('/chatq')
 async def from_script(text: str = None, progress: str = '', done: str = '', id: str = '',
@@ -5425,7 +5424,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 from starlette.responses import PlainTextResponse
 
-# ---- 33. Profiles: whose lists and chat it is ----------------------------------------------------
+# ---- 32. Profiles: whose lists and chat it is ----------------------------------------------------
 
 class Profiles(Listing):
     "The list of all profiles, for the header."
@@ -5478,7 +5477,7 @@ HEAD.append(profile_panel)
 
 app.post('/profile')(profile_list.post)
 
-# ---- 34. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
+# ---- 33. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
 
 class Todo:
     "One thing to do."
@@ -5651,7 +5650,7 @@ def summarise_my_todos(chat):
     chat.model('Summarise this todo list in a few sentences: what is open, what is done, what to '
                f'begin with.\n\n{as_markdown(rows[:500])}')
 
-# ---- 35. Audit: a sample job that fetches pages --------------------------------------------------
+# ---- 34. Audit: a sample job that fetches pages --------------------------------------------------
 
 SELECTORS = {'title': 'title', 'description': 'meta[name=description i]', 'h1': 'h1',
              'canonical': 'link[rel~=canonical i]'}
@@ -5795,7 +5794,7 @@ def read_page(text):
     page.strip_tags(['title', 'script', 'style', 'noscript'])
     return facts | {'words': len(page.text(separator=' ').split())}
 
-# ---- 36. Main: the start -------------------------------------------------------------------------
+# ---- 35. Main: the start -------------------------------------------------------------------------
 
 if __name__ == '__main__':
     run()

@@ -593,6 +593,53 @@ def alike(b):
     row("a change in another tab, the slowest of 100", max(took), "ms", most=200)
 
 
+def fill_chats(server, n):
+    """So many chats of 50 messages: copies of one, written while the app is not running."""
+    text = "A paragraph of **some** length, as answers have it, with `code` in it. " * 5
+    httpx.post(f"{server.url}/chatq", data={"text": text}, trust_env=False).raise_for_status()
+    server.stop()
+    with contextlib.closing(sqlite3.connect(server.db)) as db, db:
+        def copy(table, times, **changes):
+            names = [r[1] for r in db.execute(f"pragma table_info({table})") if r[1] != "id"]
+            values = ", ".join(changes.get(name, name) for name in names)
+            db.execute(f"""with recursive n(i) as (select 1 union all select i + 1 from n where i < {times})
+                           insert into {table}({", ".join(names)}) select {values} from n, {table} where {table}.id = 1""")
+        copy("message", 49)
+        for chat in range(2, n + 1):
+            copy("chat", 1, title=f"'Chat number {chat}'", priority=f"priority + {chat}")
+            copy("message", 50, chat=str(chat))
+    server.start()
+
+
+SWITCHED = """() => { const last = [...document.querySelectorAll('#msg-list > .msg')].at(-1);
+  return last && performance.now() }"""
+
+
+@figure
+def chats(b):
+    """1,000 chats of 50 messages against one."""
+    took = {}
+    for n in 1, 1000:
+        with b.server() as server, web(server) as client:
+            fill_chats(server, n)
+            until(lambda: not server.sql("select 1 from find_due limit 1"), 120, "the search")
+            first = timed(lambda: client.get("/").raise_for_status(), 21)
+            numbers = iter(range(1, 1000) if n > 1 else [1] * 1000)
+            one = timed(lambda: client.get(f"/chat/{next(numbers)}").raise_for_status(), 21)
+            took[n] = first, one, pss(server.pid)
+            if n > 1:
+                with b.page(server) as page:
+                    switched = []
+                    for row_ in range(2, 8):
+                        page.locator(f"#chat-list li:nth-child({row_}) a").click()
+                        page.wait_for_load_state()
+                        switched.append(page.wait_for_function(SWITCHED).json_value())
+    for i, what in enumerate(("first page", "another chat's page")):
+        row(f"1,000 chats against one: {what}", took[1000][i], "ms", took[1][i], ratio=1.2)
+    row("1,000 chats against one: memory", took[1000][2], "MB", took[1][2], ratio=1.2)
+    row("switching: to the last message in the page", median(switched), "ms", most=150)
+
+
 @figure
 def clients(b):
     """20 clients that read and write for 30 s: no error, and the end is what they did."""

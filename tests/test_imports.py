@@ -386,7 +386,7 @@ def test_a_date_is_red_when_it_is_over(pruned, window):
 
 def test_what_was_taken_out_is_gone(pruned, window, model):
     page = window.open(pruned.url)
-    assert [section.get_attribute("aria-label") for section in page.locator("main section[aria-label]").all()
+    assert [section.get_attribute("aria-label") for section in page.locator("#sidebar section[aria-label]").all()
             if section.get_attribute("aria-label") in ("Todo", "Jobs", "Links", "Tasks")] == ["Tasks", "Jobs", "Links"]
     assert [form.get_attribute("id") for form in page.locator("#job-list form").all()] == ["job-count_words"]
     ask(page, "Hi")
@@ -464,7 +464,8 @@ def test_lists_from_both_kinds_of_jobs(grown, work, window, kind):
     assert work.ended(work.run(f"visit_{kind}"))["status"] == "done"
     name = {"plainly": "Plain", "awaited": "Awaited"}[kind]
     rows = part(page, "Visits").locator("li .title")
-    expect(rows).to_have_text([re.compile(rf"^{name}2026-01-31 · 2026-01-31T18:30:00 · 2.20 · render · busy · 2$")])
+    day = "31 Jan( 2026)?"                                           # the year only where it is another one
+    expect(rows).to_have_text([re.compile(rf"^{name}{day} · {day}, 18:30 · 2.20 · render · busy · 2$")])
     assert f"\n['{name}', {TOLD}\n" in work.ended(work.run("tell"))["content"]
     window.leave(page)
     grown.restart()
@@ -531,7 +532,7 @@ def test_a_wrong_value_in_the_page(grown, work, window):
     visits.get_by_label("Mood").select_option("busy")
     visits.get_by_label("Day").fill("2026-02-28")
     visits.get_by_role("button", name="Save").click()
-    expect(visits.locator("li .title")).to_have_text("Dear2026-02-28 · 12.50 · crawl · busy · 1")
+    expect(visits.locator("li .title")).to_have_text(re.compile("^Dear28 Feb( 2026)? · 12.50 · crawl · busy · 1$"))
 
 
 def test_the_model_from_a_job(grown, work, model, window):

@@ -21,8 +21,8 @@ from readme import APP, BANNERS, BLOCKS, ENGINE, SOURCE, TEXT, api, block, forke
 from wire import Chat, soup
 
 TOLD = "http://localhost:5001"                              # where the README has the app
-HERE = ["python3 -m venv", "tests/run", "cp server.py mytool.py", "cut()", "curl", "import httpx", "import sqlite3",
-        "--backup", "--restore", "tests/bench.py", "VOICE = "]
+HERE = ["python3 -m venv", "tests/run", "cp server.py mytool.py", "cut()", "curl", "import httpx", "import io", "import sqlite3",
+        "--job", "--backup", "--restore", "tests/bench.py", "VOICE = "]
 IMPORTS = ["from server import *", "class Task:", ".overdue", "def actions", "def report", "def save_links", "def review",
            "SIDE.remove", "git merge-file"]                          # in test_imports.py
 ELSEWHERE = ["nix develop", "class Todo:", "def draw_a_bar", "def who_am_i", "reverse_proxy"]
@@ -225,6 +225,23 @@ def test_a_notebook_reads_the_tables(shell):
     assert "('Read me', 0)" in done.stdout
 
 
+def test_a_figure_from_a_notebook(shared, shell):
+    """The four lines, with a stand-in for matplotlib's figure."""
+    png = (ROOT / "tests/pictures/light.png").read_bytes()
+    figure = type("Figure", (), {"savefig": lambda self, file, format: file.write(png)})()
+    exec(block("import io").replace(TOLD, shared.url), {"fig": figure, "httpx": httpx})
+    assert "![" in messages(shared)[-1]["content"]
+
+
+def test_a_notebook_as_a_job_in_python(shared, shell):
+    shell_dir = shared.dir / "tests"
+    shell_dir.mkdir()
+    for name in "clicks.ipynb", "clicks.csv":
+        (shell_dir / name).write_bytes((ROOT / "tests" / name).read_bytes())
+    sh(shared, block("--job"))
+    assert "@job" in (shared.dir / "clicks.py").read_text()
+
+
 def test_words_from_the_event_loop(app):
     """`await chatq(...)`, and `chatq.open('job')` with send and finish, in a route."""
     line, opens, send, finish = (re.search(rf"`({code})`", TEXT)[1] for code in
@@ -321,7 +338,7 @@ def test_the_methods(head, what):
             assert f"self.{name}" in ast.unparse(nodes[0]), call
         else:
             assert {*re.findall(r"\w+", given.replace("**fields", ""))} <= {*methods[name]}, call
-    assert len(told) == {"links": 6, "chat": 8}[what]
+    assert len(told) == {"links": 7, "chat": 8}[what]
 
 
 def test_the_files_are_there():
@@ -377,6 +394,9 @@ def test_the_names_on_the_wire(wired, row):
     Server.known.append(server)
     with httpx.Client(base_url=server.url, trust_env=False, timeout=10) as client:
         for name in names(row[1]):
+            if "{hash}" in name:
+                client.post("/chatq", files={"file": ("a.csv", b"a,b\n1,2\n")}).raise_for_status()
+                name = "GET " + re.search(r"/file/[\w.]+", messages(server)[-1]["content"])[0]
             name = name.replace("{id}", str(answer) if "msg" in name else "1")
             if " " in name:
                 method, path = name.split()
@@ -399,7 +419,7 @@ def test_the_names_on_the_wire(wired, row):
         if row[0] == "scripts":
             fields = names(re.search(r"\((.*?)\)", row[1])[1])
             ident = client.post("/chatq", data={"text": "Less", "progress": "1"}).text
-            said = {"text": "More", "progress": "50", "done": "1", "profile": "Default", "id": ident}
-            assert sorted(fields) == sorted(said)
+            said = {"text": "More", "progress": "50", "done": "1", "profile": "Default", "id": ident, "chat": "1"}
+            assert sorted(fields) == sorted([*said, "file"])
             client.post("/chatq", data=said).raise_for_status()
             assert [(r["content"], r["status"]) for r in messages(server) if r["id"] == int(said["id"])] == [("More", "done")]
