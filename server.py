@@ -96,7 +96,6 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
-from email.utils import parsedate_to_datetime
 from enum import Enum, EnumType
 from functools import lru_cache
 from html import escape, unescape
@@ -2866,15 +2865,15 @@ async def find_abilities():
         told = {name: Model.can.get(name, '"vision"' if OPENAI else '') for name in Model.models}
         return {name for name in told if re.search(f'"({words})"(?!: false)', told[name])}
     Model.with_tools = set(Model.models) if OPENAI else able('tools')
-    Model.with_vision = able('vision|image|multimodal|vlm')
+    Model.with_vision = able('vision|image')
     Model.thinking = able('thinking|reasoning')
     if OPENAI:
         Model.thinking |= {name for name in Model.models if re.search(THINKERS, name)}
 
 def told_of(model):
     "What a server tells of what a model can, each in its own way, as text to search in."
-    keys = 'capabilities', 'architecture', 'supported_parameters', 'type'
-    return json.dumps([model[key] for key in keys if model.get(key)])
+    keys = 'capabilities', 'architecture', 'supported_parameters'
+    return ''.join(json.dumps(model[key]) for key in keys if model.get(key))
 
 def can_chat(name, told):
     "Whether a model is one for a chat, and none that only embeds texts."
@@ -2890,20 +2889,14 @@ async def list_models(url):
         expected = 'an OpenAI-compatible server. Check OPENAI_BASE_URL'
     async with http(url, 5) as client:
         reply = await client.get(url + path)
-        if 'organization_owner' in reply.text:  # LM Studio, which tells more at another address
-            more = await client.get(url.removesuffix('/v1') + '/api/v0/models')
-            reply = more if 'data' in more.text else reply
     if OPENAI and reply.status_code not in (200, 404):
         raise server_error(reply.status_code, reply.text)
     try:
-        data = reply.json()
-        # llama-server tells what its models can in a second list, which is like Ollama's.
-        for model, more in zip(data[rows], data.get('models', []), strict=False):
-            model.setdefault('capabilities', more.get('capabilities'))
-        told = {str(model[key]): told_of(model) for model in data[rows]}
-        Model.can |= {name: words for name, words in told.items() if words != '[]'}
-        return {model[key]: int(model.get('size') or 0) for model in data[rows]
-                if can_chat(model[key], Model.can.get(model[key]))}
+        found = {model[key]: model for model in reply.json()[rows]}
+        told = {name: told_of(model) for name, model in found.items()}
+        Model.can |= {name: words for name, words in told.items() if words}
+        return {name: int(model.get('size') or 0) for name, model in found.items()
+                if can_chat(name, Model.can.get(name))}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f'What answers at {url} is not {expected}.')
 
@@ -2941,18 +2934,15 @@ def is_fixed():
     return Model.kind == 'ollama' and bool(env['OLLAMA_MODEL'])
 
 def pick_model(profile):
-    """OLLAMA_MODEL, else the one last chosen in this profile, else the best llama by version, else
+    """OLLAMA_MODEL, else the one last chosen in this profile, else the last llama by its name, else
     the first; '' where there is none."""
     if is_fixed():
         name = env['OLLAMA_MODEL']  # Ollama takes `llama3.2` for `llama3.2:latest`, and says that
         return f'{name}:latest' if f'{name}:latest' in Model.models else name
     if profile.model and (Model.kind in ('ollama', '') or profile.model in Model.models):
         return profile.model
-
-    def version(name):  # [3, 2] of llama3.2:latest
-        return [*map(int, re.findall(r'\d+', name.partition(':')[0]))]
     llamas = [name for name in Model.models if name.startswith('llama')]
-    return max(llamas, key=version, default=next(iter(Model.models), ''))
+    return max(llamas, default=next(iter(Model.models), ''))
 
 async def chosen_model(profile):
     "The model that answers. Raises ModelError where there is none."
@@ -3032,8 +3022,6 @@ async def replies(url, path, body):
                 yield parse_line(await reply.aread(), model)
                 return
             async for line in lines_of(reply):
-                if line.startswith(b'error:'):  # llama-server
-                    raise server_error(200, line[6:].decode(errors='replace'), model)
                 line = line.removeprefix(b'data:').strip()
                 if line == b'[DONE]':
                     yield dict(done=True)
@@ -3051,13 +3039,9 @@ async def replies(url, path, body):
                          'What had come is kept: go on from there, or try again.')
 
 def retry_after(reply):
-    "For how many seconds a server wants to be left in peace: it names them, or a date."
+    "For how many seconds a server wants to be left in peace, if it says so."
     said = reply.headers.get('retry-after', '')
-    with contextlib.suppress(ValueError, TypeError):
-        if said.isdigit():
-            return int(said)
-        return parsedate_to_datetime(said).timestamp() - time.time()
-    return 0
+    return int(said) if said.isdigit() else 0
 
 # What a request can do without, and the words in which servers refuse it.
 OPTIONAL = dict(tools='tool|function', stream_options='stream_options|usage', think='think',
@@ -3125,30 +3109,21 @@ def chat_request(prompt, model, options, tools, think):
         body['temperature'] = options['temperature']
     return '/chat/completions', body
 
-def join_calls(calls, pieces):
-    """Adds pieces of tool calls (OpenAI) to those that they belong to, by index or id. What has
-    neither goes on with the last one, or begins one where it has a name."""
+def join_calls(calls, latest, pieces):
+    """Adds pieces of tool calls (OpenAI) to `calls`: one with a name begins a call, the others go
+    on with the `latest` one of their index."""
     for piece in pieces:
-        said, id = piece.get('function') or {}, piece.get('id')
-        name, arguments = said.get('name'), said.get('arguments') or ''
-        key = next((key for key in (piece.get('index'), id) if key is not None), None)
-        if key is None:
-            key = len(calls) if name else [0, *calls][-1]
-        elif name and id and key in calls and calls[key]['id'] != id:
-            key = id
-        call = calls.setdefault(key, dict(  # Mistral wants an id of nine characters
-            id=id or secrets.token_hex(5)[1:], type='function',
-            function=dict(name=name, arguments='')))
+        function, index = piece.get('function') or {}, piece.get('index')
+        if name := function.get('name'):
+            latest[index] = dict(  # Mistral wants an id of nine characters
+                id=piece.get('id') or secrets.token_hex(5)[1:], type='function',
+                function=dict(name=name, arguments=''))
+            calls.append(latest[index])
+        arguments = function.get('arguments') or ''
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments)
-        call['function']['arguments'] += arguments
-
-def as_object(arguments):
-    "Arguments as JSON of an object: servers want it back. No tool takes what the model broke."
-    with contextlib.suppress(ValueError):
-        if isinstance(json.loads(arguments or '{}'), dict):
-            return arguments or '{}'
-    return json.dumps(dict(unreadable=arguments))
+        if index in latest:
+            latest[index]['function']['arguments'] += arguments
 
 def as_ollama(data):
     "An object of OpenAI's protocol in the words of Ollama's."
@@ -3169,39 +3144,28 @@ class Sorter:
     def __init__(self):
         self.rest, self.kind = '', ''
 
-    def feed(self, text):
+    def feed(self, text, is_end=False):
+        "Gives (kind, text) of what is clear by now, at the end of all that is left."
         self.rest += text
-        if '\ud800' <= self.rest[-1:] <= '\udbff':  # half a character
-            return
         if not self.kind:
-            start = self.rest.lstrip()
-            if '<think>'.startswith(start[:7]) and len(start) < 7:
+            if '<think>'.startswith(self.rest.strip()) and not is_end:
                 return
-            is_thinking = start.startswith('<think>')
-            self.kind = 'Thinking' if is_thinking else 'Answering'
-            self.rest = start[7:] if is_thinking else self.rest
-        if self.kind == 'Thinking':
-            thinking, mark, answer = self.rest.partition('</think>')
-            if not mark:  # its beginning may have come
-                held = re.search('(<(/(t(h(i(nk?)?)?)?)?)?)?$', thinking)[0]
-                thinking, answer = thinking.removesuffix(held), held
-            yield from self.piece(thinking)
-            self.rest = answer
-            if not mark:
-                return
-            self.kind, self.rest = 'Answering', answer.lstrip()
-        yield from self.end()
+            self.kind = 'Answering'
+            if found := re.match(r'\s*<think>', self.rest):
+                self.kind, self.rest = 'Thinking', self.rest[found.end():]
+        if self.kind == 'Thinking' and '</think>' in self.rest:
+            thinking, self.rest = re.split(r'</think>\s*', self.rest, maxsplit=1)
+            yield self.kind, joined_halves(thinking)
+            self.kind = 'Answering'
+        # What may be the beginning of a mark, or of a character, waits for the rest of it.
+        held = '' if is_end else re.search(r'(<[/a-z]{0,6}|[\ud800-\udbff])?\Z', self.rest)[0]
+        clear, self.rest = self.rest.removesuffix(held), held
+        if clear:
+            yield self.kind, joined_halves(clear)
 
-    def end(self):
-        "What is left at the end of the answer."
-        text, self.rest = self.rest, ''
-        self.kind = self.kind or 'Answering'
-        yield from self.piece(text)
-
-    def piece(self, text):
-        if text:
-            whole = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
-            yield self.kind, whole
+def joined_halves(text):
+    "Text in which characters may stand in two halves, as JSON writes them, with whole ones."
+    return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
 
 async def say_what_it_does(chat, model):
     "Until something comes: who is before it, does it load (absent from /api/ps), or read?"
@@ -3232,14 +3196,14 @@ async def stream(prompt, model, options, tools=(), think=''):
     ('Answering', text), and at the end ('end', fields of Message, and the tool `calls`, and `cut`:
     it ran out of room). Raises ModelError, also where an answer ends without its figures."""
     path, body = chat_request(prompt, model, options, tools, think)
-    start, calls, joined, end, sort = None, [], {}, {}, Sorter()
+    start, calls, latest, end, sort = None, [], {}, {}, Sorter()
     async with turn_to_talk(model) as watch:
         async for data in patient_replies(Model.url or await start_built_in(), path, body):
             watch.cancel()
             start = start or time.perf_counter()
             if Model.kind != 'ollama':
                 data = as_ollama(data)
-                join_calls(joined, data['calls'] or [])
+                join_calls(calls, latest, data['calls'] or [])
             part = data.get('message') or {}
             if thinking := text_of(part, 'thinking'):
                 yield 'Thinking', as_unicode(thinking)
@@ -3247,11 +3211,8 @@ async def stream(prompt, model, options, tools=(), think=''):
                 yield piece
             calls += part.get('tool_calls') or []  # whole, in any object, the last one too
             end |= {key: value for key, value in data.items() if value}
-    for piece in sort.end():
+    for piece in sort.feed('', is_end=True):
         yield piece
-    for call in joined.values():
-        call['function']['arguments'] = as_object(call['function']['arguments'])
-        calls.append(call)
     if not end.get('done'):
         raise ModelError('The answer broke off before its end: the model server stopped without a '
                          'word. Go on from there, or try again.')
@@ -3580,9 +3541,12 @@ async def use_tool(chat, call):
     """Carries out a tool call of the model, and returns the message with its result. Whatever is
     wrong with it goes back to the model as text, for it to try again."""
     tools, name = all_tools(), ''
-    with contextlib.suppress(TypeError, KeyError):
-        name, given = str(call['function']['name']), call['function'].get('arguments') or {}
     try:
+        with contextlib.suppress(TypeError, KeyError):
+            function = call['function']
+            name, given = str(function['name']), as_object(function.get('arguments') or {})
+            if Model.kind != 'ollama':
+                function['arguments'] = json.dumps(given)
         if name not in tools:
             raise ValueError(f'there is no tool “{name}”, but there are: {", ".join(tools)}')
         values = tool_values(tools[name], given)
@@ -3592,12 +3556,15 @@ async def use_tool(chat, call):
     which = dict(tool_name=name) if Model.kind == 'ollama' else dict(tool_call_id=call['id'])
     return dict(role='tool', content=result, **which)
 
+def as_object(arguments):
+    "The arguments of a tool call as an object; what the model broke is one that no tool takes."
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError):
+            arguments = json.loads(arguments)
+    return arguments if isinstance(arguments, dict) else dict(unreadable_arguments=arguments)
+
 def tool_values(function, given):
     "The arguments of a tool call as values. Raises ValueError with a sentence for the model."
-    if isinstance(given, str):
-        given = json.loads(given)
-    if not isinstance(given, dict):
-        raise ValueError('the arguments are no object')
     fields = fields_of(function)
     defaults = {field.name: field.default for field in fields}
     if unknown := given.keys() - defaults:
