@@ -381,9 +381,7 @@ if FILE == Path(sys.argv[0]).resolve() and sys.argv[1:]:
 # ---- 3. Tables: the columns of a class, and their types ------------------------------------------
 
 def base_type(kind):
-    "The type of an annotation: of `int | None` the int, where there is none str."
-    if kind is Parameter.empty:
-        return str
+    "The type in an annotation: of `int | None`, or of Annotated[int, 'how many'], the int."
     if get_origin(kind) is Annotated:
         return base_type(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
@@ -404,12 +402,12 @@ def stored(value):
     if value is UNSET:  # fastlite's word for an id that is not there yet
         return None
     if isinstance(value, Enum):
-        return value.value if isinstance(value.value, (str, int)) else value.name
+        return stored(value.value)
     if hasattr(value, 'isoformat'):
         return value.isoformat()
     if isinstance(value, str):
         return as_unicode(value)
-    return str(value) if isinstance(value, Decimal) else value
+    return value if value is None or isinstance(value, (bool, bytes)) else str(value)
 
 def as_unicode(text):
     "Text that can be stored and sent: bytes that are no UTF-8 come in halves of characters."
@@ -504,7 +502,7 @@ def bring_up_to_date(tbl, cls, types):
     "Gives a table the columns of its class, in their types."
     before, columns = tbl.columns_dict, {name: column_type(kind) for name, kind in types.items()}
     # What a text means as a date is found out by reading it.
-    other = [name for name, kind in types.items() if name in before and kind is not str and
+    other = [name for name, kind in types.items() if name in before and
              (columns[name] is not before[name] or kind in (date, datetime, Decimal))]
     db.conn.create_scalar_function('converted', lambda name, value: converted(types[name], value))
     lost = [*(before.keys() - types.keys()),
@@ -2861,9 +2859,11 @@ async def find_abilities():
         if data := await ask_ollama('POST', '/api/show', model=name):
             Model.can[name] = told_of(data)
 
+    unknown = '"vision"' if OPENAI else ''
+
     def able(words):
-        told = {name: Model.can.get(name, '"vision"' if OPENAI else '') for name in Model.models}
-        return {name for name in told if re.search(f'"({words})"(?!: false)', told[name])}
+        return {name for name in Model.models
+                if re.search(f'"({words})"(?!: false)', Model.can.get(name, unknown))}
     Model.with_tools = set(Model.models) if OPENAI else able('tools')
     Model.with_vision = able('vision|image')
     Model.thinking = able('thinking|reasoning')
@@ -2883,18 +2883,18 @@ def can_chat(name, told):
 
 async def list_models(url):
     "The models of a server, with their size where it says so."
-    path, rows, key, expected = '/api/tags', 'models', 'name', 'Ollama. Check OLLAMA_HOST'
+    path, expected = '/api/tags', 'Ollama. Check OLLAMA_HOST'
     if OPENAI:
-        path, rows, key = '/models', 'data', 'id'
-        expected = 'an OpenAI-compatible server. Check OPENAI_BASE_URL'
+        path, expected = '/models', 'an OpenAI-compatible server. Check OPENAI_BASE_URL'
     async with http(url, 5) as client:
         reply = await client.get(url + path)
     if OPENAI and reply.status_code not in (200, 404):
         raise server_error(reply.status_code, reply.text)
     try:
-        found = {model[key]: model for model in reply.json()[rows]}
-        told = {name: told_of(model) for name, model in found.items()}
-        Model.can |= {name: words for name, words in told.items() if words}
+        data = reply.json()
+        rows = data['models'] if 'models' in data else data['data']
+        found = {model.get('id') or model['name']: model for model in rows}
+        Model.can |= {name: told for name, model in found.items() if (told := told_of(model))}
         return {name: int(model.get('size') or 0) for name, model in found.items()
                 if can_chat(name, Model.can.get(name))}
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -2955,17 +2955,19 @@ async def chosen_model(profile):
 
 # ---- 18. Protocol: what is said to a model server, and what it answers ---------------------------
 
-def server_error(status, text, model=''):
-    """The ModelError for an error that a model server gave; its text may be JSON, and JSON within
-    JSON."""
-    with contextlib.suppress(ValueError):
-        for _ in range(3):
-            data = json.loads(text)
-            while isinstance(data, dict):
-                data = data.get('error') or data.get('detail') or data.get('message') or str(data)
-            text = str(data)
+def error_text(data):
+    "What an error says, which may be text, or JSON, or JSON within JSON."
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        data = json.loads(data)
+    if not isinstance(data, dict):
+        return str(data)
+    words = data.get('error') or data.get('detail') or data.get('message')
+    return error_text(words or ' '.join(map(str, data.values())))
+
+def server_error(status, data, model=''):
+    "The ModelError for an error that a model server gave."
     # Ticks are ours: what stands between them in a sentence can be clicked.
-    text = ' '.join(text.split())[:300].replace('`', "'")
+    text = ' '.join(error_text(data).split())[:300].replace('`', "'")
     low = text.lower()
     missing = status == 404 or 'not found' in low and 'model' in low
     if missing and Model.kind == 'ollama' and model:
@@ -2998,12 +3000,12 @@ async def lines_of(reply):
 def parse_line(line, model):
     try:
         data = json.loads(line)
-        error = data.get('error') or data.get('object') == 'error' and data  # vLLM
+        is_error = data.get('error') or data.get('object') == 'error'  # vLLM
     except (ValueError, AttributeError):
         raise ModelError(f'What answers at {Model.url} does not speak the protocol of a '
                          'model server. Check its address.')
-    if error:
-        raise server_error(200, json.dumps(data), model)
+    if is_error:
+        raise server_error(200, data, model)
     return data
 
 async def replies(url, path, body):
@@ -3016,7 +3018,8 @@ async def replies(url, path, body):
             if reply.status_code != 200:
                 await reply.aread()
                 error = server_error(reply.status_code, reply.text, model)
-                error.wait = retry_after(reply)
+                wait = reply.headers.get('retry-after', '')
+                error.wait = int(wait) if wait.isdigit() else 0
                 raise error
             if OPENAI and 'json' in reply.headers.get('content-type', ''):  # it does not stream
                 yield parse_line(await reply.aread(), model)
@@ -3038,11 +3041,6 @@ async def replies(url, path, body):
         raise ModelError('The connection to the model server broke off. '
                          'What had come is kept: go on from there, or try again.')
 
-def retry_after(reply):
-    "For how many seconds a server wants to be left in peace, if it says so."
-    said = reply.headers.get('retry-after', '')
-    return int(said) if said.isdigit() else 0
-
 # What a request can do without, and the words in which servers refuse it.
 OPTIONAL = dict(tools='tool|function', stream_options='stream_options|usage', think='think',
                 reasoning_effort='reason|effort', chat_template_kwargs='template|kwargs')
@@ -3050,8 +3048,8 @@ OPTIONAL = dict(tools='tool|function', stream_options='stream_options|usage', th
 async def patient_replies(url, path, body):
     """As `replies`, of a server that may refuse some of the body, and is asked without that, or
     that is busy, and is asked again later."""
-    without, waits = Model.refused.get(body['model'], set()), iter((1, 2, 4))
-    while True:
+    without = Model.refused.get(body['model'], set())
+    for wait in 1, 2, 4, 0:
         sent = {part: value for part, value in body.items() if part not in without}
         try:
             async for data in replies(url, path, sent):
@@ -3060,12 +3058,11 @@ async def patient_replies(url, path, body):
             return
         except Refused as e:
             able = OPTIONAL.keys() & sent
-            if not able:
+            if not able or not wait:
                 raise
             named = {part for part in able if re.search(OPTIONAL[part], str(e))}
             without = without | (named or able)
         except Busy as e:
-            wait = next(waits, 0)
             if not wait:
                 raise
             await be_patient(max(e.wait, wait))
@@ -3267,12 +3264,13 @@ class Field:
         return choices(self.kind)
 
 def kind_of(parameter):
-    "The type of a parameter: by its annotation, else by its default."
-    by_default = parameter.annotation is REQUIRED and type(parameter.default) in COLUMN_TYPES
-    return type(parameter.default) if by_default else base_type(parameter.annotation)
+    "The type of a parameter: by its annotation, else by its default, else str."
+    if parameter.annotation is not REQUIRED:
+        return base_type(parameter.annotation)
+    return type(parameter.default) if type(parameter.default) in COLUMN_TYPES else str
 
 def help_of(parameter):
-    return next((f'{each}' for each in getattr(parameter.annotation, '__metadata__', ())), '')
+    return str(getattr(parameter.annotation, '__metadata__', [''])[0])
 
 def fields_of(function):
     "The fields of a job or a tool: its parameters behind the first one, which is the chat."
@@ -3455,16 +3453,15 @@ async def answer(chat):
     except ModelError as e:
         return chat.finish('error', error=str(e))
     is_cut, has_acted = figures.pop('cut'), figures.pop('has_acted')
-    if not chat.text().strip():
-        if has_acted:  # it is no error, and trying again would act twice
-            chat.send('*The model used tools and said nothing further.*')
-            return chat.finish(**figures)
-        error = 'The model answered nothing. Try again, or choose another model.'
-        return chat.finish('error', **figures, error=error)
+    status, error = 'done', ''
     if is_cut:
-        error = 'The answer reached the end of what the model can hold.'
-        return chat.finish('stopped', **figures, error=error)
-    chat.finish(**figures)
+        status, error = 'stopped', 'The answer reached the end of what the model can hold.'
+    if not chat.text().strip() and has_acted:  # no error, and trying again would act twice
+        chat.send('*The model used tools and said nothing further.*')
+    elif not chat.text().strip():
+        status = 'error'
+        error = 'The model answered nothing. Try again, or choose another model.'
+    chat.finish(status, **figures, error=error)
 
 async def rounds(chat, profile):
     "Answers, and carries out the tools that the answer calls, until one calls none."
@@ -3542,16 +3539,15 @@ async def use_tool(chat, call):
     wrong with it goes back to the model as text, for it to try again."""
     tools, name = all_tools(), ''
     try:
-        with contextlib.suppress(TypeError, KeyError):
-            function = call['function']
-            name, given = str(function['name']), as_object(function.get('arguments') or {})
-            if Model.kind != 'ollama':
-                function['arguments'] = json.dumps(given)
+        function = call['function']
+        name, given = str(function['name']), as_object(function.get('arguments') or {})
+        if Model.kind != 'ollama':
+            function['arguments'] = json.dumps(given)
         if name not in tools:
             raise ValueError(f'there is no tool “{name}”, but there are: {", ".join(tools)}')
         values = tool_values(tools[name], given)
         result = str(await tools[name](chat, **values) or 'Done.')
-    except (ValueError, TypeError, RecursionError, HTTPException) as e:
+    except (ValueError, TypeError, KeyError, RecursionError, HTTPException) as e:
         result = f'This did not work: {getattr(e, "detail", e)}'
     which = dict(tool_name=name) if Model.kind == 'ollama' else dict(tool_call_id=call['id'])
     return dict(role='tool', content=result, **which)
@@ -3604,15 +3600,15 @@ async def download(chat, model, then):
     """Downloads a model: POST /api/pull, a line per step and layer, added up by digest into one bar
     (Ollama, docs/api.md). Cancelled, it is taken up where it was. Calls `then` at the end."""
     again = f'Take it up again: `ollama pull {model}`'
-    done, total, status = {}, {}, ''  # bytes by digest
+    layers, status = {}, ''  # by digest: bytes that are here, and all of them
     try:
         async for data in replies(OLLAMA, '/api/pull', dict(model=model)):
-            layer = data.get('digest')  # None: a step without bytes
-            done[layer] = data.get('completed') or 0
-            total[layer] = data.get('total') or 0
+            # A step without bytes has no digest.
+            layers[data.get('digest')] = data.get('completed') or 0, data.get('total') or 0
             status = text_of(data, 'status')
             chat.note(status.split(' ')[0])
-            percent = min(99, 100*sum(done.values())/max(1, sum(total.values())))
+            done, total = map(sum, zip(*layers.values(), strict=True))
+            percent = min(99, 100*done/max(1, total))
             chat.progress(max(chat.row.progress, percent))  # a new layer does not set it back
         if status != 'success':
             raise ModelError('The download broke off.')
