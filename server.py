@@ -2934,15 +2934,18 @@ def is_fixed():
     return Model.kind == 'ollama' and bool(env['OLLAMA_MODEL'])
 
 def pick_model(profile):
-    """OLLAMA_MODEL, else the one last chosen in this profile, else the last llama by its name, else
+    """OLLAMA_MODEL, else the one last chosen in this profile, else the best llama by version, else
     the first; '' where there is none."""
     if is_fixed():
         name = env['OLLAMA_MODEL']  # Ollama takes `llama3.2` for `llama3.2:latest`, and says that
         return f'{name}:latest' if f'{name}:latest' in Model.models else name
     if profile.model and (Model.kind in ('ollama', '') or profile.model in Model.models):
         return profile.model
+
+    def version(name):  # [3, 2] of llama3.2:latest
+        return [*map(int, re.findall(r'\d+', name.partition(':')[0]))]
     llamas = [name for name in Model.models if name.startswith('llama')]
-    return max(llamas, default=next(iter(Model.models), ''))
+    return max(llamas, key=version, default=next(iter(Model.models), ''))
 
 async def chosen_model(profile):
     "The model that answers. Raises ModelError where there is none."
@@ -2957,12 +2960,12 @@ async def chosen_model(profile):
 
 def error_text(data):
     "What an error says, which may be text, or JSON, or JSON within JSON."
-    with contextlib.suppress(ValueError, TypeError, RecursionError):
+    with contextlib.suppress(ValueError, TypeError):
         data = json.loads(data)
-    if not isinstance(data, dict):
-        return str(data)
-    words = data.get('error') or data.get('detail') or data.get('message')
-    return error_text(words or ' '.join(map(str, data.values())))
+    for key in 'error', 'detail', 'message':
+        if isinstance(data, dict) and data.get(key):
+            return error_text(data[key])
+    return str(data)
 
 def server_error(status, data, model=''):
     "The ModelError for an error that a model server gave."
@@ -3301,7 +3304,7 @@ def parse(field, text):
     text = text.strip()
     if text:
         return from_text(field.kind, text)
-    if field.kind is bool:
+    if field.kind is bool and field.default is not None:
         return False
     if field.default is REQUIRED:
         raise ValueError('Fill this in.')
@@ -3327,7 +3330,7 @@ def control(field, value, **attrs):
     "The input for a field, of the right kind for its type."
     text = as_typed(value)
     if field.kind is bool:
-        return Input(type='checkbox', value='1', checked=parse(field, text), **attrs)
+        return Input(type='checkbox', value='1', checked=BOOLS.get(text), **attrs)
     if field.options:
         words = [*([''] if field.default is None else []), *field.options]
         options = [Option(word, selected=word == text) for word in words]
