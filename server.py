@@ -1637,7 +1637,7 @@ def plain(text):
     text = re.sub(r'([\\`*_\]<>#~|&$])', r'\\\1', text)
     text = text.replace('[', '&#91;')  # \[ would begin a formula
     # An address that has such marks is no link, which would take the backslashes along.
-    return re.sub(r':(?=//\S*\\)', r'\\:', text)
+    return re.sub(r':(?=//\S*(\\|&#))', r'\\:', text)
 
 def quoted(title):
     "A title in a sentence of Markdown."
@@ -4762,8 +4762,8 @@ class Chats(Listing):
     "A profile's chats. The one with the latest message stands first, and nobody moves them."
     text, part, can_move = 'title', 30, False
     listed = "deleted = 0 and title <> ''"  # not one with events alone
-    # One with the title of its first prompt is found by that.
-    searched = "not new.deleted and new.title_from <> 'user'"
+    # One with the title of its first message is found by that.
+    searched = "not new.deleted and new.title_from = 'person'"
 
     def content(self, chat):
         dot = Span(cls='dot', role='img', aria_label=chat.state) if chat.state else None
@@ -4811,7 +4811,7 @@ def chat_title(profile):
 
 def export_link(profile):
     return A('Save the chat as Markdown', href=export.to(chat=profile.chat), download='chat.md',
-             id='export', hx_swap_oob='true')
+             id='export', hidden=not profile.chat, hx_swap_oob='true')
 
 def chats_section(profile):
     "The list of chats, in SIDE."
@@ -5192,7 +5192,8 @@ def as_number(text, kind, least, most, sentence):
 @app.get
 async def export(chat: int):
     names = {'user': '## You', 'assistant': '## Model', 'job': '## App', 'event': ''}
-    rows = messages("chat = ? and not deleted and content <> ''", [chat], 'id')
+    where = "chat = ? and not deleted and content <> ''"
+    rows = messages(where, [one(chats, chat).id], 'id')
     texts = (f'{names[m.role]}\n\n{readable(m.content)}'.strip() for m in rows)
     return Response('\n\n'.join(texts) + '\n', media_type='text/markdown',
                     headers={'content-disposition': 'attachment'})

@@ -187,6 +187,7 @@ def test_the_chat_in_its_states(chat, seen, look):
     look.at("stopped")
     chat.answered("Three", Script(text="half an answer", error="out of `memory`", error_after=1))
     look.at("error")
+    open_lists(page)
     page.get_by_role("link", name="New chat").click()
     expect(page.locator("#msg-list .msg")).to_have_count(0)
     look.at("new chat")

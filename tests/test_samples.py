@@ -326,7 +326,7 @@ def test_a_summary_waits_for_the_answer_that_is_being_written(chat):
     chat.fake.wait_chat()
     chat.page.get_by_role("button", name="Run Summarise my todos").click()
     job = chat.page.locator("[data-role=job]")
-    expect(job.locator(".note")).to_have_text("In line for the model")
+    expect(job.locator(".note")).to_have_text("In line: the answer above is before it")
     assert len(chat.fake.chats) == 1
     chat.fake.release()
     expect(job.locator(".content")).to_have_text("All is well.")

@@ -199,7 +199,7 @@ def test_editing_hides_the_other_controls_of_the_item(todos):
 
 
 def leave_by_click(tab):
-    tab.page.get_by_role("heading", name="Chat", exact=True).click()
+    tab.page.locator("#chat-title").click()
 
 
 SAVE = {"Enter": lambda tab: tab.editor.press("Enter"), "Tab": lambda tab: tab.editor.press("Tab"),
