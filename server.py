@@ -96,8 +96,7 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
-from email.utils import parsedate_to_datetime
-from enum import Enum
+from enum import Enum, EnumType
 from functools import lru_cache
 from html import escape, unescape
 from inspect import CO_COROUTINE, Parameter, Signature, get_annotations, getdoc, signature
@@ -382,9 +381,7 @@ if FILE == Path(sys.argv[0]).resolve() and sys.argv[1:]:
 # ---- 3. Tables: the columns of a class, and their types ------------------------------------------
 
 def base_type(kind):
-    "The type of an annotation: of `int | None` the int, where there is none str."
-    if kind is Parameter.empty:
-        return str
+    "The type in an annotation: of `int | None`, or of Annotated[int, 'how many'], the int."
     if get_origin(kind) is Annotated:
         return base_type(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
@@ -392,10 +389,11 @@ def base_type(kind):
     return kind
 
 def choices(kind):
-    "What a value of this type may be, where it is one of a few: of a Literal or an Enum."
-    if get_origin(kind) is Literal:
-        return get_args(kind)
-    return tuple(kind) if isinstance(kind, type) and issubclass(kind, Enum) else ()
+    "What a Literal or an Enum may be, each value by the word for it; {} for any other type."
+    few = get_args(kind) if get_origin(kind) is Literal else ()
+    if isinstance(kind, EnumType):
+        few = kind
+    return {str(stored(each)): each for each in few}
 
 def stored(value):
     "A value as SQLite takes it: str, int, float or None."
@@ -404,48 +402,63 @@ def stored(value):
     if value is UNSET:  # fastlite's word for an id that is not there yet
         return None
     if isinstance(value, Enum):
-        return value.value if isinstance(value.value, (str, int)) else value.name
+        return stored(value.value)
     if hasattr(value, 'isoformat'):
         return value.isoformat()
     if isinstance(value, str):
         return as_unicode(value)
-    return str(value) if isinstance(value, Decimal) else value
+    return value if value is None or isinstance(value, (bool, bytes)) else str(value)
 
 def as_unicode(text):
     "Text that can be stored and sent: bytes that are no UTF-8 come in halves of characters."
     return text if text.isascii() else re.sub('[\ud800-\udfff]', '\ufffd', text)
 
-def loaded(kind, value):
-    "A stored value in the type of its column. What does not fit it stays as it is stored."
-    if options := choices(kind):
-        return next((each for each in options if stored(each) == value), value)
-    convert = getattr(kind, 'fromisoformat', kind)
-    try:
-        return value if value is None or isinstance(value, kind) else convert(value)
-    except (ValueError, TypeError, ArithmeticError):
-        return value or None
-
 COLUMN_TYPES = str, int, float, bool, date, datetime, Decimal
 
 def column_type(kind):
     "The type of a column in SQLite."
-    if options := choices(kind):
-        return type(stored(options[0]))
+    for each in choices(kind).values():
+        return type(stored(each))
     return {bool: int, int: int, float: float}.get(kind, str)
 
-AS_BOOL = dict.fromkeys('0 0.0 false no off'.split(), 0)
-AS_BOOL |= dict.fromkeys('1 1.0 true yes on'.split(), 1)
+BOOLS = dict.fromkeys('0 0.0 false False no off'.split(), False)
+BOOLS |= dict.fromkeys('1 1.0 true True yes on'.split(), True)
+HINTS = {int: 'Type a whole number.', float: 'Type a number.', Decimal: 'Type a number.',
+         date: 'Type a date like 2026-01-31.', datetime: 'Type a time like 2026-01-31 18:30.'}
+
+def from_text(kind, text):
+    """A value of a type from what was typed, given by a model, or stored. Raises ValueError with a
+    sentence."""
+    words = BOOLS if kind is bool else choices(kind)
+    if text in words:
+        return words[text]
+    if words:
+        raise ValueError(f'Choose one of {", ".join(words)}.')
+    if kind is int:
+        text = text.removesuffix('.0')
+    elif kind in (float, Decimal) and re.fullmatch(r'[-+]?\d+,(\d{1,2}|\d{4,})', text):
+        text = text.replace(',', '.')  # 1,5 is a number where people write it so; 1,500 is unclear
+    try:
+        value = getattr(kind, 'fromisoformat', kind)(text)
+        if isinstance(value, (float, Decimal)) and not isfinite(value):
+            raise ValueError
+    except (ValueError, ArithmeticError):
+        raise ValueError(HINTS.get(kind, 'This does not fit.'))
+    if kind is int and abs(value) >= 2**63:
+        raise ValueError('This number is too large.')
+    return value
+
+def loaded(kind, value):
+    "A stored value in the type of its column. What does not fit it stays as it is stored."
+    try:
+        return value if value is None else from_text(kind, str(value))
+    except ValueError:
+        return value or None
 
 def converted(kind, value):
     "What is stored in a column of another type, as it is stored in this one; None if it can't be."
-    text = str(value).strip()
-    if kind is bool:
-        return AS_BOOL.get(text.lower())
-    if kind is int:
-        whole = re.fullmatch(r'(-?\d{1,18})(\.0*)?', text)
-        return whole and int(whole[1])
-    new = loaded(kind, re.sub(r'^(-?\d+),(\d\d?)$', r'\1.\2', text))  # 1,5 is a number
-    return stored(new) if new in choices(kind) or not isinstance(new, str) else None
+    with contextlib.suppress(ValueError):
+        return stored(from_text(kind, str(value)))
 
 # Each table's class by the table's name. The search has taken some names.
 TABLES = dict.fromkeys(('find find_due find_data find_idx find_content find_docsize '
@@ -489,7 +502,7 @@ def bring_up_to_date(tbl, cls, types):
     "Gives a table the columns of its class, in their types."
     before, columns = tbl.columns_dict, {name: column_type(kind) for name, kind in types.items()}
     # What a text means as a date is found out by reading it.
-    other = [name for name, kind in types.items() if name in before and kind is not str and
+    other = [name for name, kind in types.items() if name in before and
              (columns[name] is not before[name] or kind in (date, datetime, Decimal))]
     db.conn.create_scalar_function('converted', lambda name, value: converted(types[name], value))
     lost = [*(before.keys() - types.keys()),
@@ -2845,19 +2858,21 @@ async def find_abilities():
         if data := await ask_ollama('POST', '/api/show', model=name):
             Model.can[name] = told_of(data)
 
+    unknown = '"vision"' if OPENAI else ''
+
     def able(words):
-        told = {name: Model.can.get(name, '"vision"' if OPENAI else '') for name in Model.models}
-        return {name for name in told if re.search(f'"({words})"(?!: false)', told[name])}
+        return {name for name in Model.models
+                if re.search(f'"({words})"(?!: false)', Model.can.get(name, unknown))}
     Model.with_tools = set(Model.models) if OPENAI else able('tools')
-    Model.with_vision = able('vision|image|multimodal|vlm')
+    Model.with_vision = able('vision|image')
     Model.thinking = able('thinking|reasoning')
     if OPENAI:
         Model.thinking |= {name for name in Model.models if re.search(THINKERS, name)}
 
 def told_of(model):
     "What a server tells of what a model can, each in its own way, as text to search in."
-    keys = 'capabilities', 'architecture', 'supported_parameters', 'type'
-    return json.dumps([model[key] for key in keys if model.get(key)])
+    keys = 'capabilities', 'architecture', 'supported_parameters'
+    return ''.join(json.dumps(model[key]) for key in keys if model.get(key))
 
 def can_chat(name, told):
     "Whether a model is one for a chat, and none that only embeds texts."
@@ -2867,26 +2882,20 @@ def can_chat(name, told):
 
 async def list_models(url):
     "The models of a server, with their size where it says so."
-    path, rows, key, expected = '/api/tags', 'models', 'name', 'Ollama. Check OLLAMA_HOST'
+    path, expected = '/api/tags', 'Ollama. Check OLLAMA_HOST'
     if OPENAI:
-        path, rows, key = '/models', 'data', 'id'
-        expected = 'an OpenAI-compatible server. Check OPENAI_BASE_URL'
+        path, expected = '/models', 'an OpenAI-compatible server. Check OPENAI_BASE_URL'
     async with http(url, 5) as client:
         reply = await client.get(url + path)
-        if 'organization_owner' in reply.text:  # LM Studio, which tells more at another address
-            more = await client.get(url.removesuffix('/v1') + '/api/v0/models')
-            reply = more if 'data' in more.text else reply
     if OPENAI and reply.status_code not in (200, 404):
         raise server_error(reply.status_code, reply.text)
     try:
         data = reply.json()
-        # llama-server tells what its models can in a second list, which is like Ollama's.
-        for model, more in zip(data[rows], data.get('models', []), strict=False):
-            model.setdefault('capabilities', more.get('capabilities'))
-        told = {str(model[key]): told_of(model) for model in data[rows]}
-        Model.can |= {name: words for name, words in told.items() if words != '[]'}
-        return {model[key]: int(model.get('size') or 0) for model in data[rows]
-                if can_chat(model[key], Model.can.get(model[key]))}
+        rows = data['models'] if 'models' in data else data['data']
+        found = {model.get('id') or model['name']: model for model in rows}
+        Model.can |= {name: told for name, model in found.items() if (told := told_of(model))}
+        return {name: int(model.get('size') or 0) for name, model in found.items()
+                if can_chat(name, Model.can.get(name))}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f'What answers at {url} is not {expected}.')
 
@@ -2948,17 +2957,19 @@ async def chosen_model(profile):
 
 # ---- 18. Protocol: what is said to a model server, and what it answers ---------------------------
 
-def server_error(status, text, model=''):
-    """The ModelError for an error that a model server gave; its text may be JSON, and JSON within
-    JSON."""
-    with contextlib.suppress(ValueError):
-        for _ in range(3):
-            data = json.loads(text)
-            while isinstance(data, dict):
-                data = data.get('error') or data.get('detail') or data.get('message') or str(data)
-            text = str(data)
+def error_text(data):
+    "What an error says, which may be text, or JSON, or JSON within JSON."
+    with contextlib.suppress(ValueError, TypeError):
+        data = json.loads(data)
+    for key in 'error', 'detail', 'message':
+        if isinstance(data, dict) and data.get(key):
+            return error_text(data[key])
+    return str(data)
+
+def server_error(status, data, model=''):
+    "The ModelError for an error that a model server gave."
     # Ticks are ours: what stands between them in a sentence can be clicked.
-    text = ' '.join(text.split())[:300].replace('`', "'")
+    text = ' '.join(error_text(data).split())[:300].replace('`', "'")
     low = text.lower()
     missing = status == 404 or 'not found' in low and 'model' in low
     if missing and Model.kind == 'ollama' and model:
@@ -2991,12 +3002,12 @@ async def lines_of(reply):
 def parse_line(line, model):
     try:
         data = json.loads(line)
-        error = data.get('error') or data.get('object') == 'error' and data  # vLLM
+        is_error = data.get('error') or data.get('object') == 'error'  # vLLM
     except (ValueError, AttributeError):
         raise ModelError(f'What answers at {Model.url} does not speak the protocol of a '
                          'model server. Check its address.')
-    if error:
-        raise server_error(200, json.dumps(data), model)
+    if is_error:
+        raise server_error(200, data, model)
     return data
 
 async def replies(url, path, body):
@@ -3009,14 +3020,13 @@ async def replies(url, path, body):
             if reply.status_code != 200:
                 await reply.aread()
                 error = server_error(reply.status_code, reply.text, model)
-                error.wait = retry_after(reply)
+                wait = reply.headers.get('retry-after', '')
+                error.wait = int(wait) if wait.isdigit() else 0
                 raise error
             if OPENAI and 'json' in reply.headers.get('content-type', ''):  # it does not stream
                 yield parse_line(await reply.aread(), model)
                 return
             async for line in lines_of(reply):
-                if line.startswith(b'error:'):  # llama-server
-                    raise server_error(200, line[6:].decode(errors='replace'), model)
                 line = line.removeprefix(b'data:').strip()
                 if line == b'[DONE]':
                     yield dict(done=True)
@@ -3033,15 +3043,6 @@ async def replies(url, path, body):
         raise ModelError('The connection to the model server broke off. '
                          'What had come is kept: go on from there, or try again.')
 
-def retry_after(reply):
-    "For how many seconds a server wants to be left in peace: it names them, or a date."
-    said = reply.headers.get('retry-after', '')
-    with contextlib.suppress(ValueError, TypeError):
-        if said.isdigit():
-            return int(said)
-        return parsedate_to_datetime(said).timestamp() - time.time()
-    return 0
-
 # What a request can do without, and the words in which servers refuse it.
 OPTIONAL = dict(tools='tool|function', stream_options='stream_options|usage', think='think',
                 reasoning_effort='reason|effort', chat_template_kwargs='template|kwargs')
@@ -3049,8 +3050,8 @@ OPTIONAL = dict(tools='tool|function', stream_options='stream_options|usage', th
 async def patient_replies(url, path, body):
     """As `replies`, of a server that may refuse some of the body, and is asked without that, or
     that is busy, and is asked again later."""
-    without, waits = Model.refused.get(body['model'], set()), iter((1, 2, 4))
-    while True:
+    without = Model.refused.get(body['model'], set())
+    for wait in 1, 2, 4, 0:
         sent = {part: value for part, value in body.items() if part not in without}
         try:
             async for data in replies(url, path, sent):
@@ -3059,12 +3060,11 @@ async def patient_replies(url, path, body):
             return
         except Refused as e:
             able = OPTIONAL.keys() & sent
-            if not able:
+            if not able or not wait:
                 raise
             named = {part for part in able if re.search(OPTIONAL[part], str(e))}
             without = without | (named or able)
         except Busy as e:
-            wait = next(waits, 0)
             if not wait:
                 raise
             await be_patient(max(e.wait, wait))
@@ -3108,30 +3108,21 @@ def chat_request(prompt, model, options, tools, think):
         body['temperature'] = options['temperature']
     return '/chat/completions', body
 
-def join_calls(calls, pieces):
-    """Adds pieces of tool calls (OpenAI) to those that they belong to, by index or id. What has
-    neither goes on with the last one, or begins one where it has a name."""
+def join_calls(calls, latest, pieces):
+    """Adds pieces of tool calls (OpenAI) to `calls`: one with a name begins a call, the others go
+    on with the `latest` one of their index."""
     for piece in pieces:
-        said, id = piece.get('function') or {}, piece.get('id')
-        name, arguments = said.get('name'), said.get('arguments') or ''
-        key = next((key for key in (piece.get('index'), id) if key is not None), None)
-        if key is None:
-            key = len(calls) if name else [0, *calls][-1]
-        elif name and id and key in calls and calls[key]['id'] != id:
-            key = id
-        call = calls.setdefault(key, dict(  # Mistral wants an id of nine characters
-            id=id or secrets.token_hex(5)[1:], type='function',
-            function=dict(name=name, arguments='')))
+        function, index = piece.get('function') or {}, piece.get('index')
+        if name := function.get('name'):
+            latest[index] = dict(  # Mistral wants an id of nine characters
+                id=piece.get('id') or secrets.token_hex(5)[1:], type='function',
+                function=dict(name=name, arguments=''))
+            calls.append(latest[index])
+        arguments = function.get('arguments') or ''
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments)
-        call['function']['arguments'] += arguments
-
-def as_object(arguments):
-    "Arguments as JSON of an object: servers want it back. No tool takes what the model broke."
-    with contextlib.suppress(ValueError):
-        if isinstance(json.loads(arguments or '{}'), dict):
-            return arguments or '{}'
-    return json.dumps(dict(unreadable=arguments))
+        if index in latest:
+            latest[index]['function']['arguments'] += arguments
 
 def as_ollama(data):
     "An object of OpenAI's protocol in the words of Ollama's."
@@ -3152,39 +3143,28 @@ class Sorter:
     def __init__(self):
         self.rest, self.kind = '', ''
 
-    def feed(self, text):
+    def feed(self, text, is_end=False):
+        "Gives (kind, text) of what is clear by now, at the end of all that is left."
         self.rest += text
-        if '\ud800' <= self.rest[-1:] <= '\udbff':  # half a character
-            return
         if not self.kind:
-            start = self.rest.lstrip()
-            if '<think>'.startswith(start[:7]) and len(start) < 7:
+            if '<think>'.startswith(self.rest.strip()) and not is_end:
                 return
-            is_thinking = start.startswith('<think>')
-            self.kind = 'Thinking' if is_thinking else 'Answering'
-            self.rest = start[7:] if is_thinking else self.rest
-        if self.kind == 'Thinking':
-            thinking, mark, answer = self.rest.partition('</think>')
-            if not mark:  # its beginning may have come
-                held = re.search('(<(/(t(h(i(nk?)?)?)?)?)?)?$', thinking)[0]
-                thinking, answer = thinking.removesuffix(held), held
-            yield from self.piece(thinking)
-            self.rest = answer
-            if not mark:
-                return
-            self.kind, self.rest = 'Answering', answer.lstrip()
-        yield from self.end()
+            self.kind = 'Answering'
+            if found := re.match(r'\s*<think>', self.rest):
+                self.kind, self.rest = 'Thinking', self.rest[found.end():]
+        if self.kind == 'Thinking' and '</think>' in self.rest:
+            thinking, self.rest = re.split(r'</think>\s*', self.rest, maxsplit=1)
+            yield self.kind, joined_halves(thinking)
+            self.kind = 'Answering'
+        # What may be the beginning of a mark, or of a character, waits for the rest of it.
+        held = '' if is_end else re.search(r'(<[/a-z]{0,6}|[\ud800-\udbff])?\Z', self.rest)[0]
+        clear, self.rest = self.rest.removesuffix(held), held
+        if clear:
+            yield self.kind, joined_halves(clear)
 
-    def end(self):
-        "What is left at the end of the answer."
-        text, self.rest = self.rest, ''
-        self.kind = self.kind or 'Answering'
-        yield from self.piece(text)
-
-    def piece(self, text):
-        if text:
-            whole = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
-            yield self.kind, whole
+def joined_halves(text):
+    "Text in which characters may stand in two halves, as JSON writes them, with whole ones."
+    return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
 
 async def say_what_it_does(chat, model):
     "Until something comes: who is before it, does it load (absent from /api/ps), or read?"
@@ -3215,14 +3195,14 @@ async def stream(prompt, model, options, tools=(), think=''):
     ('Answering', text), and at the end ('end', fields of Message, and the tool `calls`, and `cut`:
     it ran out of room). Raises ModelError, also where an answer ends without its figures."""
     path, body = chat_request(prompt, model, options, tools, think)
-    start, calls, joined, end, sort = None, [], {}, {}, Sorter()
+    start, calls, latest, end, sort = None, [], {}, {}, Sorter()
     async with turn_to_talk(model) as watch:
         async for data in patient_replies(Model.url or await start_built_in(), path, body):
             watch.cancel()
             start = start or time.perf_counter()
             if Model.kind != 'ollama':
                 data = as_ollama(data)
-                join_calls(joined, data['calls'] or [])
+                join_calls(calls, latest, data['calls'] or [])
             part = data.get('message') or {}
             if thinking := text_of(part, 'thinking'):
                 yield 'Thinking', as_unicode(thinking)
@@ -3230,11 +3210,8 @@ async def stream(prompt, model, options, tools=(), think=''):
                 yield piece
             calls += part.get('tool_calls') or []  # whole, in any object, the last one too
             end |= {key: value for key, value in data.items() if value}
-    for piece in sort.end():
+    for piece in sort.feed('', is_end=True):
         yield piece
-    for call in joined.values():
-        call['function']['arguments'] = as_object(call['function']['arguments'])
-        calls.append(call)
     if not end.get('done'):
         raise ModelError('The answer broke off before its end: the model server stopped without a '
                          'word. Go on from there, or try again.')
@@ -3275,7 +3252,6 @@ class Field:
     name: str
     kind: type
     default: object = REQUIRED
-    largest: float = inf  # as a number
     most: int = MAX_TEXT  # characters
     secret: str = ''      # the name under which a secret is kept
     help: str = ''        # of `Annotated[int, 'how many']` the words
@@ -3287,15 +3263,16 @@ class Field:
     @property
     def options(self):
         "What it may be, where it is one of a few: each by the word for it."
-        return {as_typed(each): each for each in choices(self.kind)}
+        return choices(self.kind)
 
 def kind_of(parameter):
-    "The type of a parameter: by its annotation, else by its default."
-    by_default = parameter.annotation is REQUIRED and type(parameter.default) in COLUMN_TYPES
-    return type(parameter.default) if by_default else base_type(parameter.annotation)
+    "The type of a parameter: by its annotation, else by its default, else str."
+    if parameter.annotation is not REQUIRED:
+        return base_type(parameter.annotation)
+    return type(parameter.default) if type(parameter.default) in COLUMN_TYPES else str
 
 def help_of(parameter):
-    return next((f'{each}' for each in getattr(parameter.annotation, '__metadata__', ())), '')
+    return str(getattr(parameter.annotation, '__metadata__', [''])[0])
 
 def fields_of(function):
     "The fields of a job or a tool: its parameters behind the first one, which is the chat."
@@ -3321,33 +3298,16 @@ def as_said(value):
     day = f'{value.day} {value:{"%b" if this_year else "%b %Y"}}'
     return f'{day}, {value:%H:%M}' if isinstance(value, datetime) else day
 
-HINTS = {int: 'Type a whole number.', float: 'Type a number.', Decimal: 'Type a number.',
-         date: 'Type a date like 2026-01-31.', datetime: 'Type a time like 2026-01-31 18:30.'}
-
 def parse(field, text):
     "What was typed, or what a model gave, as a value. Raises ValueError with a sentence."
-    text, kind, options = text.strip(), field.kind, field.options
-    if kind is bool:
-        return text.lower() in ('1', 'on', 'true', 'yes')
-    if not text:
-        if field.default is REQUIRED:
-            raise ValueError('Fill this in.')
-        return '' if isinstance(field.default, str) and not options else field.default
-    if text in options:
-        return options[text]
-    if options:
-        raise ValueError(f'Choose one of {", ".join(options)}.')
-    if kind in (float, Decimal) and re.fullmatch(r'[-+]?\d+,(\d{1,2}|\d{4,})', text):
-        text = text.replace(',', '.')  # 1,5 is a number where people write it so; 1,500 is unclear
-    try:
-        value = getattr(kind, 'fromisoformat', kind)(text)
-        if isinstance(value, (float, Decimal)) and not isfinite(value):
-            raise ValueError
-    except (ValueError, ArithmeticError):
-        raise ValueError(HINTS.get(kind, 'This does not fit.'))
-    if isinstance(value, int) and abs(value) > field.largest:
-        raise ValueError('This number is too large.')
-    return value
+    text = text.strip()
+    if text:
+        return from_text(field.kind, text)
+    if field.kind is bool and field.default is not None:
+        return False
+    if field.default is REQUIRED:
+        raise ValueError('Fill this in.')
+    return '' if isinstance(field.default, str) and not field.options else field.default
 
 def parse_all(fields, given):
     "The values of these fields by name, and by name what is wrong with them."
@@ -3369,7 +3329,7 @@ def control(field, value, **attrs):
     "The input for a field, of the right kind for its type."
     text = as_typed(value)
     if field.kind is bool:
-        return Input(type='checkbox', value='1', checked=parse(field, text), **attrs)
+        return Input(type='checkbox', value='1', checked=BOOLS.get(text), **attrs)
     if field.options:
         words = [*([''] if field.default is None else []), *field.options]
         options = [Option(word, selected=word == text) for word in words]
@@ -3495,16 +3455,15 @@ async def answer(chat):
     except ModelError as e:
         return chat.finish('error', error=str(e))
     is_cut, has_acted = figures.pop('cut'), figures.pop('has_acted')
-    if not chat.text().strip():
-        if has_acted:  # it is no error, and trying again would act twice
-            chat.send('*The model used tools and said nothing further.*')
-            return chat.finish(**figures)
-        error = 'The model answered nothing. Try again, or choose another model.'
-        return chat.finish('error', **figures, error=error)
+    status, error = 'done', ''
     if is_cut:
-        error = 'The answer reached the end of what the model can hold.'
-        return chat.finish('stopped', **figures, error=error)
-    chat.finish(**figures)
+        status, error = 'stopped', 'The answer reached the end of what the model can hold.'
+    if not chat.text().strip() and has_acted:  # no error, and trying again would act twice
+        chat.send('*The model used tools and said nothing further.*')
+    elif not chat.text().strip():
+        status = 'error'
+        error = 'The model answered nothing. Try again, or choose another model.'
+    chat.finish(status, **figures, error=error)
 
 async def rounds(chat, profile):
     "Answers, and carries out the tools that the answer calls, until one calls none."
@@ -3581,24 +3540,29 @@ async def use_tool(chat, call):
     """Carries out a tool call of the model, and returns the message with its result. Whatever is
     wrong with it goes back to the model as text, for it to try again."""
     tools, name = all_tools(), ''
-    with contextlib.suppress(TypeError, KeyError):
-        name, given = str(call['function']['name']), call['function'].get('arguments') or {}
     try:
+        function = call['function']
+        name, given = str(function['name']), as_object(function.get('arguments') or {})
+        if Model.kind != 'ollama':
+            function['arguments'] = json.dumps(given)
         if name not in tools:
             raise ValueError(f'there is no tool “{name}”, but there are: {", ".join(tools)}')
         values = tool_values(tools[name], given)
         result = str(await tools[name](chat, **values) or 'Done.')
-    except (ValueError, TypeError, RecursionError, HTTPException) as e:
+    except (ValueError, TypeError, KeyError, RecursionError, HTTPException) as e:
         result = f'This did not work: {getattr(e, "detail", e)}'
     which = dict(tool_name=name) if Model.kind == 'ollama' else dict(tool_call_id=call['id'])
     return dict(role='tool', content=result, **which)
 
+def as_object(arguments):
+    "The arguments of a tool call as an object; what the model broke is one that no tool takes."
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError):
+            arguments = json.loads(arguments)
+    return arguments if isinstance(arguments, dict) else dict(unreadable_arguments=arguments)
+
 def tool_values(function, given):
     "The arguments of a tool call as values. Raises ValueError with a sentence for the model."
-    if isinstance(given, str):
-        given = json.loads(given)
-    if not isinstance(given, dict):
-        raise ValueError('the arguments are no object')
     fields = fields_of(function)
     defaults = {field.name: field.default for field in fields}
     if unknown := given.keys() - defaults:
@@ -3638,15 +3602,15 @@ async def download(chat, model, then):
     """Downloads a model: POST /api/pull, a line per step and layer, added up by digest into one bar
     (Ollama, docs/api.md). Cancelled, it is taken up where it was. Calls `then` at the end."""
     again = f'Take it up again: `ollama pull {model}`'
-    done, total, status = {}, {}, ''  # bytes by digest
+    layers, status = {}, ''  # by digest: bytes that are here, and all of them
     try:
         async for data in replies(OLLAMA, '/api/pull', dict(model=model)):
-            layer = data.get('digest')  # None: a step without bytes
-            done[layer] = data.get('completed') or 0
-            total[layer] = data.get('total') or 0
+            # A step without bytes has no digest.
+            layers[data.get('digest')] = data.get('completed') or 0, data.get('total') or 0
             status = text_of(data, 'status')
             chat.note(status.split(' ')[0])
-            percent = min(99, 100*sum(done.values())/max(1, sum(total.values())))
+            done, total = map(sum, zip(*layers.values(), strict=True))
+            percent = min(99, 100*done/max(1, total))
             chat.progress(max(chat.row.progress, percent))  # a new layer does not set it back
         if status != 'success':
             raise ModelError('The download broke off.')
@@ -3844,7 +3808,7 @@ class Rows:
         "Columns as fields of a form."
         for name in names:
             most = MAX_TITLE if name == self.text else MAX_TEXT
-            yield Field(name, self.types[name], getattr(self.table.cls, name, ''), 2**63 - 1, most)
+            yield Field(name, self.types[name], getattr(self.table.cls, name, ''), most)
 
     async def tell(self, said, verb, row, before=''):
         """An event in the chat: with Undo where the model did it, and where the profile wants it

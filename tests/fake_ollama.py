@@ -134,8 +134,6 @@ class FakeOllama:
         self.prefix = ""                  # a base path, as behind a reverse proxy
         self.unknown = {}                 # parts of a body that it does not know -> (status, what it says)
         self.tells = {}                   # name -> what /v1/models tells of it besides
-        self.second_list = []             # `models` in /v1/models, as llama-server has it
-        self.lm_studio = []               # what LM Studio has at /api/v0/models
         self.requests, self.chats, self.hangups, self.sent = [], [], [], []
         self.loaded = {}                  # name -> context length in force
         self._scripts, self._partial = [], {}
@@ -270,7 +268,7 @@ class FakeOllama:
         known = {"GET /": self._root, "HEAD /": self._root, "GET /api/version": self._version,
                  "GET /api/tags": self._tags, "GET /api/ps": self._ps, "POST /api/show": self._show,
                  "POST /api/chat": self._chat, "POST /api/pull": self._pull,
-                 "GET /v1/models": self._v1_models, "GET /api/v0/models": self._v0_models,
+                 "GET /v1/models": self._v1_models,
                  "POST /v1/chat/completions": self._chat}
         do = known.get(f"{r.method} {r.path}")
         if not do:
@@ -307,13 +305,9 @@ class FakeOllama:
                    "model_info": {"general.architecture": arch, f"{arch}.context_length": m["context"]}})
 
     async def _v1_models(self, conn, r):
-        owner = "organization_owner" if self.lm_studio else "library"
-        data = [{"id": m["name"], "object": "model", "created": 1767225600, "owned_by": owner}
+        data = [{"id": m["name"], "object": "model", "created": 1767225600, "owned_by": "library"}
                 | self.tells.get(m["name"], {}) for m in self.models]
-        conn.json({"object": "list", "data": data} | ({"models": self.second_list} if self.second_list else {}))
-
-    async def _v0_models(self, conn, r):
-        conn.json({"object": "list", "data": self.lm_studio})
+        conn.json({"object": "list", "data": data})
 
     def _find(self, body):
         name = body.get("model") or body.get("name") or ""

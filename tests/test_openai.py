@@ -1,7 +1,6 @@
 """OpenAI-compatible servers as they are: tools in pieces, what they refuse, what they tell of their models. And, of all
 model servers: long lists, thinking that can be switched, a busy one, and who has the model just now."""
 import json
-from email.utils import formatdate
 from time import time
 
 import pytest
@@ -175,7 +174,7 @@ def test_an_answer_that_does_not_stream_is_one_too(work):
 
 @pytest.mark.parametrize("event", [
     {"error": {"message": "GPU on fire", "code": 500}}, {"object": "error", "message": "GPU on fire", "code": 500},
-    'error: {"code": 500, "message": "GPU on fire", "type": "server_error"}\n\n', {"error": "GPU on fire"}])
+    {"error": "GPU on fire"}])
 def test_an_error_in_the_stream_is_told_and_what_came_is_kept(work, event):
     row = work.asks(sse({"content": "Ye"}, event, end=""))
     assert (row["status"], row["content"]) == ("error", "Ye")
@@ -193,10 +192,8 @@ def test_a_server_that_says_when_is_asked_again_then(work):
     assert time() - begin > 1.9 and len(work.fake.chats) == 2
 
 
-@pytest.mark.parametrize("when", ["600", "a date"])
-def test_longer_than_a_minute_is_a_sentence(work, when):
-    when = formatdate(time() + 600, usegmt=True) if when == "a date" else when
-    row = work.asks(Script(busy=1, retry_after=when))
+def test_longer_than_a_minute_is_a_sentence(work):
+    row = work.asks(Script(busy=1, retry_after="600"))
     assert row["status"] == "error" and "busy for the next 10 minutes" in row["error"] and len(work.fake.chats) == 1
 
 
@@ -217,8 +214,7 @@ def listed(work, *names):
 
 def test_what_a_list_tells_is_used(work):
     work.fake.models[:] = [model("chatty"), model("nomic-embed-text"), model("bert"), model("deep")]
-    work.fake.lm_studio = [{"id": "chatty", "type": "llm"}, {"id": "bert", "type": "embeddings"},
-                           {"id": "deep", "type": "vlm", "capabilities": ["tool_use", "reasoning"]}]
+    work.fake.tells = {"bert": {"capabilities": ["embeddings"]}, "deep": {"capabilities": ["tool_use", "reasoning"]}}
     assert listed(work, "chatty", "deep")[1].has_attr("hidden")
     work.post("choose_model", profile=work.profile, model="deep")
     assert [o["value"] for o in offered(work)[1].select("option")] == ["", "off", "on"]

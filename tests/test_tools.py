@@ -239,16 +239,17 @@ def test_the_buttons_in_the_page(chat):
     (call("add_todo", title="x" * 501), "at most 500"), (call("add_todo", title="x", profile=1), "no parameter profile"),
     (call("finish_todo", id="two"), "whole number"), (call("finish_todo", id=None), "Fill this in"),
     (call("finish_todo", id=999_999), "no todo"), (call("finish_todo", id=-1), "no todo"),
-    (call("finish_todo", id=10**30), "no todo"), (call("finish_todo", id={"a": [1]}), "whole number"),
+    (call("finish_todo", id=10**30), "too large"), (call("finish_todo", id={"a": [1]}), "whole number"),
     (call("rename_todo", id=999_999, title="x"), "no todo"), (call("move_todo", id=999_999), "no todo"),
     (call("delete_todo", id=999_999), "no todo"), (call("backup", depth="deep", folder="x"), "whole number"),
+    (call("backup", full="maybe", folder="x"), "Choose one of"),
     ({"function": {"name": "add_todo", "arguments": ["title"]}}, "This did not work"),
     ({"function": {"name": "add_todo", "arguments": "[\"title\"]"}}, "This did not work"),
     ({"function": {"name": "add_todo", "arguments": "{\"title\": "}}, "This did not work"),
     ({"function": {"name": "add_todo", "arguments": "[" * 100_000}}, "This did not work"),
     ({"function": {"name": "add_todo", "arguments": 5}}, "This did not work"),
-    ({"function": {"name": ["add_todo"]}}, "there is no tool"), ({"function": "add_todo"}, "there is no tool"),
-    ({}, "there is no tool"), ("add_todo", "there is no tool")])
+    ({"function": {"name": ["add_todo"]}}, "there is no tool"), ({"function": "add_todo"}, "This did not work"),
+    ({}, "This did not work"), ("add_todo", "This did not work")])
 def test_a_bad_call_goes_back_to_the_model_as_text(acting, wrong, word):
     told = acting.does(wrong)
     assert told[0].startswith("This did not work: ") and word in told[0], told
@@ -258,8 +259,8 @@ def test_a_bad_call_goes_back_to_the_model_as_text(acting, wrong, word):
 
 def test_arguments_may_come_as_text(acting):
     acting.does({"function": {"name": "add_todo", "arguments": json.dumps({"title": "four"})}},
-                call("finish_todo", id=str(acting.ids[0])))
-    assert acting.todos() == [("one", True), ("two", False), ("three", False), ("four", False)]
+                call("finish_todo", id=str(acting.ids[0])), call("finish_todo", id=float(acting.ids[1])))
+    assert acting.todos() == [("one", True), ("two", True), ("three", False), ("four", False)]
 
 
 def test_another_profiles_todo_is_not_touched(acting):
