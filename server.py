@@ -1045,16 +1045,17 @@ def prepare_texts(state):
     finished = state.src.endswith('\n') and outer.tag != 'p'
     if last.type == 'inline' and not finished:
         state.env['open'] = last.children
-        last.content = hide_unfinished(last.content, state.env)
+        whole, last.content = last.content.rstrip(), hide_unfinished(last.content)
+        if last.content != whole:
+            state.env['is_cut'] = True
 
-def hide_unfinished(text, env):
+def hide_unfinished(text):
     """A text that grows, without the mark at its end that has not ended, and without a formula
     that has not."""
     kept = []
 
     def keep(found):
         if found['open']:
-            env['hides'] = True
             return ''
         kept.append(found[0])
         return '\x02'
@@ -1154,17 +1155,16 @@ UNSURE = re.compile(r"""(?x)
     | [\s>*+\d.)-]*+ (`{3,}+ [^`]* | ~{3}.*)        # code
     | [\s>*+\d.)-]*+ \[ [^\]]* (\] (\s|:.*)?)?      # a task, the address of a link
     """)
-# What grows by its parts: the element for its tail, and what ends it.
+# What grows by its parts, and what ends it.
 CONTAINERS = {
-    'bullet_list_open': ('li', '</ul>'), 'ordered_list_open': ('li', '</ol>'),
-    'blockquote_open': ('div', '</blockquote>'), 'table_open': ('tbody', TABLE_END),
-    'code_open': ('span', '</code></pre></figure>')}
+    'bullet_list_open': '</ul>', 'ordered_list_open': '</ol>', 'blockquote_open': '</blockquote>',
+    'table_open': TABLE_END, 'code_open': '</code></pre></figure>'}
 
 class Markdown:
     """Markdown that comes in pieces. `feed` and `end` return the changes to a page that shows what
-    came before: ('add', html) puts finished HTML at the end of what is open, ('open', before,
-    after, tail_tag) begins a list, table, quote or code, ('close',) ends it. What was added is
-    never touched again; `tail` is the HTML of the rest, for an element of `tail_tag` at the end.
+    came before: ('add', html) puts finished HTML before the open end, ('move', before, after) puts
+    this open end elsewhere: between what begins a list, table, quote or code and what ends it, or
+    between nothing. What was added is never touched again; `tail` is the HTML of the open end.
 
     A block is finished when another one follows. The items of a list, the rows of a table and the
     lines of code are added before that, so that a long one is not parsed again with each piece."""
@@ -1172,10 +1172,10 @@ class Markdown:
     def __init__(self):
         self.source = ''       # what is not finished yet
         self.head = []         # the tokens that begin the list, table, quote or code it is in
-        self.tail, self.tail_tag = '', 'div'
-        self.code = ''         # of the block that it is in, as far as it is finished
+        self.frame = '', ''    # the HTML before and after its parts
+        self.tail = ''
         self.enough = 0        # characters: when to parse the source again
-        self.hides = False     # is a formula at the end not shown yet?
+        self.is_cut = False    # is a mark at the end not shown yet?
         self.outdated = False  # may what was added look different now that all is known?
 
     def feed(self, text: str) -> list[tuple]:
@@ -1183,7 +1183,7 @@ class Markdown:
         self.changes = []
         shown = self.tail.removesuffix('</p>')
         if text.replace(' ', 'a').isalnum() and shown + '</p>' == self.tail and (
-                not self.hides and shown.endswith(self.source[-8:]) and len(self.source) < 1000):
+                not self.is_cut and shown.endswith(self.source[-8:]) and len(self.source) < 1000):
             # Words at the end of a paragraph need no parser, and most of what comes is words.
             self.source += text
             self.tail = f'{shown}{text}</p>'
@@ -1225,7 +1225,7 @@ class Markdown:
         text = self.sure_text() if growing else end_line(self.source)
         env = {'growing': growing}
         tokens = parse_markdown(text, env)
-        self.hides = 'hides' in env
+        self.is_cut = 'is_cut' in env
         lines = rest = self.source.split('\n')
         self.outdated |= bool(DEFINITION.search(text))
         self.tail = ''
@@ -1247,39 +1247,34 @@ class Markdown:
         return lines[end:]
 
     def add_parts(self, block, lines, grows):
-        """Adds the finished parts of a list, table, quote or code. The last one may still grow."""
+        """Adds the finished parts of a list, table, quote or code. The last one may still grow, but
+        for a table's row, which comes with its line."""
         start, end = block[0].map
-        tag, after = CONTAINERS[block[0].type]
-        parts = element_starts(block, 2)[1:] if tag == 'tbody' else element_starts(block, 1)
+        is_table = block[0].type == 'table_open'
+        parts = element_starts(block, 2)[1:] if is_table else element_starts(block, 1)
+        if not self.head and (not parts or not grows or block[0].info == 'mermaid'):
+            return self.add_block(block, lines, grows)
         if not self.head:
-            if not parts or not grows:
-                return self.add_block(block, lines, grows)
-            self.head = block[:parts[0]]
-            self.frame = draw(self.head).removesuffix(after), after
-            self.tail_tag = tag
-            self.changes.append(('open', *self.frame, tag))
-        if grows and not parts and tag == 'span':  # the next line of code may be its end
+            self.head, after = block[:parts[0]], CONTAINERS[block[0].type]
+            self.move(draw(self.head).removesuffix(after), after)
+        if grows and not parts:
             return lines[start:]
-        cut = parts[-1] if grows and tag != 'tbody' else len(block)
-        if tag == 'span':
-            cut = min(cut, len(block) - 1)
-            self.code += ''.join(piece.content for piece in block[1:cut])
-        finished = self.draw_parts(block[parts[0]:cut]) if parts else ''
-        if finished:
+        last = parts[-1] if grows and not is_table else len(block) - 1
+        if finished := self.draw_parts(block[len(self.head):last]):
             self.changes.append(('add', finished))
         if not grows:
-            self.head, self.tail_tag = [], 'div'
-            self.changes.append(('close',))
-            if tag == 'span':
-                block[-1].content, self.code = self.code, ''
-                self.changes.append(('add', draw(block[-1:])))
+            self.head = []
+            self.move('', '')
             return lines[end:]
-        if tag == 'tbody':  # a row is finished with its line; the next one needs the head again
-            return lines[start:start + 2] + lines[end:]
-        self.tail = self.draw_parts(block[cut:], is_tail=True)
-        if tag == 'li':
-            self.tail = self.tail.removeprefix('<li>').removesuffix('</li>')
-        return lines[start:block[parts[0]].map[0]] + lines[block[cut].map[0]:]
+        # What begins it is parsed again with what has not been added.
+        self.tail = self.draw_parts(block[last:], is_tail=True)
+        rest = end if is_table else block[last].map[0]
+        return lines[start:block[parts[0]].map[0]] + lines[rest:]
+
+    def move(self, *frame):
+        """Begins what has parts, or ends it."""
+        self.frame = frame
+        self.changes.append(('move', *frame))
 
     def draw_parts(self, parts, is_tail=False):
         """The HTML of parts, without what stands before and after them."""
@@ -1287,14 +1282,12 @@ class Markdown:
         return draw(self.head + parts, is_tail).removeprefix(before).removesuffix(after)
 
 def join_changes(changes: list[tuple], tail='') -> str:
-    """All changes as one piece of HTML, with a tail at the end of what is still open."""
+    """All changes as one piece of HTML, with a tail at the open end."""
     html, after = '', ''
-    for change, *texts in changes:
-        if change == 'close':
-            texts = [after]
-        if change != 'add':
-            _, after = [*texts, ''][:2]
-        html += texts[0]
+    for change, text, *end in changes:
+        if change == 'move':
+            text, [after] = after + text, end
+        html += text
     return html + tail + after
 
 @lru_cache(100)
@@ -2253,27 +2246,26 @@ class Chatter:
             self.apply(self.markdown.feed(new))
 
     def apply(self, changes):
-        """Turns changes of the Markdown into fragments. The open end of the text is an element of
-        its own, inside the block that is open: what is finished is put before it."""
+        "Turns changes of the Markdown into fragments. Its open end is an element of its own."
         self.changes += changes
-        for change, *html in changes:
+        for change, html, *after in changes:
             if change == 'add':
-                tag = 'table' if html[0].startswith('<tbody>') else 'div'
-                self.insert(f'beforebegin:#t-{self.id}', html[0], tag)
-                continue
-            before, after, tag = html or ('', '', 'div')  # the page closes a block by itself
-            self.delete_tail()
-            self.insert(f'beforeend:#c-{self.id}', before + self.element(tag) + after)
+                tag = 'table' if html.startswith('<tbody>') else 'div'
+                self.insert(f'beforebegin:#t-{self.id}', html, tag)
+            else:
+                self.delete_tail()
+                self.insert(f'beforeend:#c-{self.id}', html + self.open_end(*after) + after[0])
 
     def delete_tail(self):
         self.fragments.append(f'<i id="t-{self.id}" hx-swap-oob="delete"></i>')
 
-    def element(self, tag, html='', swap=''):
+    def open_end(self, after, html='', swap=''):
+        tag = 'tbody' if after == TABLE_END else 'div'
         return f'<{tag} id="t-{self.id}"{swap}>{html}</{tag}>'
 
     def tail(self, swap=''):
         "The open end of the text."
-        return self.element(self.markdown.tail_tag, self.markdown.tail, swap)
+        return self.open_end(self.markdown.frame[1], self.markdown.tail, swap)
 
     def whole(self):
         "The text so far as a page shows it."
@@ -2283,7 +2275,7 @@ class Chatter:
     def since(self, position, tail):
         "What a tab still has to be sent that has so many fragments, and this tail."
         self.draw()
-        new, is_table = self.fragments[position:], self.markdown.tail_tag == 'tbody'
+        new, is_table = self.fragments[position:], self.markdown.frame[1] == TABLE_END
         # A table has no open end: its rows come whole, and htmx could not swap a part of one.
         if self.running and not is_table and (new or tail != self.markdown.tail):
             new.append(self.tail(' hx-swap-oob="true"'))
