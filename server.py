@@ -1428,16 +1428,14 @@ def keep(path, data):
     KEPT.mkdir(0o700, exist_ok=True)
     write_private(path, data)
 
-# The code of a diagram that stands in no list; one that does is drawn anew when it is seen.
-DIAGRAM = re.compile(r'(?m)^```mermaid *\n((?:(?!```).*\n)*)')
-
 def tidy_files():
     "Deletes the files that no message names any more."
     named = set()
     for row in db.q("select content from message where content like '%/file/%' "
                     "or content like '%```mermaid%'"):
         named.update(FILE_NAME.findall(row['content']))
-        named.update(diagram_file(code).name for code in DIAGRAM.findall(row['content']))
+        named.update(diagram_file(token.content).name
+                     for token in parse_markdown(row['content'], {}) if token.info == 'mermaid')
     for path in KEPT.glob('*'):
         if path.name not in named:
             path.unlink()
@@ -1499,16 +1497,15 @@ def check_box(label, **attrs):
 
 DRAWING_TIME = 10     # seconds that a diagram may take
 MOST_CODE = 30_000    # characters of a diagram as it stands in an address
-# The process ends by itself too, in case the app has ended before it.
-DRAW = f"""import sys, signal
-getattr(signal, 'alarm', abs)({round(DRAWING_TIME) + 5})
+# The process ends by itself when its time is over, also where the app has ended before it.
+DRAW = f"""import faulthandler, sys
+faulthandler.dump_traceback_later({DRAWING_TIME}, exit=True)
 sys.stdin.reconfigure(encoding='utf-8')
 import mermaidx
 svg = mermaidx.render(sys.stdin.read()).svg()
 sys.stdout.buffer.write(svg.encode())"""
 one_drawing = asyncio.Lock()
-undrawn = {}  # by file: why there is no picture; '' as long as it is being drawn
-drawings = set()  # the tasks
+drawings = {}  # by file: the task that draws it, whose result is why there is no picture
 
 def diagram_file(code):
     return KEPT/f'{hashlib.sha256(code.encode()).hexdigest()}.svg'
@@ -1518,7 +1515,8 @@ def diagram(address):
     else an element that asks again."""
     code = urlsafe_b64decode(address).decode()
     file = diagram_file(code)
-    why = undrawn.get(file)
+    drawing = drawings.get(file)
+    why = drawing.result() if drawing and drawing.done() else ''
     if len(address) > MOST_CODE:
         why = 'it is too long'
     if why:
@@ -1538,39 +1536,29 @@ async def diagram_part(address: str):
     except ValueError:
         raise HTTPException(404)
     file = diagram_file(code)
-    if not file.exists() and file not in undrawn:
-        undrawn[file] = ''
-        task = asyncio.create_task(draw_diagram(code, file))
-        drawings.add(task)
-        task.add_done_callback(drawings.discard)
+    if file not in drawings and not file.exists():
+        drawings[file] = asyncio.create_task(draw_diagram(code, file))
     return Safe(diagram(address))
 
 async def draw_diagram(code, file):
-    "Has a diagram drawn, or notes why it is not."
-    why = f'it takes more than {DRAWING_TIME} s'
-    async with one_drawing:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, '-P', '-c', DRAW, stdin=-1, stdout=-1, stderr=-1)
-        try:
-            svg, said = await asyncio.wait_for(process.communicate(code.encode()), DRAWING_TIME)
-            why = drawing_error(said.decode(errors='replace'))
-            if process.returncode == 0:
-                # It gets a size of its own: the one that its view box has.
-                width = re.search(rb'viewBox="\S+ \S+ (\S+)', svg)
-                keep(file, re.sub(rb'width="100%"', rb'width="%s"' % width[1], svg, count=1))
-                return undrawn.pop(file)
-        except TimeoutError:
-            pass
-        except (OSError, TypeError) as e:
-            why = f'{e}'
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        undrawn[file] = why
+    "Has a diagram drawn, or returns why it is not."
+    try:
+        async with one_drawing:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, '-P', '-c', DRAW, stdin=-1, stdout=-1, stderr=-1)
+            svg, said = await process.communicate(code.encode())
+        if process.returncode:
+            return drawing_error(said.decode(errors='replace'))
+        # It gets a size of its own: the one that its view box has.
+        width = rb'width="100%"(.*?viewBox="\S+ \S+ (\S+))'
+        keep(file, re.sub(width, rb'width="\2"\1', svg, count=1))
+    except OSError as e:
+        return str(e)
 
 def drawing_error(said):
     "The first line of what mermaidx has to say, without the names of its errors."
+    if said.startswith('Timeout'):
+        return f'it takes more than {DRAWING_TIME} s'
     last = re.findall(r'(?m)^\w+(?:Error|Exception): (.*)$', said)
     return re.sub(r'^.*Error: |[.:]$', '', last[-1]) if last else 'mermaidx has crashed'
 

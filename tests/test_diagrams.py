@@ -64,7 +64,7 @@ def test_diagrams_are_drawn_when_they_are_complete(chat):
     chat.window.allow_errors = OFFLINE
     chat.server.restart()
     html = httpx.get(chat.url, trust_env=False).text
-    assert html.count('class="picture diagram"') == 2, "those in no list were kept"
+    assert html.count('class="picture diagram"') == 3
     chat.page.reload()
     expect(pictures).to_have_count(3, timeout=30_000)
 
