@@ -85,7 +85,6 @@ import re
 import secrets
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
@@ -868,10 +867,14 @@ def draw_image(tokens, at, options, env):
     name = escape(markdown_parser().renderer.renderInlineAsText(token.children, options, env))
     if not FILE_NAME.fullmatch(url):
         return f'<a href="{url}">{name or url}</a>'
-    width, _, height = escape(token.attrs.get('title', '')).partition('x')
-    picture = f'<img src="{url}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
-    return (f'<a class="picture" href="{url}">{picture}</a>'
-            f'<a class="save" href="{url}" download="{name}">Save picture</a>')
+    return picture_html(url, name, *escape(token.attrs.get('title', '')).split('x'))
+
+def picture_html(url, name, width='', height=''):
+    """A picture that a click enlarges, and below it its name and a link that saves it."""
+    image = f'<img src="{url}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
+    save = f'<a class="save" href="{url}" download="{name}">Save picture</a>'
+    return (f'<span class="picture"><a class="zoom" href="{url}">{image}</a>'
+            f'<span class="caption"><span>{name}</span>{save}</span></span>')
 
 def draw_link(tokens, at, options, env):
     """A link; one to a file that is kept here saves it, under its title."""
@@ -891,8 +894,8 @@ FORMULA = re.compile(r"""(?xs)
     | (?<!\d)\$ (?![\s$]) (?:[^$\\`]|\\.)++ (?<!\s)\$ (?!\d)""")
 DISPLAY = '\\[', '$$'
 MOST_TEX = 10_000  # characters of a formula; a longer one stays as it was written
-MOST_LEVELS = 100
-LEVELS = {'{': 1, '\\left': 1, '\\begin': 1, '}': -1, '\\right': -1, '\\end': -1}
+MOST_LEVELS = 100  # of braces in braces
+MOST_LINES = 200
 MATH_TAGS = ('math menclose mfrac mi mmultiscripts mn mo mover mpadded mphantom mprescripts none '
              'mroot mrow mspace msqrt mstyle msub msubsup msup mtable mtd mtext mtr munder '
              'munderover')
@@ -913,45 +916,43 @@ def inline_formula(state, silent):
 
 def formula_block(state, line, last, silent):
     """A rule for the parser: a formula in lines of its own. One that has not ended is not shown."""
-    start = state.bMarks[line] + state.tShift[line]
-    found = FORMULA.match(state.src, start)
-    growing = state.env.get('growing')
-    if state.src[start:start + 2] not in DISPLAY or not (found or growing):
+    if not state.src.startswith(DISPLAY, state.bMarks[line] + state.tShift[line]):
         return False
-    stop, end = found.end() if found else len(state.src), line + 1
-    while end < last and state.eMarks[end - 1] < stop:
+    end, most = line + 1, min(last, line + MOST_LINES)
+    while end < most and not state.isEmpty(end) and state.sCount[end] >= state.blkIndent:
         end += 1
-    # It ends with its line, has no blank one, and is not longer than the item that it is in.
-    outside = any(state.isEmpty(n) or state.sCount[n] < state.blkIndent for n in range(line, end))
-    line_end = state.eMarks[end - 1]
-    if outside or line_end + 1 < stop or state.src[stop:line_end].strip():
+    text = state.getLines(line, end, state.blkIndent, False).lstrip()
+    found, growing = FORMULA.match(text), state.env.get('growing')
+    if found:
+        end = line + found[0].count('\n') + 1
+        if text[found.end():].partition('\n')[0].strip():
+            return False
+    elif not growing or end < last:
         return False
     token = state.push('formula', 'math', 0)
     token.map, token.block = [line, end], True
-    if not growing or found and stop < len(state.src):
-        token.content = state.getLines(line, end, state.blkIndent, False).strip()
+    if found and not (growing and state.eMarks[end - 1] >= len(state.src)):
+        token.content = found[0]
     state.line = end
     return True
-
-def simpler(tex):
-    """A formula without what the library doesn't know, where something else says the same."""
-    tex = re.sub(r'\{(aligned|gathered|gather\*?|eqnarray\*?)\}', '{split}', tex)
-    return re.sub(r'\\(?:nonumber|notag)(?![a-z])|\\label\{[^{}]*\}', '', tex)
 
 @lru_cache(256)
 def formula_html(source: str, is_block=False) -> str:
     """A formula as MathML, not sanitised; as it was written where it can't be read."""
-    tex = (source[2:-2] if source.startswith(('\\', '$$')) else source[1:-1]).strip()
-    marks = re.findall(r'\\(?:left|right|begin|end)(?![a-zA-Z])|\\.|[{}]', tex)
-    deepest = max(accumulate(LEVELS.get(mark, 0) for mark in marks), default=0)
-    if len(tex) > MOST_TEX or deepest > MOST_LEVELS:
+    marks = 1 + source.startswith(('\\', '$$'))
+    tex = source[marks:-marks].strip()
+    levels = accumulate((sign == '{') - (sign == '}') for sign in tex)
+    if len(tex) > MOST_TEX or max(levels, default=0) > MOST_LEVELS:
         return escape(source)
     from xml.etree.ElementTree import tostring
     from latex2mathml.converter import Converter
+    # What the library doesn't know, where something else says the same.
+    tex = re.sub(r'\{(aligned|gather(ed|\*)?)\}', '{split}', tex)
+    tex = re.sub(r'\\(nonumber|notag|label\{[^{}]*\})(?![a-z])', '', tex)
     in_display = source.startswith(DISPLAY)
+    converter = Converter(display='block' if in_display else 'inline')
     try:
-        math = Converter(display='block' if in_display else 'inline').convert_to_element(
-            simpler(tex))
+        math = converter.convert_to_element(tex)
     except Exception:  # it has many, and no class for them
         return escape(source)
     for each in math.iter():
@@ -1121,7 +1122,7 @@ def sanitizer():
     """What lets our own tags and attributes through, and nothing else."""
     import nh3
     tags = ('a blockquote br button code del div em figcaption figure h1 h2 h3 h4 h5 h6 hr i li ol '
-            'img p pre strong table tbody td th thead tr ul')
+            'img p pre span strong table tbody td th thead tr ul')
     attributes = {'*': {'class', 'tabindex'}, 'a': {'href', 'title', 'download'},
                   'ol': {'start'}, 'button': {'type'},
                   'img': {'src', 'alt', 'width', 'height', 'loading'}}
@@ -1385,6 +1386,8 @@ def use_theme(req):
         req.htmlkw['data_theme'] = theme
 
 async def lifespan(app):
+    with contextlib.suppress(AttributeError):  # else each thread that serves a file keeps memory
+        ctypes.CDLL(None).mallopt(-8, 2)  # glibc's M_ARENA_MAX
     tidy_files()
     tasks = [asyncio.create_task(work()) for work in BACKGROUND]
     yield
@@ -1525,8 +1528,8 @@ def diagram(address):
         return html_of(Div(hx_get=f'/diagram/{address}', hx_trigger='load delay:.3s',
                            hx_swap='outerHTML'))
     fold = Details(Summary('Source'), Pre(Code(code), tabindex=0))
-    picture = Img(src=f'/file/{file.name}', alt=f'Diagram: {shorten(" ".join(code.split()), 200)}')
-    return html_of(Figure(picture, fold, cls='picture diagram'))
+    name = escape(f'Diagram: {shorten(" ".join(code.split()), 200)}')
+    return html_of(Figure(Safe(picture_html(f'/file/{file.name}', name)), fold, cls='diagram'))
 
 @app.get('/diagram/{address}')
 async def diagram_part(address: str):
@@ -1582,7 +1585,7 @@ def readable(content):
         return unescape(re.sub('<[^>]*>', '', html)).strip(' ')
 
     def text_of_link(found):
-        name = re.sub(r'\\(.)', r'\1', found[2])
+        name = unescape(re.sub(r'\\(.)', r'\1', found[2]))
         return f'[Picture: {name}]' if found[1] else ''
     text = KEPT_LINK.sub(text_of_link, COMPONENT_HTML.sub(text_of_html, content))
     return text.replace(f'{FENCE}output', '```').replace(FENCE, '```')
@@ -1797,13 +1800,10 @@ def component_text(html):
 
 def shown(x):
     "What is no text, in Markdown."
-    library = type(x).__module__.partition('.')[0]
-    if library in DRAWN_BY:
-        return drawing(x, *DRAWN_BY[library])
     figure = getattr(x, 'figure', x)  # of axes
-    if hasattr(figure, 'savefig') and not isinstance(x, type):
+    if hasattr(type(figure), 'savefig'):
         return figure_text(figure)
-    for way in frame_text, offered_text:
+    for way in drawing_text, frame_text, offered_text:
         with contextlib.suppress(Exception):
             if text := way(x):
                 return text
@@ -1814,17 +1814,16 @@ def offered_text(x):
     fails is passed over."""
     bundle = {}
     with contextlib.suppress(Exception):
-        given = x._repr_mimebundle_(include=None, exclude=None)
-        bundle = dict(given[0] if isinstance(given, tuple) else given)
-    if hasattr(x, 'thumbnail') and x.width*x.height > MOST_PIXELS:  # of PIL
-        times = int((x.width*x.height/MOST_PIXELS)**.5) + 1
-        x = x.resize((x.width//times, x.height//times))
+        bundle = as_tuple(x._repr_mimebundle_(include=None, exclude=None))[0] or {}
     for kind, method in REPRS.items():
         with contextlib.suppress(Exception):
-            data = bundle.get(kind) or getattr(x, method)()
-            data = data[0] if isinstance(data, tuple) else data  # and its metadata
+            data = as_tuple(bundle.get(kind) or getattr(x, method)())[0]
             if text := data and text_of_kind(kind, data):
                 return text
+
+def as_tuple(offered):
+    "What an object offers, which may come with its metadata."
+    return offered if isinstance(offered, tuple) else (offered,)
 
 def text_of_kind(kind, data):
     sort, ending = kind.split('/')
@@ -1851,16 +1850,17 @@ def html_text(html):
 
 # ---- 14. Pictures and tables: what is shown of them, and the files that hold all of them ----------
 
+PNG = re.compile(rb'(?s)\x89PNG\r\n\x1a\n.{4}IHDR(.{4})(.{4})')
+JPEG_FRAME = re.compile(rb'(?s)\xff[\xc0-\xc2]\0[\x0b\x11\x14]\x08(..)(..)')
+
 def size_of(data):
     "Width and height of a PNG or JPEG; (0, 0) of what is none."
-    if data.startswith(b'\x89PNG\r\n\x1a\n') and len(data) > 24:
-        return struct.unpack('>II', data[16:24])
-    at = 2
-    while data[:2] == b'\xff\xd8' and at + 9 < len(data) and data[at] == 0xff:
-        if data[at + 1] in (0xc0, 0xc1, 0xc2):  # the frame; before it stand other segments
-            return struct.unpack('>HH', data[at + 5:at + 9])[::-1]
-        at += 2 + int.from_bytes(data[at + 2:at + 4])
-    return 0, 0
+    sizes = []
+    if found := PNG.match(data):
+        sizes = [found.groups()]
+    elif data.startswith(b'\xff\xd8'):  # it may have a small one of itself in it
+        sizes = [(width, height) for height, width in JPEG_FRAME.findall(data)]
+    return tuple(map(int.from_bytes, max(sizes, default=(b'', b''))))
 
 def picture(data, ending, name='', scale=1):
     "A picture in Markdown. Its size keeps the place free for it until it has come."
@@ -1913,8 +1913,12 @@ def figure_text(figure):
     open_figures().pop(getattr(figure, 'number', None), None)
     return picture(file.getvalue(), 'png', next(filter(None, titles), '') or figure_name(), 2)
 
-def drawing(x, module, package):
+def drawing_text(x):
     "A figure that is drawn in browsers, as a picture, by a package that may have to be installed."
+    library = type(x).__module__.partition('.')[0]
+    if library not in DRAWN_BY:
+        return None
+    module, package = DRAWN_BY[library]
     if not importlib.util.find_spec(module):
         return f'To see this figure here: `pip install {package}`'
     file = io.BytesIO()
@@ -1936,12 +1940,11 @@ def frame_text(x):
         writer.writeheader()
         writer.writerows(x)
         return table_text(file.getvalue(), len(x), len(columns))
-    if type(x).__name__ == 'Series':
+    if hasattr(x, 'to_frame'):  # a series
         x = x.to_frame()
-    if not hasattr(x, 'iloc') and not hasattr(x, 'write_csv'):
-        return None
     rows, columns = x.shape
-    x = x.head(MOST_KEPT//max(columns, 1))
+    most = MOST_KEPT//20 if chatq.is_here() else MOST_KEPT  # it would hold up the app
+    x = x.head(most//max(columns, 1))
     if hasattr(x, 'write_csv'):  # of polars
         return table_text(x.write_csv(), rows, columns)
     if x.columns.nlevels > 1:
@@ -1955,12 +1958,13 @@ def table_text(text, rows, columns, delimiter=','):
     head = next(lines, [])[:MOST_COLUMNS]
     most = max(20, min(1000, MOST_CELLS//max(len(head), 1)))
     cells = [line[:len(head)] for line in itertools.islice(lines, most)]
-    size = f'{count(rows, "row")} × {count(columns, "column")}'
+    size, has = f'{count(rows, "row")} × {count(columns, "column")}', ''
     if rows > len(cells) or columns > MOST_COLUMNS:
-        size += f', here the first {len(cells):,} × {min(columns, MOST_COLUMNS)}'
+        size += f', here the first {len(cells):,} × {min(columns, MOST_COLUMNS)}.'
+        has = ' has all.'
     if rows > (kept := text.count('\n')):
-        size += f', saved the first {kept - 1:,} rows'
-    link = f'{size} [Save as CSV]({keep_file(text.encode(), "csv")} "table.csv")'
+        has = f' has the first {kept - 1:,} rows.'
+    link = f'{size} [Save as CSV]({keep_file(text.encode(), "csv")} "table.csv"){has}'
     if not head:
         return link
     are_numbers = [all(map(NUMBER.fullmatch, column)) for column in zip(*cells, strict=False)]

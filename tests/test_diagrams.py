@@ -46,7 +46,7 @@ def test_diagrams_are_drawn_when_they_are_complete(chat):
     expect(chat.content.locator("[hx-get], img")).to_have_count(0)
     chat.fake.release()
     expect(chat.answer).to_have_attribute("data-status", "done")     # nothing waits for the pictures
-    pictures = chat.content.locator("figure.picture.diagram")
+    pictures = chat.content.locator("figure.diagram")
     expect(pictures).to_have_count(3, timeout=30_000)
     why = "This diagram could not be drawn: Parse error on line 2."
     expect(chat.content.locator(".undrawn")).to_have_text(why, timeout=30_000)
@@ -64,7 +64,7 @@ def test_diagrams_are_drawn_when_they_are_complete(chat):
     chat.window.allow_errors = OFFLINE
     chat.server.restart()
     html = httpx.get(chat.url, trust_env=False).text
-    assert html.count('class="picture diagram"') == 3
+    assert html.count('class="diagram"') == 3
     chat.page.reload()
     expect(pictures).to_have_count(3, timeout=30_000)
 
