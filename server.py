@@ -1416,7 +1416,7 @@ async def static_file(name: str):
 # Files that were shown, sent or attached: beside the database, by hash, for this user alone.
 KEPT = DATA/f'{FILE.stem}.files'
 # No file may ever run as a page of the app, also when its address is opened directly.
-FILE_HEADERS = {'content-security-policy': "sandbox; default-src 'none'",
+FILE_HEADERS = {'content-security-policy': "sandbox; default-src 'none'; style-src 'unsafe-inline'",
                 'cache-control': 'private, max-age=31536000, immutable'}
 
 def keep_file(data: bytes, ending: str) -> str:
