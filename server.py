@@ -832,23 +832,23 @@ def code_tokens(block):
         line = end
     yield block.copy(type='code_close', nesting=-1)
 
-def draw_code_open(tokens, at, options, env):
+def code_open(token):
     """The caption of a code block, and where its lines begin. What was printed has none."""
-    if tokens[at].info == 'output':
+    if token.info == 'output':
         return '<figure class="output"><pre tabindex="0"><code>'
     copy = '<button type="button" class="copy">Copy</button>'
-    caption = f'<figcaption>{escape(tokens[at].info or "text")}{copy}</figcaption>'
+    caption = f'<figcaption>{escape(token.info or "text")}{copy}</figcaption>'
     return f'<figure class="code">{caption}<pre tabindex="0"><code>'
 
-def draw_code_piece(tokens, at, options, env):
+def code_piece(token):
     """A piece of it. A line that has not ended has no colours yet."""
-    lines, end, rest = tokens[at].content.rpartition('\n')
-    return highlight(lines + end, tokens[at].info) + escape(rest, quote=False)
+    lines, end, rest = token.content.rpartition('\n')
+    return highlight(lines + end, token.info) + escape(rest, quote=False)
 
-def draw_code_close(tokens, at, options, env):
+def code_close(token):
     """What ends it; below a diagram's code a mark says which one is to be shown there."""
-    code = urlsafe_b64encode(tokens[at].content.encode()).decode()
-    mark = f'<i class="mermaid {code}"></i>' if tokens[at].info == 'mermaid' else ''
+    code = urlsafe_b64encode(token.content.encode()).decode()
+    mark = f'<i class="mermaid {code}"></i>' if token.info == 'mermaid' else ''
     return f'</code></pre></figure>{mark}'
 
 # Files that were shown, sent or attached have such an address.
@@ -861,10 +861,10 @@ TABLE_START = ('<figure class="table"><figcaption>'
                '<div class="scroll" tabindex="0"><table>')
 TABLE_END = '</table></div></figure>'
 
-def draw_image(tokens, at, options, env):
+def image(token):
     """A picture as a link to it; one that is kept here is shown. Its title is its size."""
-    token, url = tokens[at], escape(tokens[at].attrs['src'])
-    name = escape(markdown_parser().renderer.renderInlineAsText(token.children, options, env))
+    url = escape(token.attrs['src'])
+    name = escape(markdown_parser().renderer.renderInlineAsText(token.children, {}, {}))
     if not FILE_NAME.fullmatch(url):
         return f'<a href="{url}">{name or url}</a>'
     return picture_html(url, name, *escape(token.attrs.get('title', '')).split('x'))
@@ -876,12 +876,11 @@ def picture_html(url, name, width='', height=''):
     return (f'<span class="picture"><a class="zoom" href="{url}">{image}</a>'
             f'<span class="caption"><span>{name}</span>{save}</span></span>')
 
-def draw_link(tokens, at, options, env):
+def link_open(token):
     """A link; one to a file that is kept here saves it, under its title."""
-    token = tokens[at]
     if FILE_NAME.fullmatch(token.attrs['href']):
         token.attrs['download'] = token.attrs.pop('title', '')
-    return markdown_parser().renderer.renderToken(tokens, at, options, env)
+    return markdown_parser().renderer.renderToken([token], 0, {}, {})
 
 # ---- 6. Mathematics: formulas as MathML, which browsers draw by themselves -----------------------
 
@@ -965,12 +964,11 @@ def formula_html(source: str, is_block=False) -> str:
         math.attrib |= {'display': 'inline', 'displaystyle': 'true'}
     return tostring(math, encoding='unicode')
 
-def draw_formula(tokens, at, options, env):
+def formula(token):
     """A formula; one in lines of its own scrolls where it is too wide."""
-    token = tokens[at]
     if not token.map:
         return formula_html(token.content)
-    html = formula_html(token.content, True) if token.content else ''
+    html = token.content and formula_html(token.content, True)
     return html and f'<div class="scroll" tabindex="0"><p>{html}</p></div>'
 
 # ---- 7. Markdown: what is written, shown as it grows ---------------------------------------------
@@ -1103,13 +1101,13 @@ def markdown_parser():
     md.core.ruler.before('inline', 'prepare_texts', prepare_texts)
     md.inline.ruler2.before('balance_pairs', 'close_marks', close_marks)
     md.core.ruler.push('adapt_tokens', adapt_tokens)
-    html = {'table_open': TABLE_START, 's_open': '<del>',
-            'table_close': TABLE_END, 's_close': '</del>', 'tbody_open': '',
-            'tbody_close': ''}
-    md.renderer.rules |= {name: lambda *_, html=html: html for name, html in html.items()}
-    md.renderer.rules |= {
-        'code_open': draw_code_open, 'code_piece': draw_code_piece, 'image': draw_image,
-        'formula': draw_formula, 'code_close': draw_code_close, 'link_open': draw_link}
+    html = {'table_open': TABLE_START, 's_open': '<del>', 'tbody_open': '',
+            'table_close': TABLE_END, 's_close': '</del>', 'tbody_close': ''}
+    for name, text in html.items():
+        md.renderer.rules[name] = lambda *_, text=text: text
+    for draw in code_open, code_piece, code_close, image, link_open, formula:
+        md.renderer.rules[draw.__name__] = (
+            lambda tokens, at, *_, draw=draw: draw(tokens[at]))
     return md
 
 def parse_markdown(text, env):
@@ -1172,6 +1170,7 @@ class Markdown:
 
     def __init__(self):
         self.source = ''       # what is not finished yet
+        self.html = []         # all that was added, piece by piece
         self.head = []         # the tokens that begin the list, table, quote or code it is in
         self.frame = '', ''    # the HTML before and after its parts
         self.tail = ''
@@ -1204,7 +1203,7 @@ class Markdown:
         parts = COMPONENT.split(self.source + text.translate({0: '\ufffd', 13: None}))
         for self.source, component in zip(parts[::2], parts[1::2], strict=False):
             self.advance(growing=False)
-            self.changes.append(('add', component))
+            self.add(component)
         self.source = parts[-1]
         sentence = len(self.source) < 5000 and re.search('[.!?:。！？\n]', text)
         if sentence or len(self.source) >= self.enough:
@@ -1244,7 +1243,7 @@ class Markdown:
         if grows:
             self.tail = draw(block, is_tail=True)
             return lines[start:]
-        self.changes.append(('add', draw(block)))
+        self.add(draw(block))
         return lines[end:]
 
     def add_parts(self, block, lines, grows):
@@ -1261,8 +1260,7 @@ class Markdown:
         if grows and not parts:
             return lines[start:]
         last = parts[-1] if grows and not is_table else len(block) - 1
-        if finished := self.draw_parts(block[len(self.head):last]):
-            self.changes.append(('add', finished))
+        self.add(self.draw_parts(block[len(self.head):last]))
         if not grows:
             self.head = []
             self.move('', '')
@@ -1272,24 +1270,26 @@ class Markdown:
         rest = end if is_table else block[last].map[0]
         return lines[start:block[parts[0]].map[0]] + lines[rest:]
 
+    def add(self, html):
+        """Puts finished HTML before the open end."""
+        if html:
+            self.html.append(html)
+            self.changes.append(('add', html))
+
     def move(self, *frame):
         """Begins what has parts, or ends it."""
+        self.html += self.frame[1], frame[0]
         self.frame = frame
         self.changes.append(('move', *frame))
+
+    def whole(self, tail=''):
+        """All of it, with a tail at the open end."""
+        return ''.join(self.html) + tail + self.frame[1]
 
     def draw_parts(self, parts, is_tail=False):
         """The HTML of parts, without what stands before and after them."""
         before, after = self.frame
         return draw(self.head + parts, is_tail).removeprefix(before).removesuffix(after)
-
-def join_changes(changes: list[tuple], tail='') -> str:
-    """All changes as one piece of HTML, with a tail at the open end."""
-    html, after = '', ''
-    for change, text, *end in changes:
-        if change == 'move':
-            text, [after] = after + text, end
-        html += text
-    return html + tail + after
 
 @lru_cache(100)
 def to_html(text: str) -> str:
@@ -1765,10 +1765,8 @@ ANSI = re.compile(r'\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))')  # a
 NUMBER = re.compile(r'([-+]?[\d.,]+(e[-+]?\d+)?%?)?')
 LONG_NUMBER = re.compile(r'-?\d+\.\d{7,}')
 INLINE_PICTURE = re.compile(r'src="data:image/(png|jpeg);base64,([^"]*)"')
-# What a notebook's objects offer, the best first, and the method for it (IPython's protocol).
-REPRS = {'text/html': '_repr_html_', 'text/markdown': '_repr_markdown_',
-         'text/latex': '_repr_latex_', 'image/svg+xml': '_repr_svg_',
-         'image/png': '_repr_png_', 'image/jpeg': '_repr_jpeg_'}
+# What a notebook's objects offer, the best first (IPython's protocol): `_repr_html_` and so on.
+KINDS = 'text/html text/markdown text/latex image/svg+xml image/png image/jpeg'.split()
 # What draws the figures of libraries that draw in browsers: its module and its package.
 DRAWN_BY = {'plotly': ('kaleido', 'kaleido'), 'altair': ('vl_convert', 'vl-convert-python')}
 
@@ -1815,25 +1813,25 @@ def offered_text(x):
     bundle = {}
     with contextlib.suppress(Exception):
         bundle = as_tuple(x._repr_mimebundle_(include=None, exclude=None))[0] or {}
-    for kind, method in REPRS.items():
+    for kind in KINDS:
+        form = re.split('[/+]', kind)[1]
         with contextlib.suppress(Exception):
-            data = as_tuple(bundle.get(kind) or getattr(x, method)())[0]
-            if text := data and text_of_kind(kind, data):
+            data = as_tuple(bundle.get(kind) or getattr(x, f'_repr_{form}_')())[0]
+            if text := data and text_of_form(form, data):
                 return text
 
 def as_tuple(offered):
     "What an object offers, which may come with its metadata."
     return offered if isinstance(offered, tuple) else (offered,)
 
-def text_of_kind(kind, data):
-    sort, ending = kind.split('/')
-    if kind == 'text/html':
+def text_of_form(form, data):
+    if form == 'html':
         return html_text(data)
-    if sort == 'text':
+    if form in ('markdown', 'latex'):
         return without_signs(data)
-    if ending == 'svg+xml':
-        return picture(data.encode(), 'svg')
-    return picture(data if isinstance(data, bytes) else b64decode(data), ending)
+    if isinstance(data, str):
+        data = data.encode() if form == 'svg' else b64decode(data)
+    return picture(data, form)
 
 def html_text(html):
     "HTML of others, safe, its tables like all tables, its pictures as files; None for nothing."
@@ -1865,8 +1863,8 @@ def size_of(data):
 def picture(data, ending, name='', scale=1):
     "A picture in Markdown. Its size keeps the place free for it until it has come."
     width, height = size_of(data)
-    size = f'{width} x {height}' if width else ''
-    name = plain(' '.join(name.split())) or f'Picture, {size}'.rstrip(', ')
+    name = name or (f'Picture, {width} x {height}' if width else 'Picture')
+    name = plain(' '.join(name.split()))
     address = keep_file(data, ending)
     if width*height > MOST_PIXELS:
         return (f'{name} is too large to be shown here: '
@@ -2051,7 +2049,7 @@ class Chatter:
 
     def restart(self, text):
         "Begins anew with this text: tabs are given the whole message."
-        self.markdown, self.changes = Markdown(), []
+        self.markdown = Markdown()
         self.fragments, self.drawn, self.unread = [], '', [text]
         self.printed = ''  # the last of what was printed, while its block is open
         self.room = (MAX_OUTPUT if self.row.role == 'job' else inf) - len(text)
@@ -2239,7 +2237,6 @@ class Chatter:
 
     def apply(self, changes):
         "Turns changes of the Markdown into fragments. Its open end is an element of its own."
-        self.changes += changes
         for change, html, *after in changes:
             if change == 'add':
                 tag = 'table' if html.startswith('<tbody>') else 'div'
@@ -2262,7 +2259,7 @@ class Chatter:
     def whole(self):
         "The text so far as a page shows it."
         self.draw()
-        return join_changes(self.changes, self.tail())
+        return self.markdown.whole(self.tail())
 
     def since(self, position, tail):
         "What a tab still has to be sent that has so many fragments, and this tail."

@@ -58,6 +58,9 @@ def test_diagrams_are_drawn_when_they_are_complete(chat):
     source = pictures.first.locator("details")
     expect(source.locator("code")).to_be_hidden()
     source.locator("summary").click()
+    expect(source.locator("code")).to_be_visible()
+    pictures.first.locator("img").click()
+    chat.page.get_by_role("dialog").get_by_role("button", name="Close").click()
     expect(source.locator("code")).to_have_text(FLOW.removeprefix("```mermaid\n").removesuffix("```\n"))
     assert chat.rows("role = 'assistant'")[0]["content"] == ANSWER, "the content stays Markdown"
     # Another page has them at once, also after the next start.
@@ -74,6 +77,10 @@ def test_a_script_may_send_one(chat):
     picture = chat.page.locator("[data-role=job] figure.diagram img")
     expect(picture).to_have_count(1, timeout=30_000)
     assert "Darwinix" in picture.get_attribute("alt")
+    # Also where its own address is opened it has its colours, and runs nothing.
+    page = chat.open()
+    page.goto(chat.server.url + picture.get_attribute("src"))
+    assert page.locator("rect").first.evaluate("e => getComputedStyle(e).fill") != "rgb(0, 0, 0)"
 
 
 @pytest.fixture
