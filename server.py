@@ -1956,13 +1956,13 @@ def table_text(text, rows, columns, delimiter=','):
     head = next(lines, [])[:MOST_COLUMNS]
     most = max(20, min(1000, MOST_CELLS//max(len(head), 1)))
     cells = [line[:len(head)] for line in itertools.islice(lines, most)]
-    size, has = f'{count(rows, "row")} × {count(columns, "column")}', ''
-    if rows > len(cells) or columns > MOST_COLUMNS:
-        size += f', here the first {len(cells):,} × {min(columns, MOST_COLUMNS)}.'
-        has = ' has all.'
+    size, in_file = f'{count(rows, "row")} × {count(columns, "column")}', 'all'
     if rows > (kept := text.count('\n')):
-        has = f' has the first {kept - 1:,} rows.'
-    link = f'{size} [Save as CSV]({keep_file(text.encode(), "csv")} "table.csv"){has}'
+        in_file = f'the first {kept - 1:,} rows'
+    if rows > len(cells) or columns > MOST_COLUMNS:
+        shape = f'{len(cells):,} × {min(columns, MOST_COLUMNS)}'
+        size += f', here the first {shape}, in the file {in_file}'
+    link = f'{size} [Save as CSV]({keep_file(text.encode(), "csv")} "table.csv")'
     if not head:
         return link
     are_numbers = [all(map(NUMBER.fullmatch, column)) for column in zip(*cells, strict=False)]

@@ -265,14 +265,14 @@ def test_large_frames_are_bounded(work):
     assert "5 rows × 2,000 columns, here the first 5 × 50" in text
     assert "0 rows × 0 columns" in text
     whole = work.web.get(shown.find("a", string="Save as CSV")["href"]).text
-    assert whole.count("\n") == 1_000_001 and "here the first 1,000 × 1. Save as CSV has all." in text
+    assert whole.count("\n") == 1_000_001 and "here the first 1,000 × 1, in the file all" in text
 
 
 def test_a_large_frame_does_not_hold_up_the_app(work):
     """What an `async def` shows is written on the event loop: as much as takes no time."""
     with work.responsive(5):
         shown = content(work, "shows_a_large_frame")
-    assert "here the first 1,000 × 1. Save as CSV has the first 250,000 rows." in shown.get_text()
+    assert "here the first 1,000 × 1, in the file the first 250,000 rows" in shown.get_text()
 
 
 def test_a_polars_frame(work):
