@@ -894,7 +894,6 @@ FORMULA = re.compile(r"""(?xs)
 DISPLAY = '\\[', '$$'
 MOST_TEX = 10_000  # characters of a formula; a longer one stays as it was written
 MOST_LEVELS = 100  # of braces in braces
-MOST_LINES = 200
 MATH_TAGS = ('math menclose mfrac mi mmultiscripts mn mo mover mpadded mphantom mprescripts none '
              'mroot mrow mspace msqrt mstyle msub msubsup msup mtable mtd mtext mtr munder '
              'munderover')
@@ -915,23 +914,24 @@ def inline_formula(state, silent):
 
 def formula_block(state, line, last, silent):
     """A rule for the parser: a formula in lines of its own. One that has not ended is not shown."""
-    if not state.src.startswith(DISPLAY, state.bMarks[line] + state.tShift[line]):
+    start = state.bMarks[line] + state.tShift[line]
+    if not state.src.startswith(DISPLAY, start):
         return False
-    end, most = line + 1, min(last, line + MOST_LINES)
-    while end < most and not state.isEmpty(end) and state.sCount[end] >= state.blkIndent:
-        end += 1
-    text = state.getLines(line, end, state.blkIndent, False).lstrip()
-    found, growing = FORMULA.match(text), state.env.get('growing')
+    found, growing = FORMULA.match(state.src, start), state.env.get('growing')
     if found:
         end = line + found[0].count('\n') + 1
-        if text[found.end():].partition('\n')[0].strip():
-            return False
-    elif not growing or end < last:
+        text_follows = state.src[found.end():state.eMarks[end - 1]].strip()
+    else:
+        end, text_follows = last, not growing
+    if text_follows or end > last:
+        return False
+    # It has no blank line, and is not longer than the item that it is in.
+    if any(state.isEmpty(n) or state.sCount[n] < state.blkIndent for n in range(line, end)):
         return False
     token = state.push('formula', 'math', 0)
     token.map, token.block = [line, end], True
     if found and not (growing and state.eMarks[end - 1] >= len(state.src)):
-        token.content = found[0]
+        token.content = state.getLines(line, end, state.blkIndent, False).strip()
     state.line = end
     return True
 
