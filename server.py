@@ -890,7 +890,7 @@ FORMULA = re.compile(r"""(?xs)
     \\\( (?:[^\\]|\\[^()])++ \\\)
     | \\\[ (?:[^\\]|\\[^\[\]])++ \\\]
     | \$\$ (?:[^$\\]|\\.)++ \$\$
-    | (?<!\d)\$ (?![\s$]) (?:[^$\\`]|\\.)++ (?<!\s)\$ (?!\d)""")
+    | (?<!\d)\$ (?![\s$]) (?:[^$\\`]|\\.){1,1000}+ (?<!\s)\$ (?!\d)""")
 DISPLAY = '\\[', '$$'
 MOST_TEX = 10_000  # characters of a formula; a longer one stays as it was written
 MOST_LEVELS = 100  # of braces in braces
@@ -1573,7 +1573,7 @@ DOWNLOAD = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a but
 START, END = '\x02', '\x03'
 COMPONENT_HTML = re.compile(f'{START}([^{START}{END}]*){END}')
 FENCE = '`'*30  # what was printed stands between two of these
-KEPT_LINK = re.compile(r'(!?)\[((?:\\.|[^\]\\])*)\]\(/file/[^)]*\)')
+KEPT_LINK = re.compile(r'(!?)\[((?:\\.|[^\[\]\\]){0,500}+)\]\(/file/[^)]*\)')
 LONG_TABLE = re.compile(r'(?m)((?:^\|.*\n){12})((?:^\|.*\n){5,})')
 
 def readable(content):
