@@ -85,7 +85,6 @@ import re
 import secrets
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
@@ -850,23 +849,23 @@ def code_tokens(block):
         line = end
     yield block.copy(type='code_close', nesting=-1)
 
-def draw_code_open(tokens, at, options, env):
+def code_open(token):
     """The caption of a code block, and where its lines begin. What was printed has none."""
-    if tokens[at].info == 'output':
+    if token.info == 'output':
         return '<figure class="output"><pre tabindex="0"><code>'
     copy = '<button type="button" class="copy">Copy</button>'
-    caption = f'<figcaption>{escape(tokens[at].info or "text")}{copy}</figcaption>'
+    caption = f'<figcaption>{escape(token.info or "text")}{copy}</figcaption>'
     return f'<figure class="code">{caption}<pre tabindex="0"><code>'
 
-def draw_code_piece(tokens, at, options, env):
+def code_piece(token):
     """A piece of it. A line that has not ended has no colours yet."""
-    lines, end, rest = tokens[at].content.rpartition('\n')
-    return highlight(lines + end, tokens[at].info) + escape(rest, quote=False)
+    lines, end, rest = token.content.rpartition('\n')
+    return highlight(lines + end, token.info) + escape(rest, quote=False)
 
-def draw_code_close(tokens, at, options, env):
+def code_close(token):
     """What ends it; below a diagram's code a mark says which one is to be shown there."""
-    code = urlsafe_b64encode(tokens[at].content.encode()).decode()
-    mark = f'<i class="mermaid {code}"></i>' if tokens[at].info == 'mermaid' else ''
+    code = urlsafe_b64encode(token.content.encode()).decode()
+    mark = f'<i class="mermaid {code}"></i>' if token.info == 'mermaid' else ''
     return f'</code></pre></figure>{mark}'
 
 # Files that were shown, sent or attached have such an address.
@@ -879,23 +878,26 @@ TABLE_START = ('<figure class="table"><figcaption>'
                '<div class="scroll" tabindex="0"><table>')
 TABLE_END = '</table></div></figure>'
 
-def draw_image(tokens, at, options, env):
+def image(token):
     """A picture as a link to it; one that is kept here is shown. Its title is its size."""
-    token, url = tokens[at], escape(tokens[at].attrs['src'])
-    name = escape(markdown_parser().renderer.renderInlineAsText(token.children, options, env))
+    url = escape(token.attrs['src'])
+    name = escape(markdown_parser().renderer.renderInlineAsText(token.children, {}, {}))
     if not FILE_NAME.fullmatch(url):
         return f'<a href="{url}">{name or url}</a>'
-    width, _, height = escape(token.attrs.get('title', '')).partition('x')
-    picture = f'<img src="{url}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
-    return (f'<a class="picture" href="{url}">{picture}</a>'
-            f'<a class="save" href="{url}" download="{name}">Save picture</a>')
+    return picture_html(url, name, *escape(token.attrs.get('title', '')).split('x'))
 
-def draw_link(tokens, at, options, env):
+def picture_html(url, name, width='', height=''):
+    """A picture that a click enlarges, and below it its name and a link that saves it."""
+    image = f'<img src="{url}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
+    save = f'<a class="save" href="{url}" download="{name}">Save picture</a>'
+    return (f'<span class="picture"><a class="zoom" href="{url}">{image}</a>'
+            f'<span class="caption"><span>{name}</span>{save}</span></span>')
+
+def link_open(token):
     """A link; one to a file that is kept here saves it, under its title."""
-    token = tokens[at]
     if FILE_NAME.fullmatch(token.attrs['href']):
         token.attrs['download'] = token.attrs.pop('title', '')
-    return markdown_parser().renderer.renderToken(tokens, at, options, env)
+    return markdown_parser().renderer.renderToken([token], 0, {}, {})
 
 # ---- 6. Mathematics: formulas as MathML, which browsers draw by themselves -----------------------
 
@@ -905,11 +907,10 @@ FORMULA = re.compile(r"""(?xs)
     \\\( (?:[^\\]|\\[^()])++ \\\)
     | \\\[ (?:[^\\]|\\[^\[\]])++ \\\]
     | \$\$ (?:[^$\\]|\\.)++ \$\$
-    | (?<!\d)\$ (?![\s$]) (?:[^$\\`]|\\.)++ (?<!\s)\$ (?!\d)""")
+    | (?<!\d)\$ (?![\s$]) (?:[^$\\`]|\\.){1,1000}+ (?<!\s)\$ (?!\d)""")
 DISPLAY = '\\[', '$$'
 MOST_TEX = 10_000  # characters of a formula; a longer one stays as it was written
-MOST_LEVELS = 100
-LEVELS = {'{': 1, '\\left': 1, '\\begin': 1, '}': -1, '\\right': -1, '\\end': -1}
+MOST_LEVELS = 100  # of braces in braces
 MATH_TAGS = ('math menclose mfrac mi mmultiscripts mn mo mover mpadded mphantom mprescripts none '
              'mroot mrow mspace msqrt mstyle msub msubsup msup mtable mtd mtext mtr munder '
              'munderover')
@@ -931,44 +932,43 @@ def inline_formula(state, silent):
 def formula_block(state, line, last, silent):
     """A rule for the parser: a formula in lines of its own. One that has not ended is not shown."""
     start = state.bMarks[line] + state.tShift[line]
-    found = FORMULA.match(state.src, start)
-    growing = state.env.get('growing')
-    if state.src[start:start + 2] not in DISPLAY or not (found or growing):
+    if not state.src.startswith(DISPLAY, start):
         return False
-    stop, end = found.end() if found else len(state.src), line + 1
-    while end < last and state.eMarks[end - 1] < stop:
-        end += 1
-    # It ends with its line, has no blank one, and is not longer than the item that it is in.
-    outside = any(state.isEmpty(n) or state.sCount[n] < state.blkIndent for n in range(line, end))
-    line_end = state.eMarks[end - 1]
-    if outside or line_end + 1 < stop or state.src[stop:line_end].strip():
+    found, growing = FORMULA.match(state.src, start), state.env.get('growing')
+    if found:
+        end = line + found[0].count('\n') + 1
+        text_follows = state.src[found.end():state.eMarks[end - 1]].strip()
+    else:
+        end, text_follows = last, not growing
+    if text_follows or end > last:
+        return False
+    # It has no blank line, and is not longer than the item that it is in.
+    if any(state.isEmpty(n) or state.sCount[n] < state.blkIndent for n in range(line, end)):
         return False
     token = state.push('formula', 'math', 0)
     token.map, token.block = [line, end], True
-    if not growing or found and stop < len(state.src):
+    if found and not (growing and state.eMarks[end - 1] >= len(state.src)):
         token.content = state.getLines(line, end, state.blkIndent, False).strip()
     state.line = end
     return True
 
-def simpler(tex):
-    """A formula without what the library doesn't know, where something else says the same."""
-    tex = re.sub(r'\{(aligned|gathered|gather\*?|eqnarray\*?)\}', '{split}', tex)
-    return re.sub(r'\\(?:nonumber|notag)(?![a-z])|\\label\{[^{}]*\}', '', tex)
-
 @lru_cache(256)
 def formula_html(source: str, is_block=False) -> str:
     """A formula as MathML, not sanitised; as it was written where it can't be read."""
-    tex = (source[2:-2] if source.startswith(('\\', '$$')) else source[1:-1]).strip()
-    marks = re.findall(r'\\(?:left|right|begin|end)(?![a-zA-Z])|\\.|[{}]', tex)
-    deepest = max(accumulate(LEVELS.get(mark, 0) for mark in marks), default=0)
-    if len(tex) > MOST_TEX or deepest > MOST_LEVELS:
+    marks = 1 + source.startswith(('\\', '$$'))
+    tex = source[marks:-marks].strip()
+    levels = accumulate((sign == '{') - (sign == '}') for sign in tex)
+    if len(tex) > MOST_TEX or max(levels, default=0) > MOST_LEVELS:
         return escape(source)
     from xml.etree.ElementTree import tostring
     from latex2mathml.converter import Converter
+    # What the library doesn't know, where something else says the same.
+    tex = re.sub(r'\{(aligned|gather(ed|\*)?)\}', '{split}', tex)
+    tex = re.sub(r'\\(nonumber|notag|label\{[^{}]*\})(?![a-z])', '', tex)
     in_display = source.startswith(DISPLAY)
+    converter = Converter(display='block' if in_display else 'inline')
     try:
-        math = Converter(display='block' if in_display else 'inline').convert_to_element(
-            simpler(tex))
+        math = converter.convert_to_element(tex)
     except Exception:  # it has many, and no class for them
         return escape(source)
     for each in math.iter():
@@ -981,12 +981,11 @@ def formula_html(source: str, is_block=False) -> str:
         math.attrib |= {'display': 'inline', 'displaystyle': 'true'}
     return tostring(math, encoding='unicode')
 
-def draw_formula(tokens, at, options, env):
+def formula(token):
     """A formula; one in lines of its own scrolls where it is too wide."""
-    token = tokens[at]
     if not token.map:
         return formula_html(token.content)
-    html = formula_html(token.content, True) if token.content else ''
+    html = token.content and formula_html(token.content, True)
     return html and f'<div class="scroll" tabindex="0"><p>{html}</p></div>'
 
 # ---- 7. Markdown: what is written, shown as it grows ---------------------------------------------
@@ -1062,16 +1061,17 @@ def prepare_texts(state):
     finished = state.src.endswith('\n') and outer.tag != 'p'
     if last.type == 'inline' and not finished:
         state.env['open'] = last.children
-        last.content = hide_unfinished(last.content, state.env)
+        whole, last.content = last.content.rstrip(), hide_unfinished(last.content)
+        if last.content != whole:
+            state.env['is_cut'] = True
 
-def hide_unfinished(text, env):
+def hide_unfinished(text):
     """A text that grows, without the mark at its end that has not ended, and without a formula
     that has not."""
     kept = []
 
     def keep(found):
         if found['open']:
-            env['hides'] = True
             return ''
         kept.append(found[0])
         return '\x02'
@@ -1118,13 +1118,13 @@ def markdown_parser():
     md.core.ruler.before('inline', 'prepare_texts', prepare_texts)
     md.inline.ruler2.before('balance_pairs', 'close_marks', close_marks)
     md.core.ruler.push('adapt_tokens', adapt_tokens)
-    html = {'table_open': TABLE_START, 's_open': '<del>',
-            'table_close': TABLE_END, 's_close': '</del>', 'tbody_open': '',
-            'tbody_close': ''}
-    md.renderer.rules |= {name: lambda *_, html=html: html for name, html in html.items()}
-    md.renderer.rules |= {
-        'code_open': draw_code_open, 'code_piece': draw_code_piece, 'image': draw_image,
-        'formula': draw_formula, 'code_close': draw_code_close, 'link_open': draw_link}
+    html = {'table_open': TABLE_START, 's_open': '<del>', 'tbody_open': '',
+            'table_close': TABLE_END, 's_close': '</del>', 'tbody_close': ''}
+    for name, text in html.items():
+        md.renderer.rules[name] = lambda *_, text=text: text
+    for draw in code_open, code_piece, code_close, image, link_open, formula:
+        md.renderer.rules[draw.__name__] = (
+            lambda tokens, at, *_, draw=draw: draw(tokens[at]))
     return md
 
 def parse_markdown(text, env):
@@ -1137,7 +1137,7 @@ def sanitizer():
     """What lets our own tags and attributes through, and nothing else."""
     import nh3
     tags = ('a blockquote br button code del div em figcaption figure h1 h2 h3 h4 h5 h6 hr i li ol '
-            'img p pre strong table tbody td th thead tr ul')
+            'img p pre span strong table tbody td th thead tr ul')
     attributes = {'*': {'class', 'tabindex'}, 'a': {'href', 'title', 'download'},
                   'ol': {'start'}, 'button': {'type'},
                   'img': {'src', 'alt', 'width', 'height', 'loading'}}
@@ -1171,28 +1171,28 @@ UNSURE = re.compile(r"""(?x)
     | [\s>*+\d.)-]*+ (`{3,}+ [^`]* | ~{3}.*)        # code
     | [\s>*+\d.)-]*+ \[ [^\]]* (\] (\s|:.*)?)?      # a task, the address of a link
     """)
-# What grows by its parts: the element for its tail, and what ends it.
+# What grows by its parts, and what ends it.
 CONTAINERS = {
-    'bullet_list_open': ('li', '</ul>'), 'ordered_list_open': ('li', '</ol>'),
-    'blockquote_open': ('div', '</blockquote>'), 'table_open': ('tbody', TABLE_END),
-    'code_open': ('span', '</code></pre></figure>')}
+    'bullet_list_open': '</ul>', 'ordered_list_open': '</ol>', 'blockquote_open': '</blockquote>',
+    'table_open': TABLE_END, 'code_open': '</code></pre></figure>'}
 
 class Markdown:
     """Markdown that comes in pieces. `feed` and `end` return the changes to a page that shows what
-    came before: ('add', html) puts finished HTML at the end of what is open, ('open', before,
-    after, tail_tag) begins a list, table, quote or code, ('close',) ends it. What was added is
-    never touched again; `tail` is the HTML of the rest, for an element of `tail_tag` at the end.
+    came before: ('add', html) puts finished HTML before the open end, ('move', before, after) puts
+    this open end elsewhere: between what begins a list, table, quote or code and what ends it, or
+    between nothing. What was added is never touched again; `tail` is the HTML of the open end.
 
     A block is finished when another one follows. The items of a list, the rows of a table and the
     lines of code are added before that, so that a long one is not parsed again with each piece."""
 
     def __init__(self):
         self.source = ''       # what is not finished yet
+        self.html = []         # all that was added, piece by piece
         self.head = []         # the tokens that begin the list, table, quote or code it is in
-        self.tail, self.tail_tag = '', 'div'
-        self.code = ''         # of the block that it is in, as far as it is finished
+        self.frame = '', ''    # the HTML before and after its parts
+        self.tail = ''
         self.enough = 0        # characters: when to parse the source again
-        self.hides = False     # is a formula at the end not shown yet?
+        self.is_cut = False    # is a mark at the end not shown yet?
         self.outdated = False  # may what was added look different now that all is known?
 
     def feed(self, text: str) -> list[tuple]:
@@ -1200,7 +1200,7 @@ class Markdown:
         self.changes = []
         shown = self.tail.removesuffix('</p>')
         if text.replace(' ', 'a').isalnum() and shown + '</p>' == self.tail and (
-                not self.hides and shown.endswith(self.source[-8:]) and len(self.source) < 1000):
+                not self.is_cut and shown.endswith(self.source[-8:]) and len(self.source) < 1000):
             # Words at the end of a paragraph need no parser, and most of what comes is words.
             self.source += text
             self.tail = f'{shown}{text}</p>'
@@ -1220,7 +1220,7 @@ class Markdown:
         parts = COMPONENT.split(self.source + text.translate({0: '\ufffd', 13: None}))
         for self.source, component in zip(parts[::2], parts[1::2], strict=False):
             self.advance(growing=False)
-            self.changes.append(('add', component))
+            self.add(component)
         self.source = parts[-1]
         sentence = len(self.source) < 5000 and re.search('[.!?:。！？\n]', text)
         if sentence or len(self.source) >= self.enough:
@@ -1242,7 +1242,7 @@ class Markdown:
         text = self.sure_text() if growing else end_line(self.source)
         env = {'growing': growing}
         tokens = parse_markdown(text, env)
-        self.hides = 'hides' in env
+        self.is_cut = 'is_cut' in env
         lines = rest = self.source.split('\n')
         self.outdated |= bool(DEFINITION.search(text))
         self.tail = ''
@@ -1260,59 +1260,53 @@ class Markdown:
         if grows:
             self.tail = draw(block, is_tail=True)
             return lines[start:]
-        self.changes.append(('add', draw(block)))
+        self.add(draw(block))
         return lines[end:]
 
     def add_parts(self, block, lines, grows):
-        """Adds the finished parts of a list, table, quote or code. The last one may still grow."""
+        """Adds the finished parts of a list, table, quote or code. The last one may still grow, but
+        for a table's row, which comes with its line."""
         start, end = block[0].map
-        tag, after = CONTAINERS[block[0].type]
-        parts = element_starts(block, 2)[1:] if tag == 'tbody' else element_starts(block, 1)
+        is_table = block[0].type == 'table_open'
+        parts = element_starts(block, 2)[1:] if is_table else element_starts(block, 1)
+        if not self.head and (not parts or not grows or block[0].info == 'mermaid'):
+            return self.add_block(block, lines, grows)
         if not self.head:
-            if not parts or not grows:
-                return self.add_block(block, lines, grows)
-            self.head = block[:parts[0]]
-            self.frame = draw(self.head).removesuffix(after), after
-            self.tail_tag = tag
-            self.changes.append(('open', *self.frame, tag))
-        if grows and not parts and tag == 'span':  # the next line of code may be its end
+            self.head, after = block[:parts[0]], CONTAINERS[block[0].type]
+            self.move(draw(self.head).removesuffix(after), after)
+        if grows and not parts:
             return lines[start:]
-        cut = parts[-1] if grows and tag != 'tbody' else len(block)
-        if tag == 'span':
-            cut = min(cut, len(block) - 1)
-            self.code += ''.join(piece.content for piece in block[1:cut])
-        finished = self.draw_parts(block[parts[0]:cut]) if parts else ''
-        if finished:
-            self.changes.append(('add', finished))
+        last = parts[-1] if grows and not is_table else len(block) - 1
+        self.add(self.draw_parts(block[len(self.head):last]))
         if not grows:
-            self.head, self.tail_tag = [], 'div'
-            self.changes.append(('close',))
-            if tag == 'span':
-                block[-1].content, self.code = self.code, ''
-                self.changes.append(('add', draw(block[-1:])))
+            self.head = []
+            self.move('', '')
             return lines[end:]
-        if tag == 'tbody':  # a row is finished with its line; the next one needs the head again
-            return lines[start:start + 2] + lines[end:]
-        self.tail = self.draw_parts(block[cut:], is_tail=True)
-        if tag == 'li':
-            self.tail = self.tail.removeprefix('<li>').removesuffix('</li>')
-        return lines[start:block[parts[0]].map[0]] + lines[block[cut].map[0]:]
+        # What begins it is parsed again with what has not been added.
+        self.tail = self.draw_parts(block[last:], is_tail=True)
+        rest = end if is_table else block[last].map[0]
+        return lines[start:block[parts[0]].map[0]] + lines[rest:]
+
+    def add(self, html):
+        """Puts finished HTML before the open end."""
+        if html:
+            self.html.append(html)
+            self.changes.append(('add', html))
+
+    def move(self, *frame):
+        """Begins what has parts, or ends it."""
+        self.html += self.frame[1], frame[0]
+        self.frame = frame
+        self.changes.append(('move', *frame))
+
+    def whole(self, tail=''):
+        """All of it, with a tail at the open end."""
+        return ''.join(self.html) + tail + self.frame[1]
 
     def draw_parts(self, parts, is_tail=False):
         """The HTML of parts, without what stands before and after them."""
         before, after = self.frame
         return draw(self.head + parts, is_tail).removeprefix(before).removesuffix(after)
-
-def join_changes(changes: list[tuple], tail='') -> str:
-    """All changes as one piece of HTML, with a tail at the end of what is still open."""
-    html, after = '', ''
-    for change, *texts in changes:
-        if change == 'close':
-            texts = [after]
-        if change != 'add':
-            _, after = [*texts, ''][:2]
-        html += texts[0]
-    return html + tail + after
 
 @lru_cache(100)
 def to_html(text: str) -> str:
@@ -1409,6 +1403,8 @@ def use_theme(req):
         req.htmlkw['data_theme'] = theme
 
 async def lifespan(app):
+    with contextlib.suppress(AttributeError):  # else each thread that serves a file keeps memory
+        ctypes.CDLL(None).mallopt(-8, 2)  # glibc's M_ARENA_MAX
     tidy_files()
     tasks = [asyncio.create_task(work()) for work in BACKGROUND]
     yield
@@ -1437,7 +1433,7 @@ async def static_file(name: str):
 # Files that were shown, sent or attached: beside the database, by hash, for this user alone.
 KEPT = DATA/f'{FILE.stem}.files'
 # No file may ever run as a page of the app, also when its address is opened directly.
-FILE_HEADERS = {'content-security-policy': "sandbox; default-src 'none'",
+FILE_HEADERS = {'content-security-policy': "sandbox; default-src 'none'; style-src 'unsafe-inline'",
                 'cache-control': 'private, max-age=31536000, immutable'}
 
 def keep_file(data: bytes, ending: str) -> str:
@@ -1452,16 +1448,14 @@ def keep(path, data):
     KEPT.mkdir(0o700, exist_ok=True)
     write_private(path, data)
 
-# The code of a diagram that stands in no list; one that does is drawn anew when it is seen.
-DIAGRAM = re.compile(r'(?m)^```mermaid *\n((?:(?!```).*\n)*)')
-
 def tidy_files():
     "Deletes the files that no message names any more."
     named = set()
     for row in db.q("select content from message where content like '%/file/%' "
                     "or content like '%```mermaid%'"):
         named.update(FILE_NAME.findall(row['content']))
-        named.update(diagram_file(code).name for code in DIAGRAM.findall(row['content']))
+        named.update(diagram_file(token.content).name
+                     for token in parse_markdown(row['content'], {}) if token.info == 'mermaid')
     for path in KEPT.glob('*'):
         if path.name not in named:
             path.unlink()
@@ -1525,16 +1519,15 @@ def check_box(label, **attrs):
 
 DRAWING_TIME = 10     # seconds that a diagram may take
 MOST_CODE = 30_000    # characters of a diagram as it stands in an address
-# The process ends by itself too, in case the app has ended before it.
-DRAW = f"""import sys, signal
-getattr(signal, 'alarm', abs)({round(DRAWING_TIME) + 5})
+# The process ends by itself when its time is over, also where the app has ended before it.
+DRAW = f"""import faulthandler, sys
+faulthandler.dump_traceback_later({DRAWING_TIME}, exit=True)
 sys.stdin.reconfigure(encoding='utf-8')
 import mermaidx
 svg = mermaidx.render(sys.stdin.read()).svg()
 sys.stdout.buffer.write(svg.encode())"""
 one_drawing = asyncio.Lock()
-undrawn = {}  # by file: why there is no picture; '' as long as it is being drawn
-drawings = set()  # the tasks
+drawings = {}  # by file: the task that draws it, whose result is why there is no picture
 
 def diagram_file(code):
     return KEPT/f'{hashlib.sha256(code.encode()).hexdigest()}.svg'
@@ -1544,7 +1537,8 @@ def diagram(address):
     else an element that asks again."""
     code = urlsafe_b64decode(address).decode()
     file = diagram_file(code)
-    why = undrawn.get(file)
+    drawing = drawings.get(file)
+    why = drawing.result() if drawing and drawing.done() else ''
     if len(address) > MOST_CODE:
         why = 'it is too long'
     if why:
@@ -1553,8 +1547,8 @@ def diagram(address):
         return html_of(Div(hx_get=f'/diagram/{address}', hx_trigger='load delay:.3s',
                            hx_swap='outerHTML'))
     fold = Details(Summary('Source'), Pre(Code(code), tabindex=0))
-    picture = Img(src=f'/file/{file.name}', alt=f'Diagram: {shorten(" ".join(code.split()), 200)}')
-    return html_of(Figure(picture, fold, cls='picture diagram'))
+    name = escape(f'Diagram: {shorten(" ".join(code.split()), 200)}')
+    return html_of(Figure(Safe(picture_html(f'/file/{file.name}', name)), fold, cls='diagram'))
 
 @app.get('/diagram/{address}')
 async def diagram_part(address: str):
@@ -1564,39 +1558,29 @@ async def diagram_part(address: str):
     except ValueError:
         raise HTTPException(404)
     file = diagram_file(code)
-    if not file.exists() and file not in undrawn:
-        undrawn[file] = ''
-        task = asyncio.create_task(draw_diagram(code, file))
-        drawings.add(task)
-        task.add_done_callback(drawings.discard)
+    if file not in drawings and not file.exists():
+        drawings[file] = asyncio.create_task(draw_diagram(code, file))
     return Safe(diagram(address))
 
 async def draw_diagram(code, file):
-    "Has a diagram drawn, or notes why it is not."
-    why = f'it takes more than {DRAWING_TIME} s'
-    async with one_drawing:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, '-P', '-c', DRAW, stdin=-1, stdout=-1, stderr=-1)
-        try:
-            svg, said = await asyncio.wait_for(process.communicate(code.encode()), DRAWING_TIME)
-            why = drawing_error(said.decode(errors='replace'))
-            if process.returncode == 0:
-                # It gets a size of its own: the one that its view box has.
-                width = re.search(rb'viewBox="\S+ \S+ (\S+)', svg)
-                keep(file, re.sub(rb'width="100%"', rb'width="%s"' % width[1], svg, count=1))
-                return undrawn.pop(file)
-        except TimeoutError:
-            pass
-        except (OSError, TypeError) as e:
-            why = f'{e}'
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        undrawn[file] = why
+    "Has a diagram drawn, or returns why it is not."
+    try:
+        async with one_drawing:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, '-P', '-c', DRAW, stdin=-1, stdout=-1, stderr=-1)
+            svg, said = await process.communicate(code.encode())
+        if process.returncode:
+            return drawing_error(said.decode(errors='replace'))
+        # It gets a size of its own: the one that its view box has.
+        width = rb'width="100%"(.*?viewBox="\S+ \S+ (\S+))'
+        keep(file, re.sub(width, rb'width="\2"\1', svg, count=1))
+    except OSError as e:
+        return str(e)
 
 def drawing_error(said):
     "The first line of what mermaidx has to say, without the names of its errors."
+    if said.startswith('Timeout'):
+        return f'it takes more than {DRAWING_TIME} s'
     last = re.findall(r'(?m)^\w+(?:Error|Exception): (.*)$', said)
     return re.sub(r'^.*Error: |[.:]$', '', last[-1]) if last else 'mermaidx has crashed'
 
@@ -1608,7 +1592,7 @@ DOWNLOAD = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a but
 START, END = '\x02', '\x03'
 COMPONENT_HTML = re.compile(f'{START}([^{START}{END}]*){END}')
 FENCE = '`'*30  # what was printed stands between two of these
-KEPT_LINK = re.compile(r'(!?)\[((?:\\.|[^\]\\])*)\]\(/file/[^)]*\)')
+KEPT_LINK = re.compile(r'(!?)\[((?:\\.|[^\[\]\\]){0,500}+)\]\(/file/[^)]*\)')
 LONG_TABLE = re.compile(r'(?m)((?:^\|.*\n){12})((?:^\|.*\n){5,})')
 
 def readable(content):
@@ -1620,7 +1604,7 @@ def readable(content):
         return unescape(re.sub('<[^>]*>', '', html)).strip(' ')
 
     def text_of_link(found):
-        name = re.sub(r'\\(.)', r'\1', found[2])
+        name = unescape(re.sub(r'\\(.)', r'\1', found[2]))
         return f'[Picture: {name}]' if found[1] else ''
     text = KEPT_LINK.sub(text_of_link, COMPONENT_HTML.sub(text_of_html, content))
     return text.replace(f'{FENCE}output', '```').replace(FENCE, '```')
@@ -1799,10 +1783,8 @@ ANSI = re.compile(r'\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))')  # a
 NUMBER = re.compile(r'([-+]?[\d.,]+(e[-+]?\d+)?%?)?')
 LONG_NUMBER = re.compile(r'-?\d+\.\d{7,}')
 INLINE_PICTURE = re.compile(r'src="data:image/(png|jpeg);base64,([^"]*)"')
-# What a notebook's objects offer, the best first, and the method for it (IPython's protocol).
-REPRS = {'text/html': '_repr_html_', 'text/markdown': '_repr_markdown_',
-         'text/latex': '_repr_latex_', 'image/svg+xml': '_repr_svg_',
-         'image/png': '_repr_png_', 'image/jpeg': '_repr_jpeg_'}
+# What a notebook's objects offer, the best first (IPython's protocol): `_repr_html_` and so on.
+KINDS = 'text/html text/markdown text/latex image/svg+xml image/png image/jpeg'.split()
 # What draws the figures of libraries that draw in browsers: its module and its package.
 DRAWN_BY = {'plotly': ('kaleido', 'kaleido'), 'altair': ('vl_convert', 'vl-convert-python')}
 
@@ -1834,13 +1816,10 @@ def component_text(html):
 
 def shown(x):
     "What is no text, in Markdown."
-    library = type(x).__module__.partition('.')[0]
-    if library in DRAWN_BY:
-        return drawing(x, *DRAWN_BY[library])
     figure = getattr(x, 'figure', x)  # of axes
-    if hasattr(figure, 'savefig') and not isinstance(x, type):
+    if hasattr(type(figure), 'savefig'):
         return figure_text(figure)
-    for way in frame_text, offered_text:
+    for way in drawing_text, frame_text, offered_text:
         with contextlib.suppress(Exception):
             if text := way(x):
                 return text
@@ -1851,27 +1830,26 @@ def offered_text(x):
     fails is passed over."""
     bundle = {}
     with contextlib.suppress(Exception):
-        given = x._repr_mimebundle_(include=None, exclude=None)
-        bundle = dict(given[0] if isinstance(given, tuple) else given)
-    if hasattr(x, 'thumbnail') and x.width*x.height > MOST_PIXELS:  # of PIL
-        times = int((x.width*x.height/MOST_PIXELS)**.5) + 1
-        x = x.resize((x.width//times, x.height//times))
-    for kind, method in REPRS.items():
+        bundle = as_tuple(x._repr_mimebundle_(include=None, exclude=None))[0] or {}
+    for kind in KINDS:
+        form = re.split('[/+]', kind)[1]
         with contextlib.suppress(Exception):
-            data = bundle.get(kind) or getattr(x, method)()
-            data = data[0] if isinstance(data, tuple) else data  # and its metadata
-            if text := data and text_of_kind(kind, data):
+            data = as_tuple(bundle.get(kind) or getattr(x, f'_repr_{form}_')())[0]
+            if text := data and text_of_form(form, data):
                 return text
 
-def text_of_kind(kind, data):
-    sort, ending = kind.split('/')
-    if kind == 'text/html':
+def as_tuple(offered):
+    "What an object offers, which may come with its metadata."
+    return offered if isinstance(offered, tuple) else (offered,)
+
+def text_of_form(form, data):
+    if form == 'html':
         return html_text(data)
-    if sort == 'text':
+    if form in ('markdown', 'latex'):
         return without_signs(data)
-    if ending == 'svg+xml':
-        return picture(data.encode(), 'svg')
-    return picture(data if isinstance(data, bytes) else b64decode(data), ending)
+    if isinstance(data, str):
+        data = data.encode() if form == 'svg' else b64decode(data)
+    return picture(data, form)
 
 def html_text(html):
     "HTML of others, safe, its tables like all tables, its pictures as files; None for nothing."
@@ -1888,22 +1866,23 @@ def html_text(html):
 
 # ---- 13. Pictures and tables: what is shown of them, and the files that hold all of them ----------
 
+PNG = re.compile(rb'(?s)\x89PNG\r\n\x1a\n.{4}IHDR(.{4})(.{4})')
+JPEG_FRAME = re.compile(rb'(?s)\xff[\xc0-\xc2]\0[\x0b\x11\x14]\x08(..)(..)')
+
 def size_of(data):
     "Width and height of a PNG or JPEG; (0, 0) of what is none."
-    if data.startswith(b'\x89PNG\r\n\x1a\n') and len(data) > 24:
-        return struct.unpack('>II', data[16:24])
-    at = 2
-    while data[:2] == b'\xff\xd8' and at + 9 < len(data) and data[at] == 0xff:
-        if data[at + 1] in (0xc0, 0xc1, 0xc2):  # the frame; before it stand other segments
-            return struct.unpack('>HH', data[at + 5:at + 9])[::-1]
-        at += 2 + int.from_bytes(data[at + 2:at + 4])
-    return 0, 0
+    sizes = []
+    if found := PNG.match(data):
+        sizes = [found.groups()]
+    elif data.startswith(b'\xff\xd8'):  # it may have a small one of itself in it
+        sizes = [(width, height) for height, width in JPEG_FRAME.findall(data)]
+    return tuple(map(int.from_bytes, max(sizes, default=(b'', b''))))
 
 def picture(data, ending, name='', scale=1):
     "A picture in Markdown. Its size keeps the place free for it until it has come."
     width, height = size_of(data)
-    size = f'{width} x {height}' if width else ''
-    name = plain(' '.join(name.split())) or f'Picture, {size}'.rstrip(', ')
+    name = name or (f'Picture, {width} x {height}' if width else 'Picture')
+    name = plain(' '.join(name.split()))
     address = keep_file(data, ending)
     if width*height > MOST_PIXELS:
         return (f'{name} is too large to be shown here: '
@@ -1950,8 +1929,12 @@ def figure_text(figure):
     open_figures().pop(getattr(figure, 'number', None), None)
     return picture(file.getvalue(), 'png', next(filter(None, titles), '') or figure_name(), 2)
 
-def drawing(x, module, package):
+def drawing_text(x):
     "A figure that is drawn in browsers, as a picture, by a package that may have to be installed."
+    library = type(x).__module__.partition('.')[0]
+    if library not in DRAWN_BY:
+        return None
+    module, package = DRAWN_BY[library]
     if not importlib.util.find_spec(module):
         return f'To see this figure here: `pip install {package}`'
     file = io.BytesIO()
@@ -1973,12 +1956,11 @@ def frame_text(x):
         writer.writeheader()
         writer.writerows(x)
         return table_text(file.getvalue(), len(x), len(columns))
-    if type(x).__name__ == 'Series':
+    if hasattr(x, 'to_frame'):  # a series
         x = x.to_frame()
-    if not hasattr(x, 'iloc') and not hasattr(x, 'write_csv'):
-        return None
     rows, columns = x.shape
-    x = x.head(MOST_KEPT//max(columns, 1))
+    most = MOST_KEPT//20 if chatq.is_here() else MOST_KEPT  # it would hold up the app
+    x = x.head(most//max(columns, 1))
     if hasattr(x, 'write_csv'):  # of polars
         return table_text(x.write_csv(), rows, columns)
     if x.columns.nlevels > 1:
@@ -1992,11 +1974,12 @@ def table_text(text, rows, columns, delimiter=','):
     head = next(lines, [])[:MOST_COLUMNS]
     most = max(20, min(1000, MOST_CELLS//max(len(head), 1)))
     cells = [line[:len(head)] for line in itertools.islice(lines, most)]
-    size = f'{count(rows, "row")} × {count(columns, "column")}'
-    if rows > len(cells) or columns > MOST_COLUMNS:
-        size += f', here the first {len(cells):,} × {min(columns, MOST_COLUMNS)}'
+    size, in_file = f'{count(rows, "row")} × {count(columns, "column")}', 'all'
     if rows > (kept := text.count('\n')):
-        size += f', saved the first {kept - 1:,} rows'
+        in_file = f'the first {kept - 1:,} rows'
+    if rows > len(cells) or columns > MOST_COLUMNS:
+        shape = f'{len(cells):,} × {min(columns, MOST_COLUMNS)}'
+        size += f', here the first {shape}, in the file {in_file}'
     link = f'{size} [Save as CSV]({keep_file(text.encode(), "csv")} "table.csv")'
     if not head:
         return link
@@ -2084,7 +2067,7 @@ class Chatter:
 
     def restart(self, text):
         "Begins anew with this text: tabs are given the whole message."
-        self.markdown, self.changes = Markdown(), []
+        self.markdown = Markdown()
         self.fragments, self.drawn, self.unread = [], '', [text]
         self.printed = ''  # the last of what was printed, while its block is open
         self.room = (MAX_OUTPUT if self.row.role == 'job' else inf) - len(text)
@@ -2271,37 +2254,35 @@ class Chatter:
             self.apply(self.markdown.feed(new))
 
     def apply(self, changes):
-        """Turns changes of the Markdown into fragments. The open end of the text is an element of
-        its own, inside the block that is open: what is finished is put before it."""
-        self.changes += changes
-        for change, *html in changes:
+        "Turns changes of the Markdown into fragments. Its open end is an element of its own."
+        for change, html, *after in changes:
             if change == 'add':
-                tag = 'table' if html[0].startswith('<tbody>') else 'div'
-                self.insert(f'beforebegin:#t-{self.id}', html[0], tag)
-                continue
-            before, after, tag = html or ('', '', 'div')  # the page closes a block by itself
-            self.delete_tail()
-            self.insert(f'beforeend:#c-{self.id}', before + self.element(tag) + after)
+                tag = 'table' if html.startswith('<tbody>') else 'div'
+                self.insert(f'beforebegin:#t-{self.id}', html, tag)
+            else:
+                self.delete_tail()
+                self.insert(f'beforeend:#c-{self.id}', html + self.open_end(*after) + after[0])
 
     def delete_tail(self):
         self.fragments.append(f'<i id="t-{self.id}" hx-swap-oob="delete"></i>')
 
-    def element(self, tag, html='', swap=''):
+    def open_end(self, after, html='', swap=''):
+        tag = 'tbody' if after == TABLE_END else 'div'
         return f'<{tag} id="t-{self.id}"{swap}>{html}</{tag}>'
 
     def tail(self, swap=''):
         "The open end of the text."
-        return self.element(self.markdown.tail_tag, self.markdown.tail, swap)
+        return self.open_end(self.markdown.frame[1], self.markdown.tail, swap)
 
     def whole(self):
         "The text so far as a page shows it."
         self.draw()
-        return join_changes(self.changes, self.tail())
+        return self.markdown.whole(self.tail())
 
     def since(self, position, tail):
         "What a tab still has to be sent that has so many fragments, and this tail."
         self.draw()
-        new, is_table = self.fragments[position:], self.markdown.tail_tag == 'tbody'
+        new, is_table = self.fragments[position:], self.markdown.frame[1] == TABLE_END
         # A table has no open end: its rows come whole, and htmx could not swap a part of one.
         if self.running and not is_table and (new or tail != self.markdown.tail):
             new.append(self.tail(' hx-swap-oob="true"'))

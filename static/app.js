@@ -637,7 +637,7 @@ function enlarge(link) {
 
 on('click', event => {
   const { target, ctrlKey, metaKey } = event
-  const link = target.closest('.picture')
+  const link = target.closest('.zoom')
   const table = target.closest('.table')
   if (link && !ctrlKey && !metaKey) {
     event.preventDefault()

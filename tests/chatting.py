@@ -40,7 +40,7 @@ class Windows:
     def _new(self):
         context = self.browser.new_context()         # of its own: a page behind another one would be slowed down
         context.add_init_script(WATCH)
-        context.on("console", lambda m: m.type == "error" and self.bad.append(f"console: {m.text}"))
+        context.on("console", lambda m: m.type == "error" and self.bad.append(f"console: {m.text} {m.location['url']}"))
         context.on("weberror", lambda e: self.bad.append(f"script: {e.error}"))
         context.on("request", lambda r: self._foreign(r.url) and self.gone.update({r: r.url}))
         context.on("requestfailed", lambda r: r.failure == "csp" and self.gone.pop(r, None))

@@ -46,7 +46,7 @@ def test_diagrams_are_drawn_when_they_are_complete(chat):
     expect(chat.content.locator("[hx-get], img")).to_have_count(0)
     chat.fake.release()
     expect(chat.answer).to_have_attribute("data-status", "done")     # nothing waits for the pictures
-    pictures = chat.content.locator("figure.picture.diagram")
+    pictures = chat.content.locator("figure.diagram")
     expect(pictures).to_have_count(3, timeout=30_000)
     why = "This diagram could not be drawn: Parse error on line 2."
     expect(chat.content.locator(".undrawn")).to_have_text(why, timeout=30_000)
@@ -58,13 +58,16 @@ def test_diagrams_are_drawn_when_they_are_complete(chat):
     source = pictures.first.locator("details")
     expect(source.locator("code")).to_be_hidden()
     source.locator("summary").click()
+    expect(source.locator("code")).to_be_visible()
+    pictures.first.locator("img").click()
+    chat.page.get_by_role("dialog").get_by_role("button", name="Close").click()
     expect(source.locator("code")).to_have_text(FLOW.removeprefix("```mermaid\n").removesuffix("```\n"))
     assert chat.rows("role = 'assistant'")[0]["content"] == ANSWER, "the content stays Markdown"
     # Another page has them at once, also after the next start.
     chat.window.allow_errors = OFFLINE
     chat.server.restart()
     html = httpx.get(chat.url, trust_env=False).text
-    assert html.count('class="picture diagram"') == 2, "those in no list were kept"
+    assert html.count('class="diagram"') == 3
     chat.page.reload()
     expect(pictures).to_have_count(3, timeout=30_000)
 
@@ -74,6 +77,10 @@ def test_a_script_may_send_one(chat):
     picture = chat.page.locator("[data-role=job] figure.diagram img")
     expect(picture).to_have_count(1, timeout=30_000)
     assert "Darwinix" in picture.get_attribute("alt")
+    # Also where its own address is opened it has its colours, and runs nothing.
+    page = chat.open()
+    page.goto(chat.server.url + picture.get_attribute("src"))
+    assert page.locator("rect").first.evaluate("e => getComputedStyle(e).fill") != "rgb(0, 0, 0)"
 
 
 @pytest.fixture

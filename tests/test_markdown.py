@@ -173,7 +173,7 @@ def test_a_finished_block_is_never_touched_and_only_the_open_one_redrawn(chat):
     chat.fake.release(1)
     expect(chat.content.locator("li")).to_have_text(["a", "b"])
     mark("ul")
-    mark("li:first-child")
+    mark("li >> nth=0")
     chat.fake.release(1)
     step("figure code", "x = 1\n")
     mark("figure")

@@ -40,8 +40,7 @@ def shown(chat, text):
 
 def test_formulas_are_drawn_wherever_they_stand(chat):
     for text, *formulas in DRAWN:
-        chat.post("chatq", text=text, profile=chat.profile)
-        message = chat.page.locator("[data-role=job]").last
+        message = shown(chat, text)
         expect(message.locator("math")).to_have_count(len(formulas))
         assert message.locator("math").evaluate_all(TEXTS) == formulas, text
     assert chat.page.evaluate("document.querySelector('math').namespaceURI.endsWith('MathML')")

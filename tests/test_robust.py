@@ -174,7 +174,8 @@ def test_a_prompt_with_a_replacement_character_is_a_prompt(chat):
 
 
 def test_colours_of_a_terminal_are_left_out(work):
-    assert work.ended(work.run("colours"))["content"].strip() == "red and linked text"
+    row = work.ended(work.run("colours"))
+    assert work.shown(row["id"]).find(class_="output").get_text().strip() == "red and linked text"
 
 
 # ---- Locks of other programs
