@@ -4443,8 +4443,8 @@ async def forget(job: str, name: str, sess):
 # ---- 26. Notebooks: a notebook is a job as it is -------------------------------------------------
 
 # What only sets Jupyter up is left out; of `%time f()` the call stays.
-LEFT_OUT = re.compile(r'(\s*)%(?:(?:matplotlib|config|autoreload|load_ext|reload_ext)\b.*|'
-                      r'%?time\b\s*)(.*)')
+SETUP = re.compile(r'^([ \t]*)%(?:(?:matplotlib|config|autoreload|load_ext|reload_ext)\b.*|'
+                   r'%?time\b[ \t]*)(.*)', re.M)
 MAGIC = re.compile(r'\s*([\w, ]+=\s*)?[!%?]|\s*[\w.]+\?+\s*$')
 
 HEADING = re.compile(r'^#+[ \t]+(.+)\n*((?:[^#\s].*\n?)*)', re.M)  # and the paragraph under it
@@ -4454,66 +4454,53 @@ MARKS = re.compile(r'\[([^]]*)\]\([^)]*\)|[*`]')  # Markdown around words
 class Cell:
     number: int  # as Jupyter counts cells of code; 0: a text
     source: str
-    tagged: bool = False  # as the one with the parameters
-    name: str = ''  # in tracebacks
-    tree: object = None
+    is_tagged: bool  # as the one with the parameters
+    name: str  # in tracebacks
 
-def cells_of(path):
-    "The cells of a notebook. Refuses a file that has none."
+    def parse(self):
+        return ast.parse(self.source, self.name)
+
+def read_cells(path):
+    "The cells of a notebook. Refuses what is none, and what only Jupyter can run."
     count, cells = 0, []
     try:
         for cell in json.loads(path.read_bytes())['cells']:
             source, kind = ''.join(cell['source']), cell['cell_type']
-            tagged = 'parameters' in (cell.get('metadata', {}).get('tags') or ())
+            is_tagged = 'parameters' in (cell.get('metadata', {}).get('tags') or ())
             if source.strip() and kind in ('code', 'markdown'):
                 count += kind == 'code'
                 number = count if kind == 'code' else 0
-                cells.append(Cell(number, source, tagged, f'cell {count} of {path.name}'))
+                cells.append(Cell(number, source, is_tagged, f'cell {count} of {path.name}'))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         refuse(f'{path.name} cannot be read as a notebook: open it in Jupyter and save it anew.')
     if not count:
         refuse(f'{path.name} has no cells of code: there is nothing to run.')
-    return cells
-
-def parse_cell(cell):
-    """Makes a cell's syntax tree. Gives the line that only Jupyter could run, if there is one.
-    Refuses what is no Python."""
-    lines = cell.source.split('\n')
-    while not cell.tree:
-        try:
-            cell.source = '\n'.join(lines)
-            cell.tree = ast.parse(cell.source, cell.name)
-        # Python takes no magic, and a `%` within a statement is none.
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
-            at = getattr(e, 'lineno', 1) or 1
-            n = 0 if lines[0].startswith('%%') else at - 1
-            line = ''.join(lines[n:n + 1])
-            if found := LEFT_OUT.match(line):
-                lines[n] = found[1] + (found[2] or 'pass')
-            elif MAGIC.match(line):
-                return line.strip()
-            else:
-                refuse(f'{cell.name}, line {at}: {getattr(e, "msg", e)}.')
-
-def parsed_cells(path):
-    "The cells of a notebook with their syntax trees. Refuses what only Jupyter can run."
-    cells = cells_of(path)
-    lines = {cell.number: parse_cell(cell) for cell in cells if cell.number}
+    lines = {cell.number: jupyter_line(cell) for cell in cells if cell.number}
     said = [f'cell {n} has `{line[:80].replace("`", "")}`' for n, line in lines.items() if line]
     if said:
-        refuse(f'Nothing was run: {", ".join(said)}, for Jupyter alone. Take it out, or write it '
-               'in Python, a command as `subprocess.run(...)`.')
+        refuse(f'Only Jupyter can run this: {", ".join(said)}. Take it out, or write it in Python, '
+               'a command as `subprocess.run(...)`.')
     return cells
 
-def behind(node, source):
-    "What stands in the line behind a statement."
-    line = source.split('\n')[node.end_lineno - 1]
-    return line.encode()[node.end_col_offset:].decode().strip()
+def jupyter_line(cell):
+    """The line of a cell that only Jupyter could run, if there is one; what only sets Jupyter up is
+    taken out. Refuses what is no Python."""
+    python = SETUP.sub(lambda found: found[1] + (found[2] or 'pass'), cell.source)
+    for cell.source in cell.source, python:  # what looks like magic may be a text
+        try:
+            return cell.parse() and ''
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+            error = e
+    at = getattr(error, 'lineno', 1) or 1
+    line = python.split('\n')[0 if python.startswith('%%') else at - 1]
+    if MAGIC.match(line):
+        return line.strip()
+    refuse(f'{cell.name}, line {at}: {getattr(error, "msg", error)}.')
 
-def shown_expression(cell):
+def shown_expression(tree, source):
     "The last statement of a cell, where it is an expression to be shown."
-    last = cell.tree.body[-1] if cell.tree.body else None
-    if isinstance(last, ast.Expr) and not behind(last, cell.source).startswith(';'):
+    last = tree.body[-1] if tree.body else None
+    if isinstance(last, ast.Expr) and not source.rstrip().endswith(';'):
         return last
 
 # The form: nothing of the notebook is run for it.
@@ -4524,27 +4511,26 @@ READABLE = ('Expression Constant Name Load List Tuple Dict Subscript UnaryOp USu
 
 def value_of(text):
     "What a literal, a date or an annotation means. Raises Exception for all else."
-    tree = ast.parse(text, mode='eval')
-    if not all(type(node).__name__ in READABLE for node in ast.walk(tree)):
+    if not all(type(node).__name__ in READABLE for node in ast.walk(ast.parse(text, mode='eval'))):
         raise ValueError(text)
-    return eval(ast.unparse(tree), {'__builtins__': {}} | TYPES)
+    return eval(text, {'__builtins__': {}} | TYPES)
 
 def parameter_cell(cells):
     "The cell with the parameters: the tagged one, else the first one with code."
     code = [cell for cell in cells if cell.number]
-    return next((cell for cell in code if cell.tagged), code[0])
+    return next((cell for cell in code if cell.is_tagged), code[0])
 
 def as_parameter(node, source):
     """The parameter that an assignment makes. Its annotation holds the type, the help and the type
     as text. Raises Exception where the node is something else."""
     match node:
         case ast.Assign([ast.Name(name)], value):
-            default, text = value_of(ast.unparse(value)), ''
-        case ast.AnnAssign(ast.Name(name), written, value):
-            default = value_of(ast.unparse(value)) if value else REQUIRED
-            text = written.value if isinstance(written, ast.Constant) else ast.unparse(written)
+            text = ''
+        case ast.AnnAssign(ast.Name(name), annotation, value):
+            text = ast.unparse(annotation).strip('\'"')
         case _:
             raise ValueError
+    default = value_of(ast.unparse(value)) if value else REQUIRED
     try:
         kind = value_of(text)
     except Exception:
@@ -4553,10 +4539,10 @@ def as_parameter(node, source):
         kind, text, default = Lines, 'Lines', '\n'.join(default)
     if kind is str and '\n' in str(default):
         kind, text = Lines, 'Lines'
-    comment = behind(node, source)
-    help = comment.lstrip('# ') if comment.startswith('#') else ''
+    line = source.split('\n')[node.end_lineno - 1].encode()
+    code, mark, help = line[node.end_col_offset:].decode().partition('#')
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default,
-                     annotation=Annotated[kind, help, text])
+                     annotation=Annotated[kind, help.strip(), text])
 
 def fits(parameter):
     "Whether it can be a field, which gives back what it is given."
@@ -4564,15 +4550,14 @@ def fits(parameter):
     is_cut = kind is str and isinstance(default, str) and default != default.strip()
     return can_be_field(kind) and not is_cut and parameter.name[0] != '_'
 
-def parameters_of(cells):
-    "The parameters, by name. The first cell of code has them if it has nothing else but imports."
-    cell, found = parameter_cell(cells), {}
-    parse_cell(cell)
-    for node in cell.tree.body if cell.tree else []:
+def parameters_of(cell):
+    "The parameters, by name. A cell without the tag has them if all else in it are imports."
+    found = {}
+    for node in cell.parse().body:
         try:
             parameter = as_parameter(node, cell.source)
         except Exception:
-            if cell.tagged or isinstance(node, (ast.Import, ast.ImportFrom, ast.Pass)):
+            if cell.is_tagged or isinstance(node, (ast.Import, ast.ImportFrom, ast.Pass)):
                 continue
             return {}
         if fits(parameter):
@@ -4582,19 +4567,19 @@ def parameters_of(cells):
 # Running it
 
 class Notebook:
-    "A notebook as the function of a job: it is read for its form, and read anew when it is run."
+    "A notebook as the function of a job; it is read again where its file has changed."
     def __init__(self, path):
         self.path, self.broken = path, ''
         self.__name__ = self.title = path.stem
         self.__doc__ = ''
         self.parameters = {}
         try:
-            cells = cells_of(path)
-            texts = '\n\n'.join(cell.source for cell in cells if not cell.number)
+            self.cells = read_cells(path)
+            texts = '\n\n'.join(cell.source for cell in self.cells if not cell.number)
             if found := HEADING.search(texts):
                 self.title, self.__doc__ = (MARKS.sub(r'\1', part).strip()
                                             for part in found.groups())
-            self.parameters = parameters_of(cells)
+            self.parameters = parameters_of(parameter_cell(self.cells))
         except HTTPException as e:
             self.broken = e.detail
         chat = Parameter('_', Parameter.POSITIONAL_ONLY)
@@ -4602,15 +4587,13 @@ class Notebook:
         self.as_tool = tool_of(self)
 
     def __call__(self, chat, /, **values):
-        "Runs it as it is now, in the job's thread."
-        try:
-            cells = parsed_cells(self.path)
-        except HTTPException as e:
-            return chat.finish('error', error=e.detail)
+        "Runs it, in the job's thread."
+        if self.broken:
+            return chat.finish('error', error=self.broken)
         stand_in(self.path.parent)
         try:
             with asyncio.Runner() as loop:
-                run_cells(chat, cells, values, loop)
+                run_cells(chat, self.cells, values, loop)
         except SystemExit as e:
             if e.code:
                 chat.finish('stopped', error=f'{e.code}')
@@ -4622,11 +4605,9 @@ def run_cells(chat, cells, values, loop):
         if isinstance(value, str):  # no Markdown, as in Jupyter
             print(repr(value))
         elif value is not None:
-            chat.send('\n\n')
-            chat.send(value)
+            display(value)
     # What stands in annotations of parameters need not be imported.
-    names = TYPES | {'__name__': '__main__', '__show__': show,
-                     'display': globals().get('display', show)}
+    names = TYPES | dict(__name__='__main__', __show__=show, display=display)
     programs, me = {cell.number: compiled(cell) for cell in cells if cell.number}, os.getpid()
     for cell in cells:
         if not cell.number:
@@ -4648,12 +4629,13 @@ def run_cells(chat, cells, values, loop):
 
 def compiled(cell):
     "A cell's program, which shows its last expression; tracebacks find its lines."
-    if last := shown_expression(cell):
+    tree = cell.parse()
+    if last := shown_expression(tree, cell.source):
         last.value = ast.Call(ast.Name('__show__', ast.Load()), [last.value], [])
         ast.fix_missing_locations(ast.copy_location(last.value, last))
     lines = cell.source.splitlines(True)
     linecache.cache[cell.name] = len(cell.source), None, lines, cell.name
-    return compile(cell.tree, cell.name, 'exec', ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    return compile(tree, cell.name, 'exec', ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 def stand_in(folder):
     """Has this thread work in a folder. Linux lets it stand there alone, so that notebooks of
@@ -4709,28 +4691,28 @@ if __name__ == '__main__':
 
 def python_job(path):
     "A notebook as a job in a file of its own."
-    notebook, cells = Notebook(path), parsed_cells(path)
-    imports, body, folder = [], [], str(path.parent)
+    notebook, imports, body, folder = Notebook(path), [], [], str(path.parent)
+    if notebook.broken:
+        sys.exit(notebook.broken)
     if path.parent != FILE.parent:
         imports.append(f'import os\nimport sys\nsys.path.append({folder!r})')
         body.append(f'    os.chdir({folder!r})')
-    for cell in cells:
+    for cell in notebook.cells:
         if cell.number:
-            is_first = cell is parameter_cell(cells)
-            body.append(by_hand(cell, notebook.parameters if is_first else {}, imports))
+            body.append(by_hand(cell, notebook, imports))
             continue
         text = cell.source.replace('\\', r'\\').replace("'''", r"\'\'\'")
         body.append(f"    chat.send('''\n\n{text}\n\n''')")
-    waits = any(compiled(cell).co_flags & CO_COROUTINE for cell in cells if cell.number)
+    code = '\n\n'.join(filter(None, body))
+    waits = any(compiled(cell).co_flags & CO_COROUTINE for cell in notebook.cells if cell.number)
     if waits:
-        body = [re.sub(r'\binput\(', 'await chat.ask(', part) for part in body]
+        code = re.sub(r'\binput\(', 'await chat.ask(', code)
     name = identifier(notebook.title.lower(), {*__all__, *keyword.kwlist, *dir(builtins)})
     fields = ''.join(f',\n        {typed(each)}' for each in notebook.parameters.values())
     head = f'{"async " * waits}def {name}(chat{fields and ", *"}{fields}):'
     return FILE_OF_JOB.format(
         doc=f'{path.name} as a job: start this file beside {ENGINE.name}.', engine=ENGINE.stem,
-        imports='\n'.join(imports), head=head, help=notebook.__doc__ or notebook.title,
-        body='\n\n'.join(filter(None, body)))
+        imports='\n'.join(imports), head=head, help=notebook.__doc__ or notebook.title, body=code)
 
 def typed(parameter):
     "A parameter as it is written in Python."
@@ -4739,51 +4721,36 @@ def typed(parameter):
     default = repr(parameter.default).removeprefix('datetime.')
     return f'{parameter.name}: {kind}' + ('' if parameter.default is REQUIRED else f' = {default}')
 
-def by_hand(cell, parameters, imports):
+def by_hand(cell, notebook, imports):
     """A cell as lines of a function. Its imports go to the list, its parameters to the signature,
     its last expression is displayed."""
-    changes = []
-    for node in ast.walk(cell.tree):
-        text, target = ast.get_source_segment(cell.source, node), getattr(node, 'targets', [0])[0]
-        name = getattr(getattr(node, 'target', target), 'id', '')
-        if node in cell.tree.body and isinstance(node, (ast.Import, ast.ImportFrom)):
+    source, tree = cell.source, cell.parse()
+    if any(a.end_lineno == b.lineno for a, b in pairwise(tree.body)):  # two share a line
+        source = ast.unparse(tree)
+        tree = ast.parse(source)
+    is_first = cell is parameter_cell(notebook.cells)
+    shown, lines = shown_expression(tree, cell.source), source.split('\n')
+    inside = {n for node in ast.walk(tree) if isinstance(node, (ast.Constant, ast.JoinedStr))
+              for n in range(node.lineno, node.end_lineno)}  # lines of long strings stay as they are
+    for node in tree.body:
+        text = ast.unparse(node)
+        name = re.match(r'\w*', text)[0]
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
             imports.append(text)
-            changes.append((node, 'pass'))
-        elif node in cell.tree.body and name in parameters:
+            text = ''
+        elif is_first and name in notebook.parameters:
             is_list = isinstance(node.value, ast.List)
-            changes.append((node, f'{name} = {name}.splitlines()' if is_list else 'pass'))
-        elif isinstance(node, ast.Global):
-            changes.append((node, text.replace('global', 'nonlocal', 1)))
-        elif node is shown_expression(cell) and not says_itself(node.value):
-            text = ast.unparse(node) if isinstance(node.value, ast.Tuple) else text
-            changes.append((node, f'display({text})'))
-    source = cell.source.encode()
-    begin = [0, *accumulate(len(line) + 1 for line in source.split(b'\n'))]
-    for node, text in sorted(changes, key=lambda each: (-each[0].lineno, -each[0].col_offset)):
-        after = source[begin[node.end_lineno - 1] + node.end_col_offset:]
-        source = source[:begin[node.lineno - 1] + node.col_offset] + text.encode() + after
-    return indented(source.decode())
-
-def says_itself(node):
-    "Whether an expression is a call that shows something and gives nothing."
-    name = ast.unparse(node.func) if isinstance(node, ast.Call) else ''
-    return name.split('.')[-1] in ('print', 'show', 'display')
-
-def indented(source):
-    "Statements as they stand in a function; the lines of long strings stay as they are."
-    strings = {n for node in ast.walk(ast.parse(source))
-               if isinstance(node, (ast.Constant, ast.JoinedStr))
-               for n in range(node.lineno, node.end_lineno)}
-    lines = [line if n in strings or not line else f'    {line}'
-             for n, line in enumerate(source.split('\n'))
-             if n in strings or not re.fullmatch(r'pass(\s*#.*)?', line)]
-    return '\n'.join(lines).strip('\n')
+            text = f'{name} = {name}.splitlines()' if is_list else ''
+        elif node is shown and not re.match(r'[\w.]*\b(print|show|display)\(', text):
+            text = f'display({text})'
+        else:
+            continue
+        lines[node.lineno - 1:node.end_lineno] = [text] + ['']*(node.end_lineno - node.lineno)
+    text = '\n'.join(line if n in inside else f'    {line}' for n, line in enumerate(lines))
+    return re.sub(r'(?m)^( +)global ', r'\1nonlocal ', text).rstrip().lstrip('\n')
 
 if PRINTED:
-    try:
-        print(python_job(PRINTED))
-    except HTTPException as e:
-        sys.exit(e.detail)
+    print(python_job(PRINTED))
     sys.exit()
 
 # ---- 28. Chats: the list of them -----------------------------------------------------------------
