@@ -70,7 +70,6 @@ import csv
 import ctypes
 import errno
 import functools
-import gc
 import hashlib
 import importlib.util
 import io
@@ -4137,16 +4136,18 @@ def job(f):
     JOBS.append(f)
     return f
 
-def can_be_field(kind):
+def can_be_field(parameter):
+    if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+        return False
+    kind = kind_of(parameter)
     return kind in (*COLUMN_TYPES, Lines) or is_secret(kind) or bool(choices(kind))
 
 def check_signature(f):
     "Ends the program with one sentence where a job has a parameter that can be no field."
-    parameters = [*signature(f, eval_str=True).parameters.values()]
-    names = {p.name for p in parameters[1:] if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    names |= {field.name for field in fields_of(f) if not can_be_field(field.kind)}
-    if not parameters or names:
-        what = ', '.join(names) or 'its first parameter'
+    chat, *others = signature(f, eval_str=True).parameters.values() or [None]
+    wrong = [p.name for p in others if not can_be_field(p)]
+    if not chat or wrong:
+        what = ', '.join(wrong) or 'its first parameter'
         sys.exit(f'The job {f.__name__} can have no form: {what} is not as it should be. The first '
                  'parameter is the chat; the others are str, Lines, int, float, bool, date, '
                  'datetime, Decimal, Literal, Enum or Secret.')
@@ -4179,8 +4180,11 @@ def job_title(function):
     return getattr(function, 'title', name.capitalize())
 
 def job_named(name):
-    "The job's function, None where the app has none of this name (any more)."
-    return next((each for each in all_jobs() if each.__name__ == name), None)
+    "The job's function. Raises HTTPException 404."
+    for function in all_jobs():
+        if function.__name__ == name:
+            return function
+    raise HTTPException(404, 'This job is not part of the app any more.')
 
 def stored_secrets():
     "The secrets by their names; None where their file cannot be read."
@@ -4227,8 +4231,6 @@ def run_again(row):
     "Starts a job that ended, or that a killed server left, with the same values."
     call = json.loads(row.job)
     function = job_named(call['name'])
-    if not function:
-        refuse('This job is not part of the app any more.')
     values, wrong = job_values(function, call['values'])
     if wrong:
         refuse(f'{job_title(function)} wants other values now: start it from its form.')
@@ -4266,26 +4268,15 @@ async def result_of(function, chat, values):
     async for part in function(chat, **values):
         chat.send(part)
 
-start_process = BaseProcess.start
-
-def start_noted(process):
+def start_process(process, start=BaseProcess.start):
     "A process of multiprocessing knows whose it is: Cancel ends those of its job."
     chat = at_work.get()
+    if chat and not chat.running:
+        sys.exit()  # of a pool, which would start others in place of those that were ended
     process.job = chat and chat.id
-    start_process(process)
+    start(process)
 
-BaseProcess.start = start_noted
-
-def end_processes(id):
-    "Ends what a job has started; a pool would start others in their place, and is ended itself."
-    from multiprocessing.pool import Pool
-    own = {each for each in active_children() if each.job == id}
-    for each in gc.get_objects() if own else ():
-        if issubclass(type(each), Pool) and own.intersection(each._pool):
-            each.terminate()
-    for each in own:
-        each.kill()
-        each.join()
+BaseProcess.start = start_process
 
 async def in_thread(function, chat, values):
     "Runs a plain function in a thread of its own, which does not keep the app from ending."
@@ -4312,20 +4303,23 @@ async def in_thread(function, chat, values):
     try:
         result, error = await asyncio.wrap_future(done)
     except asyncio.CancelledError:
-        chatq.loop.call_later(1, end_thread, thread)
-        threading.Thread(target=end_processes, args=[chat.id], daemon=True).start()
+        chatq.loop.call_later(1, end_work, thread, chat.id)
         raise
     if error:
         raise error
     return result
 
-def end_thread(thread):
-    """Ends the thread of a cancelled job that says nothing, at which it would end by itself: has
-    Python raise CancelledError in it, again until no `except` has caught it."""
+def end_work(thread, id):
+    """Ends the processes of a cancelled job, and its thread if it says nothing, at which it would
+    end by itself: has Python raise CancelledError in it, again until no `except` has caught it."""
+    children = [child for child in active_children() if child.job == id]
+    for child in children:
+        child.kill()
     if thread.is_alive():
         cancelled = ctypes.py_object(asyncio.CancelledError)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), cancelled)
-        chatq.loop.call_later(1, end_thread, thread)
+    if children or thread.is_alive():
+        chatq.loop.call_later(1, end_work, thread, id)
 
 def ask_person(prompt='', terminal=input):
     "What `input` does: a job asks in its message, all else on the terminal."
@@ -4419,8 +4413,6 @@ SIDE.append(job_section)
 async def start(name: str, req, sess, profile: int = None):
     "Starts a job from its form; answers the form, and 422 with a word beside each wrong field."
     function = job_named(name)
-    if not function:
-        raise HTTPException(404)
     typed = dict(await req.form())  # a field may be called as a parameter of the address is
     owner = get_profile(profile, sess)
     values, wrong = job_values(function, typed)
@@ -4433,8 +4425,6 @@ async def start(name: str, req, sess, profile: int = None):
 async def forget(job: str, name: str, sess):
     "Forgets a secret."
     function = job_named(job)
-    if not function:
-        raise HTTPException(404)
     kept = stored_secrets() or {}
     kept.pop(secrets_of(function).get(name), None)
     write_private(SECRETS, json.dumps(kept))
@@ -4486,8 +4476,9 @@ def jupyter_line(cell):
     """The line of a cell that only Jupyter could run, if there is one; what only sets Jupyter up is
     taken out. Refuses what is no Python."""
     python = SETUP.sub(lambda found: found[1] + (found[2] or 'pass'), cell.source)
-    for cell.source in cell.source, python:  # what looks like magic may be a text
+    for source in cell.source, python:  # what looks like magic may be a text
         try:
+            cell.source = source
             return cell.parse() and ''
         except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
             error = e
@@ -4546,9 +4537,9 @@ def as_parameter(node, source):
 
 def fits(parameter):
     "Whether it can be a field, which gives back what it is given."
-    default, kind = parameter.default, kind_of(parameter)
-    is_cut = kind is str and isinstance(default, str) and default != default.strip()
-    return can_be_field(kind) and not is_cut and parameter.name[0] != '_'
+    default = parameter.default
+    is_cut = kind_of(parameter) is str and default is not REQUIRED and default != default.strip()
+    return can_be_field(parameter) and not is_cut and parameter.name[0] != '_'
 
 def parameters_of(cell):
     "The parameters, by name. A cell without the tag has them if all else in it are imports."
