@@ -3288,6 +3288,10 @@ def kind_of(parameter):
     by_default = parameter.annotation is REQUIRED and type(parameter.default) in COLUMN_TYPES
     return type(parameter.default) if by_default else base_type(parameter.annotation)
 
+def signature_of(parameters):
+    "The signature of a job or a tool with these parameters."
+    return Signature([Parameter('_', Parameter.POSITIONAL_ONLY), *parameters])
+
 def help_of(parameter):
     return next((f'{each}' for each in getattr(parameter.annotation, '__metadata__', ())), '')
 
@@ -3321,7 +3325,7 @@ HINTS = {int: 'Type a whole number.', float: 'Type a number.', Decimal: 'Type a 
 def parse(field, text):
     "What was typed, or what a model gave, as a value. Raises ValueError with a sentence."
     text, kind, options = text.strip(), field.kind, field.options
-    if kind is bool:
+    if kind is bool and (text or field.default is not None):
         return text.lower() in ('1', 'on', 'true', 'yes')
     if not text:
         if field.default is REQUIRED:
@@ -3674,6 +3678,7 @@ class Rows:
     shared = False             # one list for all profiles
     part = LIST_PART           # rows that the list shows at first
     can_move = True            # is its order the person's?
+    has_tools = True           # may the model list, add, change, move and delete its rows?
     listed = 'deleted = 0'     # SQL: which rows it shows,
     searched = 'not new.deleted'  # and which ones the search finds
     empty = 'Type a name, then press Enter.'  # the word for an empty text
@@ -3690,6 +3695,8 @@ class Rows:
         if not self.shared:
             strings = [name for name in self.fields if self.types[name] is str]
             searchable(tbl, [self.text, *strings], self.searched)
+        if self.has_tools:
+            offer_tools(self)
 
     # For jobs, tools and routes
 
@@ -3703,6 +3710,20 @@ class Rows:
     def row(self, id):
         "The row with this id. Raises HTTPException 404."
         return chatq.read(one, self.table, id)
+
+    def own_row(self, id):
+        """The row with this id, of those that `rows` gives. Raises ValueError with a sentence for
+        the model."""
+        for row in self.rows():
+            if row.id == id:
+                return row
+        raise ValueError(f'there is no {self.kind} {id}: list_{self.kind}s tells the ids')
+
+    def line(self, row):
+        "A row as the model reads it."
+        facts = [f'{name}: {value}' for name in self.fields
+                 if (value := as_typed(getattr(row, name)))]
+        return ' · '.join([self.name(row), *facts])
 
     def tally(self, column, where='1', args=()):
         "How many rows have which value in a column: {False: 3, True: 2}; `where`: SQL."
@@ -3791,10 +3812,11 @@ class Rows:
     # How it comes about
 
     @from_anywhere
-    async def rename(self, row, text, tab='', **fields):
+    async def rename(self, row, text=None, tab='', **fields):
         "Changes the text of a row, with an event in the chat, and further fields; see `change`."
-        row, text = one(self.table, getattr(row, 'id', row)), text.replace('\n', ' ')
+        row = one(self.table, getattr(row, 'id', row))
         old = self.name(row)
+        text = old if text is None else text.replace('\n', ' ')
         said = '' if text == old else f'Renamed {quoted(old)} to {quoted(text)}'
         return await self.change(row, said, tab, **{self.text: text}, **fields)
 
@@ -3872,6 +3894,56 @@ class Rows:
         "A row that tells a page which element it stands above; 'end' where there is none."
         rows = self.select(row.profile, 1, row.id)
         return self.item(row, f'{self.kind}-{rows[0].id}' if rows else 'end')
+
+def offer_tools(listing):
+    """Makes tools of what the model may do with a list, in the profile of its chat. Before a row is
+    deleted the person is asked."""
+    kind, text, fields = listing.kind, listing.text, listing.fields
+    kind_said = kind.replace('_', ' ')
+
+    async def list_rows(chat):
+        lines = [f'{row.id}: {listing.line(row)}' for row in listing.rows()[:500]]
+        return '\n'.join(lines) or 'The list is empty.'
+
+    async def add(chat, **columns):
+        row = await listing.add(**given(columns))
+        return f'Added as {kind_said} {row.id}.'
+
+    async def change(chat, id, **columns):
+        columns = given(columns)
+        await listing.rename(listing.own_row(id), columns.pop(text, None), **columns)
+
+    async def move(chat, id, before_id):
+        await listing.move(listing.own_row(id), before_id and listing.own_row(before_id).id)
+
+    async def delete(chat, id):
+        name = listing.name(listing.own_row(id))
+        question = f'Delete the {kind_said} “{name}”?'
+        if await chat.ask(question, f'Delete {name}', 'Keep it') == 'Keep it':
+            return 'The person wants to keep it.'
+        await listing.delete(listing.own_row(id))
+
+    def given(columns):
+        return {name: value for name, value in columns.items() if value not in (None, UNSET)}
+
+    def offer(name, function, help, **defaults):
+        function.__name__, function.__doc__ = name, help
+        function.__signature__ = signature_of(
+            Parameter(name, Parameter.KEYWORD_ONLY, default=default,
+                      annotation=listing.types.get(name, int))
+            for name, default in defaults.items())
+        tool(function)
+    usual = {name: getattr(listing.table.cls, name, None) for name in fields}
+    changed = dict.fromkeys([text, *fields], None if fields else REQUIRED)
+    offer(f'list_{kind}s', list_rows, f"Lists the person's {kind_said}s, in order, with their ids.")
+    offer(f'add_{kind}', add, f'Adds a {kind_said} at the end of the list.',
+          **{text: REQUIRED} | usual)
+    offer(f'{"change" if fields else "rename"}_{kind}', change,
+          f'Changes a {kind_said}: what is left out stays as it is.', id=REQUIRED, **changed)
+    if listing.can_move:
+        offer(f'move_{kind}', move, f'Moves a {kind_said} before another one, or without before_id '
+              'to the end.', id=REQUIRED, before_id=0)
+    offer(f'delete_{kind}', delete, f'Deletes a {kind_said}, after asking the person.', id=REQUIRED)
 
 # The priority of the row above a place; where there is none, two less than that of the one below.
 ABOVE = """
@@ -4573,8 +4645,7 @@ class Notebook:
             self.parameters = parameters_of(parameter_cell(self.cells))
         except HTTPException as e:
             self.broken = e.detail
-        chat = Parameter('_', Parameter.POSITIONAL_ONLY)
-        self.__signature__ = Signature([chat, *self.parameters.values()])
+        self.__signature__ = signature_of(self.parameters.values())
         self.as_tool = tool_of(self)
 
     def __call__(self, chat, /, **values):
@@ -4748,7 +4819,7 @@ if PRINTED:
 
 class Chats(Listing):
     "A profile's chats. The one with the latest message stands first, and nobody moves them."
-    text, part, can_move = 'title', 30, False
+    text, part, can_move, has_tools = 'title', 30, False, False
     listed = "deleted = 0 and title <> ''"  # not one with events alone
     # One with the title of its first prompt is found by that.
     searched = "not new.deleted and new.title_from <> 'user'"
@@ -5390,7 +5461,7 @@ from starlette.responses import PlainTextResponse
 class Profiles(Listing):
     "The list of all profiles, for the header."
     fields = 'address', 'code', 'active'
-    shared = True
+    shared, has_tools = True, False
 
     def content(self, p):
         facts = ' · '.join(filter(None, (p.address, p.code, '' if p.active else 'inactive')))
@@ -5463,6 +5534,9 @@ class Todos(Listing):
         if todo_section not in SIDE:  # an app may have taken it out
             return {}
         return {'todo-bar': todo_bar}
+
+    def line(self, todo):
+        return f'[{"x" if todo.done else " "}] {todo.title}'
 
     def open_counts(self):
         return self.tally('profile', 'not done')
@@ -5551,56 +5625,15 @@ async def todo_markdown(profile: int):
     return PlainTextResponse(as_markdown(todos.rows(get_profile(profile).id)))
 
 def as_markdown(rows):
-    return ''.join(f'- [{"x" if todo.done else " "}] {todo.title}\n' for todo in rows)
-
-# What the model may do, where it has the tools capability. Each act gets an Undo in the chat.
-
-def todo_with(id):
-    "Raises ValueError with a sentence for the model."
-    for todo in todos.rows():  # those of the chat where the tool is used
-        if todo.id == id:
-            return todo
-    raise ValueError(f'there is no todo {id}: list_todos tells the ids')
-
-@tool
-async def list_todos(chat):
-    "Lists the person's todos, in order, with their ids."
-    rows = todos.rows()[:500]
-    lines = [f'{todo.id}: [{"x" if todo.done else " "}] {todo.title}' for todo in rows]
-    return '\n'.join(lines) or 'The list is empty.'
-
-@tool
-async def add_todo(chat, title: str):
-    "Adds a todo at the end of the list."
-    todo = await todos.add(title=title)
-    return f'Added as todo {todo.id}.'
+    return ''.join(f'- {todos.line(todo)}\n' for todo in rows)
 
 @tool
 async def finish_todo(chat, id: int):
     "Marks a todo as done."
-    todo = todo_with(id)
+    todo = todos.own_row(id)
     if todo.done:
         return 'It is done already.'
     await finish(todo)
-
-@tool
-async def rename_todo(chat, id: int, title: str):
-    "Gives a todo another title."
-    await todos.rename(todo_with(id), title)
-
-@tool
-async def move_todo(chat, id: int, before_id: int = 0):
-    "Moves a todo before another one, or without before_id to the end."
-    await todos.move(todo_with(id), before_id and todo_with(before_id).id)
-
-@tool
-async def delete_todo(chat, id: int):
-    "Deletes a todo, after asking the person."
-    title = todo_with(id).title
-    answer = await chat.ask(f'Delete the todo “{title}”?', f'Delete {title}', 'Keep it')
-    if answer == 'Keep it':
-        return 'The person wants to keep it.'
-    await todos.delete(todo_with(id))
 
 @job
 def summarise_my_todos(chat):
