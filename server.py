@@ -3905,11 +3905,11 @@ def offer_tools(listing):
         lines = [f'{row.id}: {listing.line(row)}' for row in listing.rows()[:500]]
         return '\n'.join(lines) or 'The list is empty.'
 
-    async def add(chat, **columns):
+    async def add(chat, /, **columns):
         row = await listing.add(**given(columns))
         return f'Added as {kind_said} {row.id}.'
 
-    async def change(chat, id, **columns):
+    async def change(chat, /, id, **columns):
         columns = given(columns)
         await listing.rename(listing.own_row(id), columns.pop(text, None), **columns)
 
@@ -3926,24 +3926,26 @@ def offer_tools(listing):
     def given(columns):
         return {name: value for name, value in columns.items() if value not in (None, UNSET)}
 
-    def offer(name, function, help, **defaults):
+    def offer(name, function, help, defaults):
         function.__name__, function.__doc__ = name, help
         function.__signature__ = signature_of(
-            Parameter(name, Parameter.KEYWORD_ONLY, default=default,
-                      annotation=listing.types.get(name, int))
-            for name, default in defaults.items())
+            Parameter(column, Parameter.KEYWORD_ONLY, default=default,
+                      annotation=listing.types.get(column, int))
+            for column, default in defaults.items())
         tool(function)
     usual = {name: getattr(listing.table.cls, name, None) for name in fields}
     changed = dict.fromkeys([text, *fields], None if fields else REQUIRED)
-    offer(f'list_{kind}s', list_rows, f"Lists the person's {kind_said}s, in order, with their ids.")
+    id = dict(id=REQUIRED)
+    offer(f'list_{kind}s', list_rows, f"Lists the person's {kind_said}s, in order, with their ids.",
+          {})
     offer(f'add_{kind}', add, f'Adds a {kind_said} at the end of the list.',
-          **{text: REQUIRED} | usual)
+          {text: REQUIRED} | usual)
     offer(f'{"change" if fields else "rename"}_{kind}', change,
-          f'Changes a {kind_said}: what is left out stays as it is.', id=REQUIRED, **changed)
+          f'Changes a {kind_said}: what is left out stays as it is.', id | changed)
     if listing.can_move:
         offer(f'move_{kind}', move, f'Moves a {kind_said} before another one, or without before_id '
-              'to the end.', id=REQUIRED, before_id=0)
-    offer(f'delete_{kind}', delete, f'Deletes a {kind_said}, after asking the person.', id=REQUIRED)
+              'to the end.', id | dict(before_id=0))
+    offer(f'delete_{kind}', delete, f'Deletes a {kind_said}, after asking the person.', id)
 
 # The priority of the row above a place; where there is none, two less than that of the one below.
 ABOVE = """
@@ -4652,7 +4654,7 @@ class Notebook:
         "Runs it, in the job's thread."
         if self.broken:
             return chat.finish('error', error=self.broken)
-        stand_in(self.path.parent)
+        work_in(self.path.parent)
         try:
             with asyncio.Runner() as loop:
                 run_cells(chat, self.cells, values, loop)
@@ -4670,6 +4672,7 @@ def run_cells(chat, cells, values, loop):
             display(value)
     # What stands in annotations of parameters need not be imported.
     names = TYPES | dict(__name__='__main__', __show__=show, display=display)
+    names['__builtins__'] = vars(builtins) | dict(__import__=import_module)
     programs, me = {cell.number: compiled(cell) for cell in cells if cell.number}, os.getpid()
     for cell in cells:
         if not cell.number:
@@ -4699,7 +4702,37 @@ def compiled(cell):
     linecache.cache[cell.name] = len(cell.source), None, lines, cell.name
     return compile(tree, cell.name, 'exec', ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
-def stand_in(folder):
+def shown_by(method):
+    "A class of IPython.display, whose objects are shown by this method."
+    return lambda data='', **_: SimpleNamespace(**{method: lambda: data})
+
+def image(data=None, filename=None, **_):
+    "IPython's Image, of bytes or of a file."
+    if not isinstance(data, bytes):
+        data = Path(filename or data).read_bytes()
+    return shown_by('_repr_png_' if data.startswith(b'\x89PNG') else '_repr_jpeg_')(data)
+
+class DisplayModule(SimpleNamespace):
+    "IPython.display, where IPython is not installed: what is most used of it."
+    def __getattr__(self, name):
+        raise ImportError(f'IPython.display.{name} wants IPython: pip install ipython')
+
+DISPLAY_MODULE = DisplayModule(
+    display=display, Markdown=shown_by('_repr_markdown_'), HTML=shown_by('_repr_html_'),
+    Latex=shown_by('_repr_latex_'), SVG=shown_by('_repr_svg_'), Image=image,
+    clear_output=lambda *_, **__: None)
+
+def import_module(name, *args):
+    "What `import` does in a notebook: what IPython displays is shown in the message."
+    if name.partition('.')[0] != 'IPython':
+        return __import__(name, *args)
+    if not importlib.util.find_spec('IPython'):
+        is_module = name == 'IPython.display' and args[2]  # from IPython.display import ...
+        return DISPLAY_MODULE if is_module else SimpleNamespace(display=DISPLAY_MODULE)
+    importlib.import_module('IPython.display').display = display
+    return __import__(name, *args)
+
+def work_in(folder):
     """Has this thread work in a folder. Linux lets it stand there alone, so that notebooks of
     several folders can run at once; elsewhere the whole program goes there."""
     with contextlib.suppress(AttributeError, OSError):
