@@ -3936,10 +3936,8 @@ def offer_tools(listing):
     usual = {name: getattr(listing.table.cls, name, None) for name in fields}
     changed = dict.fromkeys([text, *fields], None if fields else REQUIRED)
     id = dict(id=REQUIRED)
-    offer(f'list_{kind}s', list_rows, f"Lists the person's {kind_said}s, in order, with their ids.",
-          {})
-    offer(f'add_{kind}', add, f'Adds a {kind_said} at the end of the list.',
-          {text: REQUIRED} | usual)
+    offer(f'list_{kind}s', list_rows, f'Lists the {kind_said}s, in order, with their ids.', {})
+    offer(f'add_{kind}', add, f'Adds a {kind_said} at the end.', {text: REQUIRED} | usual)
     offer(f'{"change" if fields else "rename"}_{kind}', change,
           f'Changes a {kind_said}: what is left out stays as it is.', id | changed)
     if listing.can_move:
