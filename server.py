@@ -4824,7 +4824,7 @@ def by_hand(cell, notebook, imports):
     is_first = cell is parameter_cell(notebook.cells)
     shown, lines = shown_expression(tree, cell.source), source.split('\n')
     inside = {n for node in ast.walk(tree) if isinstance(node, (ast.Constant, ast.JoinedStr))
-              for n in range(node.lineno, node.end_lineno)}  # lines of long strings stay as they are
+              for n in range(node.lineno, node.end_lineno)}  # their lines stay as they are
     for node in tree.body:
         text = ast.unparse(node)
         name = re.match(r'\w*', text)[0]
