@@ -70,7 +70,6 @@ import csv
 import ctypes
 import errno
 import functools
-import gc
 import hashlib
 import importlib.util
 import io
@@ -3252,6 +3251,10 @@ def kind_of(parameter):
         return base_type(parameter.annotation)
     return type(parameter.default) if type(parameter.default) in COLUMN_TYPES else str
 
+def signature_of(parameters):
+    "The signature of a job or a tool with these parameters."
+    return Signature([Parameter('_', Parameter.POSITIONAL_ONLY), *parameters])
+
 def help_of(parameter):
     return str(getattr(parameter.annotation, '__metadata__', [''])[0])
 
@@ -3625,6 +3628,7 @@ class Rows:
     shared = False             # one list for all profiles
     part = LIST_PART           # rows that the list shows at first
     can_move = True            # is its order the person's?
+    has_tools = True           # may the model list, add, change, move and delete its rows?
     listed = 'deleted = 0'     # SQL: which rows it shows,
     searched = 'not new.deleted'  # and which ones the search finds
     empty = 'Type a name, then press Enter.'  # the word for an empty text
@@ -3641,6 +3645,8 @@ class Rows:
         if not self.shared:
             strings = [name for name in self.fields if self.types[name] is str]
             searchable(tbl, [self.text, *strings], self.searched)
+        if self.has_tools:
+            offer_tools(self)
 
     # For jobs, tools and routes
 
@@ -3654,6 +3660,20 @@ class Rows:
     def row(self, id):
         "The row with this id. Raises HTTPException 404."
         return chatq.read(one, self.table, id)
+
+    def own_row(self, id):
+        """The row with this id, of those that `rows` gives. Raises ValueError with a sentence for
+        the model."""
+        for row in self.rows():
+            if row.id == id:
+                return row
+        raise ValueError(f'there is no {self.kind} {id}: list_{self.kind}s tells the ids')
+
+    def line(self, row):
+        "A row as the model reads it."
+        facts = [f'{name}: {value}' for name in self.fields
+                 if (value := as_typed(getattr(row, name)))]
+        return ' · '.join([self.name(row), *facts])
 
     def tally(self, column, where='1', args=()):
         "How many rows have which value in a column: {False: 3, True: 2}; `where`: SQL."
@@ -3742,10 +3762,11 @@ class Rows:
     # How it comes about
 
     @from_anywhere
-    async def rename(self, row, text, tab='', **fields):
+    async def rename(self, row, text=None, tab='', **fields):
         "Changes the text of a row, with an event in the chat, and further fields; see `change`."
-        row, text = one(self.table, getattr(row, 'id', row)), text.replace('\n', ' ')
+        row = one(self.table, getattr(row, 'id', row))
         old = self.name(row)
+        text = old if text is None else text.replace('\n', ' ')
         said = '' if text == old else f'Renamed {quoted(old)} to {quoted(text)}'
         return await self.change(row, said, tab, **{self.text: text}, **fields)
 
@@ -3823,6 +3844,56 @@ class Rows:
         "A row that tells a page which element it stands above; 'end' where there is none."
         rows = self.select(row.profile, 1, row.id)
         return self.item(row, f'{self.kind}-{rows[0].id}' if rows else 'end')
+
+def offer_tools(listing):
+    """Makes tools of what the model may do with a list, in the profile of its chat. Before a row is
+    deleted the person is asked."""
+    kind, text, fields = listing.kind, listing.text, listing.fields
+    kind_said = kind.replace('_', ' ')
+
+    async def list_rows(chat):
+        lines = [f'{row.id}: {listing.line(row)}' for row in listing.rows()[:500]]
+        return '\n'.join(lines) or 'The list is empty.'
+
+    async def add(chat, /, **columns):
+        row = await listing.add(**given(columns))
+        return f'Added as {kind_said} {row.id}.'
+
+    async def change(chat, /, id, **columns):
+        columns = given(columns)
+        await listing.rename(listing.own_row(id), columns.pop(text, None), **columns)
+
+    async def move(chat, id, before_id):
+        await listing.move(listing.own_row(id), before_id and listing.own_row(before_id).id)
+
+    async def delete(chat, id):
+        name = listing.name(listing.own_row(id))
+        question = f'Delete the {kind_said} “{name}”?'
+        if await chat.ask(question, f'Delete {name}', 'Keep it') == 'Keep it':
+            return 'The person wants to keep it.'
+        await listing.delete(listing.own_row(id))
+
+    def given(columns):
+        return {name: value for name, value in columns.items() if value not in (None, UNSET)}
+
+    def offer(name, function, help, defaults):
+        function.__name__, function.__doc__ = name, help
+        function.__signature__ = signature_of(
+            Parameter(column, Parameter.KEYWORD_ONLY, default=default,
+                      annotation=listing.types.get(column, int))
+            for column, default in defaults.items())
+        tool(function)
+    usual = {name: getattr(listing.table.cls, name, None) for name in fields}
+    changed = dict.fromkeys([text, *fields], None if fields else REQUIRED)
+    id = dict(id=REQUIRED)
+    offer(f'list_{kind}s', list_rows, f'Lists the {kind_said}s, in order, with their ids.', {})
+    offer(f'add_{kind}', add, f'Adds a {kind_said} at the end.', {text: REQUIRED} | usual)
+    offer(f'{"change" if fields else "rename"}_{kind}', change,
+          f'Changes a {kind_said}: what is left out stays as it is.', id | changed)
+    if listing.can_move:
+        offer(f'move_{kind}', move, f'Moves a {kind_said} before another one, or without before_id '
+              'to the end.', id | dict(before_id=0))
+    offer(f'delete_{kind}', delete, f'Deletes a {kind_said}, after asking the person.', id)
 
 # The priority of the row above a place; where there is none, two less than that of the one below.
 ABOVE = """
@@ -4087,16 +4158,18 @@ def job(f):
     JOBS.append(f)
     return f
 
-def can_be_field(kind):
+def can_be_field(parameter):
+    if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+        return False
+    kind = kind_of(parameter)
     return kind in (*COLUMN_TYPES, Lines) or is_secret(kind) or bool(choices(kind))
 
 def check_signature(f):
     "Ends the program with one sentence where a job has a parameter that can be no field."
-    parameters = [*signature(f, eval_str=True).parameters.values()]
-    names = {p.name for p in parameters[1:] if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    names |= {field.name for field in fields_of(f) if not can_be_field(field.kind)}
-    if not parameters or names:
-        what = ', '.join(names) or 'its first parameter'
+    chat, *others = signature(f, eval_str=True).parameters.values() or [None]
+    wrong = [p.name for p in others if not can_be_field(p)]
+    if not chat or wrong:
+        what = ', '.join(wrong) or 'its first parameter'
         sys.exit(f'The job {f.__name__} can have no form: {what} is not as it should be. The first '
                  'parameter is the chat; the others are str, Lines, int, float, bool, date, '
                  'datetime, Decimal, Literal, Enum or Secret.')
@@ -4129,8 +4202,11 @@ def job_title(function):
     return getattr(function, 'title', name.capitalize())
 
 def job_named(name):
-    "The job's function, None where the app has none of this name (any more)."
-    return next((each for each in all_jobs() if each.__name__ == name), None)
+    "The job's function. Raises HTTPException 404."
+    for function in all_jobs():
+        if function.__name__ == name:
+            return function
+    raise HTTPException(404, 'This job is not part of the app any more.')
 
 def stored_secrets():
     "The secrets by their names; None where their file cannot be read."
@@ -4177,8 +4253,6 @@ def run_again(row):
     "Starts a job that ended, or that a killed server left, with the same values."
     call = json.loads(row.job)
     function = job_named(call['name'])
-    if not function:
-        refuse('This job is not part of the app any more.')
     values, wrong = job_values(function, call['values'])
     if wrong:
         refuse(f'{job_title(function)} wants other values now: start it from its form.')
@@ -4216,26 +4290,15 @@ async def result_of(function, chat, values):
     async for part in function(chat, **values):
         chat.send(part)
 
-start_process = BaseProcess.start
-
-def start_noted(process):
+def start_process(process, start=BaseProcess.start):
     "A process of multiprocessing knows whose it is: Cancel ends those of its job."
     chat = at_work.get()
+    if chat and not chat.running:
+        sys.exit()  # of a pool, which would start others in place of those that were ended
     process.job = chat and chat.id
-    start_process(process)
+    start(process)
 
-BaseProcess.start = start_noted
-
-def end_processes(id):
-    "Ends what a job has started; a pool would start others in their place, and is ended itself."
-    from multiprocessing.pool import Pool
-    own = {each for each in active_children() if each.job == id}
-    for each in gc.get_objects() if own else ():
-        if issubclass(type(each), Pool) and own.intersection(each._pool):
-            each.terminate()
-    for each in own:
-        each.kill()
-        each.join()
+BaseProcess.start = start_process
 
 async def in_thread(function, chat, values):
     "Runs a plain function in a thread of its own, which does not keep the app from ending."
@@ -4262,20 +4325,23 @@ async def in_thread(function, chat, values):
     try:
         result, error = await asyncio.wrap_future(done)
     except asyncio.CancelledError:
-        chatq.loop.call_later(1, end_thread, thread)
-        threading.Thread(target=end_processes, args=[chat.id], daemon=True).start()
+        chatq.loop.call_later(1, end_work, thread, chat.id)
         raise
     if error:
         raise error
     return result
 
-def end_thread(thread):
-    """Ends the thread of a cancelled job that says nothing, at which it would end by itself: has
-    Python raise CancelledError in it, again until no `except` has caught it."""
+def end_work(thread, id):
+    """Ends the processes of a cancelled job, and its thread if it says nothing, at which it would
+    end by itself: has Python raise CancelledError in it, again until no `except` has caught it."""
+    children = [child for child in active_children() if child.job == id]
+    for child in children:
+        child.kill()
     if thread.is_alive():
         cancelled = ctypes.py_object(asyncio.CancelledError)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), cancelled)
-        chatq.loop.call_later(1, end_thread, thread)
+    if children or thread.is_alive():
+        chatq.loop.call_later(1, end_work, thread, id)
 
 def ask_person(prompt='', terminal=input):
     "What `input` does: a job asks in its message, all else on the terminal."
@@ -4369,8 +4435,6 @@ SIDE.append(job_section)
 async def start(name: str, req, sess, profile: int = None):
     "Starts a job from its form; answers the form, and 422 with a word beside each wrong field."
     function = job_named(name)
-    if not function:
-        raise HTTPException(404)
     typed = dict(await req.form())  # a field may be called as a parameter of the address is
     owner = get_profile(profile, sess)
     values, wrong = job_values(function, typed)
@@ -4383,8 +4447,6 @@ async def start(name: str, req, sess, profile: int = None):
 async def forget(job: str, name: str, sess):
     "Forgets a secret."
     function = job_named(job)
-    if not function:
-        raise HTTPException(404)
     kept = stored_secrets() or {}
     kept.pop(secrets_of(function).get(name), None)
     write_private(SECRETS, json.dumps(kept))
@@ -4393,8 +4455,8 @@ async def forget(job: str, name: str, sess):
 # ---- 25. Notebooks: a notebook is a job as it is -------------------------------------------------
 
 # What only sets Jupyter up is left out; of `%time f()` the call stays.
-LEFT_OUT = re.compile(r'(\s*)%(?:(?:matplotlib|config|autoreload|load_ext|reload_ext)\b.*|'
-                      r'%?time\b\s*)(.*)')
+SETUP = re.compile(r'^([ \t]*)%(?:(?:matplotlib|config|autoreload|load_ext|reload_ext)\b.*|'
+                   r'%?time\b[ \t]*)(.*)', re.M)
 MAGIC = re.compile(r'\s*([\w, ]+=\s*)?[!%?]|\s*[\w.]+\?+\s*$')
 
 HEADING = re.compile(r'^#+[ \t]+(.+)\n*((?:[^#\s].*\n?)*)', re.M)  # and the paragraph under it
@@ -4404,66 +4466,54 @@ MARKS = re.compile(r'\[([^]]*)\]\([^)]*\)|[*`]')  # Markdown around words
 class Cell:
     number: int  # as Jupyter counts cells of code; 0: a text
     source: str
-    tagged: bool = False  # as the one with the parameters
-    name: str = ''  # in tracebacks
-    tree: object = None
+    is_tagged: bool  # as the one with the parameters
+    name: str  # in tracebacks
 
-def cells_of(path):
-    "The cells of a notebook. Refuses a file that has none."
+    def parse(self):
+        return ast.parse(self.source, self.name)
+
+def read_cells(path):
+    "The cells of a notebook. Refuses what is none, and what only Jupyter can run."
     count, cells = 0, []
     try:
         for cell in json.loads(path.read_bytes())['cells']:
             source, kind = ''.join(cell['source']), cell['cell_type']
-            tagged = 'parameters' in (cell.get('metadata', {}).get('tags') or ())
+            is_tagged = 'parameters' in (cell.get('metadata', {}).get('tags') or ())
             if source.strip() and kind in ('code', 'markdown'):
                 count += kind == 'code'
                 number = count if kind == 'code' else 0
-                cells.append(Cell(number, source, tagged, f'cell {count} of {path.name}'))
+                cells.append(Cell(number, source, is_tagged, f'cell {count} of {path.name}'))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         refuse(f'{path.name} cannot be read as a notebook: open it in Jupyter and save it anew.')
     if not count:
         refuse(f'{path.name} has no cells of code: there is nothing to run.')
-    return cells
-
-def parse_cell(cell):
-    """Makes a cell's syntax tree. Gives the line that only Jupyter could run, if there is one.
-    Refuses what is no Python."""
-    lines = cell.source.split('\n')
-    while not cell.tree:
-        try:
-            cell.source = '\n'.join(lines)
-            cell.tree = ast.parse(cell.source, cell.name)
-        # Python takes no magic, and a `%` within a statement is none.
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
-            at = getattr(e, 'lineno', 1) or 1
-            n = 0 if lines[0].startswith('%%') else at - 1
-            line = ''.join(lines[n:n + 1])
-            if found := LEFT_OUT.match(line):
-                lines[n] = found[1] + (found[2] or 'pass')
-            elif MAGIC.match(line):
-                return line.strip()
-            else:
-                refuse(f'{cell.name}, line {at}: {getattr(e, "msg", e)}.')
-
-def parsed_cells(path):
-    "The cells of a notebook with their syntax trees. Refuses what only Jupyter can run."
-    cells = cells_of(path)
-    lines = {cell.number: parse_cell(cell) for cell in cells if cell.number}
+    lines = {cell.number: jupyter_line(cell) for cell in cells if cell.number}
     said = [f'cell {n} has `{line[:80].replace("`", "")}`' for n, line in lines.items() if line]
     if said:
-        refuse(f'Nothing was run: {", ".join(said)}, for Jupyter alone. Take it out, or write it '
-               'in Python, a command as `subprocess.run(...)`.')
+        refuse(f'Only Jupyter can run this: {", ".join(said)}. Take it out, or write it in Python, '
+               'a command as `subprocess.run(...)`.')
     return cells
 
-def behind(node, source):
-    "What stands in the line behind a statement."
-    line = source.split('\n')[node.end_lineno - 1]
-    return line.encode()[node.end_col_offset:].decode().strip()
+def jupyter_line(cell):
+    """The line of a cell that only Jupyter could run, if there is one; what only sets Jupyter up is
+    taken out. Refuses what is no Python."""
+    python = SETUP.sub(lambda found: found[1] + (found[2] or 'pass'), cell.source)
+    for source in cell.source, python:  # what looks like magic may be a text
+        try:
+            cell.source = source
+            return cell.parse() and ''
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+            error = e
+    at = getattr(error, 'lineno', 1) or 1
+    line = python.split('\n')[0 if python.startswith('%%') else at - 1]
+    if MAGIC.match(line):
+        return line.strip()
+    refuse(f'{cell.name}, line {at}: {getattr(error, "msg", error)}.')
 
-def shown_expression(cell):
+def shown_expression(tree, source):
     "The last statement of a cell, where it is an expression to be shown."
-    last = cell.tree.body[-1] if cell.tree.body else None
-    if isinstance(last, ast.Expr) and not behind(last, cell.source).startswith(';'):
+    last = tree.body[-1] if tree.body else None
+    if isinstance(last, ast.Expr) and not source.rstrip().endswith(';'):
         return last
 
 # The form: nothing of the notebook is run for it.
@@ -4474,27 +4524,26 @@ READABLE = ('Expression Constant Name Load List Tuple Dict Subscript UnaryOp USu
 
 def value_of(text):
     "What a literal, a date or an annotation means. Raises Exception for all else."
-    tree = ast.parse(text, mode='eval')
-    if not all(type(node).__name__ in READABLE for node in ast.walk(tree)):
+    if not all(type(node).__name__ in READABLE for node in ast.walk(ast.parse(text, mode='eval'))):
         raise ValueError(text)
-    return eval(ast.unparse(tree), {'__builtins__': {}} | TYPES)
+    return eval(text, {'__builtins__': {}} | TYPES)
 
 def parameter_cell(cells):
     "The cell with the parameters: the tagged one, else the first one with code."
     code = [cell for cell in cells if cell.number]
-    return next((cell for cell in code if cell.tagged), code[0])
+    return next((cell for cell in code if cell.is_tagged), code[0])
 
 def as_parameter(node, source):
     """The parameter that an assignment makes. Its annotation holds the type, the help and the type
     as text. Raises Exception where the node is something else."""
     match node:
         case ast.Assign([ast.Name(name)], value):
-            default, text = value_of(ast.unparse(value)), ''
-        case ast.AnnAssign(ast.Name(name), written, value):
-            default = value_of(ast.unparse(value)) if value else REQUIRED
-            text = written.value if isinstance(written, ast.Constant) else ast.unparse(written)
+            text = ''
+        case ast.AnnAssign(ast.Name(name), annotation, value):
+            text = ast.unparse(annotation).strip('\'"')
         case _:
             raise ValueError
+    default = value_of(ast.unparse(value)) if value else REQUIRED
     try:
         kind = value_of(text)
     except Exception:
@@ -4503,26 +4552,25 @@ def as_parameter(node, source):
         kind, text, default = Lines, 'Lines', '\n'.join(default)
     if kind is str and '\n' in str(default):
         kind, text = Lines, 'Lines'
-    comment = behind(node, source)
-    help = comment.lstrip('# ') if comment.startswith('#') else ''
+    line = source.split('\n')[node.end_lineno - 1].encode()
+    code, mark, help = line[node.end_col_offset:].decode().partition('#')
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default,
-                     annotation=Annotated[kind, help, text])
+                     annotation=Annotated[kind, help.strip(), text])
 
 def fits(parameter):
     "Whether it can be a field, which gives back what it is given."
-    default, kind = parameter.default, kind_of(parameter)
-    is_cut = kind is str and isinstance(default, str) and default != default.strip()
-    return can_be_field(kind) and not is_cut and parameter.name[0] != '_'
+    default = parameter.default
+    is_cut = kind_of(parameter) is str and default is not REQUIRED and default != default.strip()
+    return can_be_field(parameter) and not is_cut and parameter.name[0] != '_'
 
-def parameters_of(cells):
-    "The parameters, by name. The first cell of code has them if it has nothing else but imports."
-    cell, found = parameter_cell(cells), {}
-    parse_cell(cell)
-    for node in cell.tree.body if cell.tree else []:
+def parameters_of(cell):
+    "The parameters, by name. A cell without the tag has them if all else in it are imports."
+    found = {}
+    for node in cell.parse().body:
         try:
             parameter = as_parameter(node, cell.source)
         except Exception:
-            if cell.tagged or isinstance(node, (ast.Import, ast.ImportFrom, ast.Pass)):
+            if cell.is_tagged or isinstance(node, (ast.Import, ast.ImportFrom, ast.Pass)):
                 continue
             return {}
         if fits(parameter):
@@ -4532,35 +4580,32 @@ def parameters_of(cells):
 # Running it
 
 class Notebook:
-    "A notebook as the function of a job: it is read for its form, and read anew when it is run."
+    "A notebook as the function of a job; it is read again where its file has changed."
     def __init__(self, path):
         self.path, self.broken = path, ''
         self.__name__ = self.title = path.stem
         self.__doc__ = ''
         self.parameters = {}
         try:
-            cells = cells_of(path)
-            texts = '\n\n'.join(cell.source for cell in cells if not cell.number)
+            self.cells = read_cells(path)
+            texts = '\n\n'.join(cell.source for cell in self.cells if not cell.number)
             if found := HEADING.search(texts):
                 self.title, self.__doc__ = (MARKS.sub(r'\1', part).strip()
                                             for part in found.groups())
-            self.parameters = parameters_of(cells)
+            self.parameters = parameters_of(parameter_cell(self.cells))
         except HTTPException as e:
             self.broken = e.detail
-        chat = Parameter('_', Parameter.POSITIONAL_ONLY)
-        self.__signature__ = Signature([chat, *self.parameters.values()])
+        self.__signature__ = signature_of(self.parameters.values())
         self.as_tool = tool_of(self)
 
     def __call__(self, chat, /, **values):
-        "Runs it as it is now, in the job's thread."
-        try:
-            cells = parsed_cells(self.path)
-        except HTTPException as e:
-            return chat.finish('error', error=e.detail)
-        stand_in(self.path.parent)
+        "Runs it, in the job's thread."
+        if self.broken:
+            return chat.finish('error', error=self.broken)
+        work_in(self.path.parent)
         try:
             with asyncio.Runner() as loop:
-                run_cells(chat, cells, values, loop)
+                run_cells(chat, self.cells, values, loop)
         except SystemExit as e:
             if e.code:
                 chat.finish('stopped', error=f'{e.code}')
@@ -4572,11 +4617,10 @@ def run_cells(chat, cells, values, loop):
         if isinstance(value, str):  # no Markdown, as in Jupyter
             print(repr(value))
         elif value is not None:
-            chat.send('\n\n')
-            chat.send(value)
+            display(value)
     # What stands in annotations of parameters need not be imported.
-    names = TYPES | {'__name__': '__main__', '__show__': show,
-                     'display': globals().get('display', show)}
+    names = TYPES | dict(__name__='__main__', __show__=show, display=display)
+    names['__builtins__'] = vars(builtins) | dict(__import__=import_module)
     programs, me = {cell.number: compiled(cell) for cell in cells if cell.number}, os.getpid()
     for cell in cells:
         if not cell.number:
@@ -4598,14 +4642,45 @@ def run_cells(chat, cells, values, loop):
 
 def compiled(cell):
     "A cell's program, which shows its last expression; tracebacks find its lines."
-    if last := shown_expression(cell):
+    tree = cell.parse()
+    if last := shown_expression(tree, cell.source):
         last.value = ast.Call(ast.Name('__show__', ast.Load()), [last.value], [])
         ast.fix_missing_locations(ast.copy_location(last.value, last))
     lines = cell.source.splitlines(True)
     linecache.cache[cell.name] = len(cell.source), None, lines, cell.name
-    return compile(cell.tree, cell.name, 'exec', ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    return compile(tree, cell.name, 'exec', ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
-def stand_in(folder):
+def shown_by(method):
+    "A class of IPython.display, whose objects are shown by this method."
+    return lambda data='', **_: SimpleNamespace(**{method: lambda: data})
+
+def image(data=None, filename=None, **_):
+    "IPython's Image, of bytes or of a file."
+    if not isinstance(data, bytes):
+        data = Path(filename or data).read_bytes()
+    return shown_by('_repr_png_' if data.startswith(b'\x89PNG') else '_repr_jpeg_')(data)
+
+class DisplayModule(SimpleNamespace):
+    "IPython.display, where IPython is not installed: what is most used of it."
+    def __getattr__(self, name):
+        raise ImportError(f'IPython.display.{name} wants IPython: pip install ipython')
+
+DISPLAY_MODULE = DisplayModule(
+    display=display, Markdown=shown_by('_repr_markdown_'), HTML=shown_by('_repr_html_'),
+    Latex=shown_by('_repr_latex_'), SVG=shown_by('_repr_svg_'), Image=image,
+    clear_output=lambda *_, **__: None)
+
+def import_module(name, *args):
+    "What `import` does in a notebook: what IPython displays is shown in the message."
+    if name.partition('.')[0] != 'IPython':
+        return __import__(name, *args)
+    if not importlib.util.find_spec('IPython'):
+        is_module = name == 'IPython.display' and args[2]  # from IPython.display import ...
+        return DISPLAY_MODULE if is_module else SimpleNamespace(display=DISPLAY_MODULE)
+    importlib.import_module('IPython.display').display = display
+    return __import__(name, *args)
+
+def work_in(folder):
     """Has this thread work in a folder. Linux lets it stand there alone, so that notebooks of
     several folders can run at once; elsewhere the whole program goes there."""
     with contextlib.suppress(AttributeError, OSError):
@@ -4659,28 +4734,28 @@ if __name__ == '__main__':
 
 def python_job(path):
     "A notebook as a job in a file of its own."
-    notebook, cells = Notebook(path), parsed_cells(path)
-    imports, body, folder = [], [], str(path.parent)
+    notebook, imports, body, folder = Notebook(path), [], [], str(path.parent)
+    if notebook.broken:
+        sys.exit(notebook.broken)
     if path.parent != FILE.parent:
         imports.append(f'import os\nimport sys\nsys.path.append({folder!r})')
         body.append(f'    os.chdir({folder!r})')
-    for cell in cells:
+    for cell in notebook.cells:
         if cell.number:
-            is_first = cell is parameter_cell(cells)
-            body.append(by_hand(cell, notebook.parameters if is_first else {}, imports))
+            body.append(by_hand(cell, notebook, imports))
             continue
         text = cell.source.replace('\\', r'\\').replace("'''", r"\'\'\'")
         body.append(f"    chat.send('''\n\n{text}\n\n''')")
-    waits = any(compiled(cell).co_flags & CO_COROUTINE for cell in cells if cell.number)
+    code = '\n\n'.join(filter(None, body))
+    waits = any(compiled(cell).co_flags & CO_COROUTINE for cell in notebook.cells if cell.number)
     if waits:
-        body = [re.sub(r'\binput\(', 'await chat.ask(', part) for part in body]
+        code = re.sub(r'\binput\(', 'await chat.ask(', code)
     name = identifier(notebook.title.lower(), {*__all__, *keyword.kwlist, *dir(builtins)})
     fields = ''.join(f',\n        {typed(each)}' for each in notebook.parameters.values())
     head = f'{"async " * waits}def {name}(chat{fields and ", *"}{fields}):'
     return FILE_OF_JOB.format(
         doc=f'{path.name} as a job: start this file beside {ENGINE.name}.', engine=ENGINE.stem,
-        imports='\n'.join(imports), head=head, help=notebook.__doc__ or notebook.title,
-        body='\n\n'.join(filter(None, body)))
+        imports='\n'.join(imports), head=head, help=notebook.__doc__ or notebook.title, body=code)
 
 def typed(parameter):
     "A parameter as it is written in Python."
@@ -4689,58 +4764,43 @@ def typed(parameter):
     default = repr(parameter.default).removeprefix('datetime.')
     return f'{parameter.name}: {kind}' + ('' if parameter.default is REQUIRED else f' = {default}')
 
-def by_hand(cell, parameters, imports):
+def by_hand(cell, notebook, imports):
     """A cell as lines of a function. Its imports go to the list, its parameters to the signature,
     its last expression is displayed."""
-    changes = []
-    for node in ast.walk(cell.tree):
-        text, target = ast.get_source_segment(cell.source, node), getattr(node, 'targets', [0])[0]
-        name = getattr(getattr(node, 'target', target), 'id', '')
-        if node in cell.tree.body and isinstance(node, (ast.Import, ast.ImportFrom)):
+    source, tree = cell.source, cell.parse()
+    if any(a.end_lineno == b.lineno for a, b in pairwise(tree.body)):  # two share a line
+        source = ast.unparse(tree)
+        tree = ast.parse(source)
+    is_first = cell is parameter_cell(notebook.cells)
+    shown, lines = shown_expression(tree, cell.source), source.split('\n')
+    inside = {n for node in ast.walk(tree) if isinstance(node, (ast.Constant, ast.JoinedStr))
+              for n in range(node.lineno, node.end_lineno)}  # their lines stay as they are
+    for node in tree.body:
+        text = ast.unparse(node)
+        name = re.match(r'\w*', text)[0]
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
             imports.append(text)
-            changes.append((node, 'pass'))
-        elif node in cell.tree.body and name in parameters:
+            text = ''
+        elif is_first and name in notebook.parameters:
             is_list = isinstance(node.value, ast.List)
-            changes.append((node, f'{name} = {name}.splitlines()' if is_list else 'pass'))
-        elif isinstance(node, ast.Global):
-            changes.append((node, text.replace('global', 'nonlocal', 1)))
-        elif node is shown_expression(cell) and not says_itself(node.value):
-            text = ast.unparse(node) if isinstance(node.value, ast.Tuple) else text
-            changes.append((node, f'display({text})'))
-    source = cell.source.encode()
-    begin = [0, *accumulate(len(line) + 1 for line in source.split(b'\n'))]
-    for node, text in sorted(changes, key=lambda each: (-each[0].lineno, -each[0].col_offset)):
-        after = source[begin[node.end_lineno - 1] + node.end_col_offset:]
-        source = source[:begin[node.lineno - 1] + node.col_offset] + text.encode() + after
-    return indented(source.decode())
-
-def says_itself(node):
-    "Whether an expression is a call that shows something and gives nothing."
-    name = ast.unparse(node.func) if isinstance(node, ast.Call) else ''
-    return name.split('.')[-1] in ('print', 'show', 'display')
-
-def indented(source):
-    "Statements as they stand in a function; the lines of long strings stay as they are."
-    strings = {n for node in ast.walk(ast.parse(source))
-               if isinstance(node, (ast.Constant, ast.JoinedStr))
-               for n in range(node.lineno, node.end_lineno)}
-    lines = [line if n in strings or not line else f'    {line}'
-             for n, line in enumerate(source.split('\n'))
-             if n in strings or not re.fullmatch(r'pass(\s*#.*)?', line)]
-    return '\n'.join(lines).strip('\n')
+            text = f'{name} = {name}.splitlines()' if is_list else ''
+        elif node is shown and not re.match(r'[\w.]*\b(print|show|display)\(', text):
+            text = f'display({text})'
+        else:
+            continue
+        lines[node.lineno - 1:node.end_lineno] = [text] + ['']*(node.end_lineno - node.lineno)
+    text = '\n'.join(line if n in inside else f'    {line}' for n, line in enumerate(lines))
+    return re.sub(r'(?m)^( +)global ', r'\1nonlocal ', text).rstrip().lstrip('\n')
 
 if PRINTED:
-    try:
-        print(python_job(PRINTED))
-    except HTTPException as e:
-        sys.exit(e.detail)
+    print(python_job(PRINTED))
     sys.exit()
 
 # ---- 27. Chats: the list of them -----------------------------------------------------------------
 
 class Chats(Listing):
     "A profile's chats. The one with the latest message stands first, and nobody moves them."
-    text, part, can_move = 'title', 30, False
+    text, part, can_move, has_tools = 'title', 30, False, False
     listed = "deleted = 0 and title <> ''"  # not one with events alone
     # One with the title of its first message is found by that.
     searched = "not new.deleted and new.title_from = 'person'"
@@ -5376,7 +5436,7 @@ from starlette.responses import PlainTextResponse
 class Profiles(Listing):
     "The list of all profiles, for the header."
     fields = 'address', 'code', 'active'
-    shared = True
+    shared, has_tools = True, False
 
     def content(self, p):
         facts = ' · '.join(filter(None, (p.address, p.code, '' if p.active else 'inactive')))
@@ -5449,6 +5509,9 @@ class Todos(Listing):
         if todo_section not in SIDE:  # an app may have taken it out
             return {}
         return {'todo-bar': todo_bar}
+
+    def line(self, todo):
+        return f'[{"x" if todo.done else " "}] {todo.title}'
 
     def open_counts(self):
         return self.tally('profile', 'not done')
@@ -5537,56 +5600,15 @@ async def todo_markdown(profile: int):
     return PlainTextResponse(as_markdown(todos.rows(get_profile(profile).id)))
 
 def as_markdown(rows):
-    return ''.join(f'- [{"x" if todo.done else " "}] {todo.title}\n' for todo in rows)
-
-# What the model may do, where it has the tools capability. Each act gets an Undo in the chat.
-
-def todo_with(id):
-    "Raises ValueError with a sentence for the model."
-    for todo in todos.rows():  # those of the chat where the tool is used
-        if todo.id == id:
-            return todo
-    raise ValueError(f'there is no todo {id}: list_todos tells the ids')
-
-@tool
-async def list_todos(chat):
-    "Lists the person's todos, in order, with their ids."
-    rows = todos.rows()[:500]
-    lines = [f'{todo.id}: [{"x" if todo.done else " "}] {todo.title}' for todo in rows]
-    return '\n'.join(lines) or 'The list is empty.'
-
-@tool
-async def add_todo(chat, title: str):
-    "Adds a todo at the end of the list."
-    todo = await todos.add(title=title)
-    return f'Added as todo {todo.id}.'
+    return ''.join(f'- {todos.line(todo)}\n' for todo in rows)
 
 @tool
 async def finish_todo(chat, id: int):
     "Marks a todo as done."
-    todo = todo_with(id)
+    todo = todos.own_row(id)
     if todo.done:
         return 'It is done already.'
     await finish(todo)
-
-@tool
-async def rename_todo(chat, id: int, title: str):
-    "Gives a todo another title."
-    await todos.rename(todo_with(id), title)
-
-@tool
-async def move_todo(chat, id: int, before_id: int = 0):
-    "Moves a todo before another one, or without before_id to the end."
-    await todos.move(todo_with(id), before_id and todo_with(before_id).id)
-
-@tool
-async def delete_todo(chat, id: int):
-    "Deletes a todo, after asking the person."
-    title = todo_with(id).title
-    answer = await chat.ask(f'Delete the todo “{title}”?', f'Delete {title}', 'Keep it')
-    if answer == 'Keep it':
-        return 'The person wants to keep it.'
-    await todos.delete(todo_with(id))
 
 @job
 def summarise_my_todos(chat):

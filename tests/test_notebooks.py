@@ -1,4 +1,6 @@
 """Notebooks beside the app's file: each is a job as it is, with its form, its questions and its tracebacks."""
+import base64
+import importlib.util
 import json
 import re
 import shutil
@@ -15,6 +17,7 @@ from working import Work, app_with
 pytest_plugins = "chatting", "working"
 
 DISPLAY = re.search(r"(?m)^    'display', +#", (ROOT / "server.py").read_text())     # is one of the API's names
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 home = app_with("""
 @job
 def threads(chat): return ' '.join(t.name for t in threading.enumerate())
@@ -121,6 +124,25 @@ def test_a_cell_is_shown_as_jupyter_shows_it(work, lay):
     assert "42" not in text and "1000" not in text and "None" not in text
     assert work.shown(ident).find(class_="content").find(["h1", "h2", "h3"]).get_text() == "One"
     assert work.row(ident)["progress"] == 100
+
+
+@pytest.mark.parametrize("way", ["from IPython.display import display, Markdown, HTML, Image, SVG",
+                                 "import IPython.display as d\ndisplay, Markdown, HTML, Image = d.display, d.Markdown, d.HTML, d.Image"])
+def test_what_ipython_displays_is_shown(work, lay, way):
+    """IPython need not be installed for that."""
+    (work.server.dir / "dot.png").write_bytes(base64.b64decode(DOT))
+    lay("ipython", way, "display(Markdown('**bold** words'))", "for n in range(2): display(HTML(f'<b>row {n}</b>'))",
+        f"import base64\nImage(base64.b64decode('{DOT}'))", "Image(filename='dot.png')", "display(3, 4)")
+    ident = work.run("ipython")
+    text, shown = said(work, ident), work.shown(ident).find(class_="content")
+    assert shown.strong.get_text() == "bold" and "row 0" in text and "row 1" in text and "<IPython" not in text
+    assert len(shown.find_all("img")) == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("IPython"), reason="IPython is installed")
+def test_what_the_stand_in_for_ipython_lacks_is_a_sentence(work, lay):
+    lay("lacks", "from IPython.display import Audio")
+    assert work.ended(work.run("lacks"))["error"] == "ImportError: IPython.display.Audio wants IPython: pip install ipython"
 
 
 def test_each_run_begins_with_nothing(work, lay):
