@@ -1779,8 +1779,8 @@ def answer_chooser(m):
         yield button('right', 'Later answer', m.chosen + 1)
 
 # What makes an answer, apart from its place.
-NO_ANSWER = {name: getattr(Message, name) for name in
-             'content thinking status error model tokens prompt_tokens window seconds thought'.split()}
+NO_ANSWER = {name: getattr(Message, name) for name in (
+    'content thinking status error model tokens prompt_tokens window seconds thought').split()}
 
 def change_answer(m, n=None):
     """Has the answer number `n` to its prompt stand in a row, or without a number a new one. One
@@ -2662,27 +2662,13 @@ class Chatq:
 
     # The model's turns
 
-    def ask(self, tab, text, edited=0):
+    def ask(self, tab, text):
         """Puts a prompt in line and gives it: a row for it, and right below it the place for its
-        answer, so that the order of ids is the order of the timeline whatever happens meanwhile.
-        It takes the place of the prompt with the id `edited` and of all that stands below that."""
+        answer, so that the order of ids is the order of the timeline whatever happens meanwhile."""
         with db.conn:
             prompt = self.changed(self.new('user', tab=tab, content=text, status='queued'))
             self.changed(self.new('assistant', tab=tab, status='queued'))
-            if edited:
-                self.take_out(prompt.chat, edited, prompt.id)
         return prompt
-
-    def take_out(self, chat, first, by=0):
-        """Takes the message with the id `first` and what stands below it out of a chat, where the
-        prompt with the id `by` takes their place. What runs among them ends."""
-        for m in messages('chat = ? and id >= ? and id < ? and not deleted',
-                          [chat, first, by or 2**62]):
-            if written := self.writing.get(m.id):
-                written.finish('stopped')  # now: its task ends later
-                self.cancel(m.id)
-                m = written.row
-            self.changed(m, deleted=True, replaced_by=by)
 
     def comment(self, profile):
         """Puts a remark of the model on what was just done in line; what is done before its turn
@@ -5057,8 +5043,8 @@ def composer(profile):
     stop_button = icon_button('stop', 'Stop', id='stop-btn', hx_swap='none', hx_post=stop.to())
     send_button = icon_button('up', 'Send', id='send-btn', type='submit')
     row = Div(Span(*pickers(profile), cls='pick'), stop_button, send_button)
-    edited = Hidden('', id='edit', name='edit'), Div(
-        'Editing an earlier message', Button('Cancel', id='no-edit', type='button', cls='quiet'))
+    give_up = Button('Cancel', id='no-edit', type='button', cls='quiet')
+    edited = Hidden(id='edit'), Div('Editing an earlier message', give_up)
     return Form(*edited, field, row, id='chat-form', ws_send=True)
 
 def model_picker(profile):
@@ -5237,13 +5223,24 @@ async def choose_answer(id: int, n: int):
     change_answer(m, n)
     chatq.changed(m)
 
+def take_out(chat, first, by=0):
+    """Takes the message with the id `first` and all that stands below it out of a chat, where the
+    prompt with the id `by` takes their place. What runs among them ends."""
+    for m in messages('chat = ? and id >= ? and id < ? and not deleted',
+                      [chat, first, by or 2**62]):
+        if written := chatq.writing.get(m.id):
+            written.finish('stopped')  # now: its task ends later
+            chatq.cancel(m.id)
+            m = written.row
+        chatq.changed(m, deleted=True, replaced_by=by)
+
 @app.post
 async def restore_replaced(id: int):
     "Undo of an edit: what the prompt has replaced is back, and it goes with what came after it."
     prompt = one(messages, id)
     replaced = messages('replaced_by = ?', [id]) or refuse('There is nothing to bring back here.')
     with db.conn:
-        chatq.take_out(prompt.chat, id)
+        take_out(prompt.chat, id)
         for m in replaced:
             chatq.store(m, deleted=False, replaced_by=0)
     chatq.due.set()
@@ -5452,10 +5449,12 @@ async def ws(ws, msg: str = None, edit: int = 0):
         where = "id = ? and chat = ? and role = 'user' and not deleted"
         if edit and not first_row(messages, where, [edit, tab.chat]):
             refuse('The message that you edited is not there any more: send this as a new one.')
-        prompt = chatq.ask(tab, text, edit)
-        if edit:
-            return toast('The message and what stood below it are replaced.',
-                         restore_replaced.to(id=prompt.id))
+        with db.conn:
+            prompt = chatq.ask(tab, text)
+            if edit:
+                take_out(prompt.chat, edit, prompt.id)
+                return toast('The message and what stood below it are replaced.',
+                             restore_replaced.to(id=prompt.id))
     except (HTTPException, apsw.BusyError) as e:
         _, sentence = sentence_for(e)
         return toast(sentence)(data_refused='1')  # the page puts the prompt back into its field
