@@ -7,6 +7,7 @@ import pytest
 from conftest import Server, ask, free_port, until, wait_done
 from fake_ollama import FakeOllama, Script, model
 from playwright.sync_api import expect
+from test_access import Look
 from wire import Chat as Socket
 from working import app_with
 
@@ -486,3 +487,23 @@ def test_an_openai_server_goes_on_as_it_can(openai, refuses):
         else:
             assert said(sent)[-1] == ("assistant", "one two")
         assert {name: sent[name] for name in parts if name in sent} == ({} if refuses else parts)
+
+
+@pytest.mark.parametrize("size, theme", [((1280, 800), "light"), ((390, 740), "dark")])
+def test_both_for_everyone(chat, size, theme):
+    """As axe sees it; the targets are large enough, and nothing is wider than the window."""
+    page, look = chat.page, Look(chat.page)
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.emulate_media(color_scheme=theme)
+    chat.answered("Tell me " * 12, Script(text="first"))
+    chat.fake.script(Script(text="second"))
+    chat.button("Regenerate").click()
+    expect(chat.content).to_have_text("second")
+    wait_done(page)
+    look.at("several answers")
+    edit(page)
+    expect(editing(page)).to_be_visible()
+    look.at("editing")
+    page.set_viewport_size({"width": 1280, "height": 720})
+    page.emulate_media(color_scheme="light")
+    look.done()
