@@ -253,6 +253,9 @@ class Message:
     progress: float = -1.
     job: str = ''
     undo: str = ''
+    variants: str = ''    # JSON of the other answers to its prompt,
+    chosen: int = 0       # among which this one has that place
+    replaced_by: int = 0  # the id of the prompt that took its place
     # Not stored: what a message says only while it is being written.
     note = None      # a word on what is going on
     pace = None      # (done, total, rate) of a job
@@ -742,13 +745,14 @@ def own_headers(scope):
         yield b'hx-request', b'true'
 
 def socket_text(message):
-    """A socket message as JSON with a text `msg`, or without any: that is all that FastHTML's
-    handler is given, since other JSON breaks it before it is called."""
+    """A socket message as JSON with a text `msg`, or without any, and a number `edit`: that is all
+    that FastHTML's handler is given, since other JSON breaks it before it is called."""
     try:
-        msg = json.loads(message.get('text') or message.get('bytes'))['msg']
+        sent = json.loads(message.get('text') or message.get('bytes'))
+        msg, edit = sent['msg'], as_id(sent.get('edit'))
     except (ValueError, TypeError, KeyError, RecursionError):
         msg = None
-    return json.dumps({'msg': msg} if isinstance(msg, str) else {})
+    return json.dumps({'msg': msg, 'edit': edit} if isinstance(msg, str) else {})
 
 def check_utf8(form):
     "Refuses a form that is no text, which would be stored with signs in its place."
@@ -1450,8 +1454,8 @@ def keep(path, data):
 def tidy_files():
     "Deletes the files that no message names any more."
     named = set()
-    for row in db.q("select content from message where content like '%/file/%' "
-                    "or content like '%```mermaid%'"):
+    for row in db.q("select concat(content, variants) as content from message where content "
+                    "like '%```mermaid%' or concat(content, variants) like '%/file/%'"):
         named.update(FILE_NAME.findall(row['content']))
         named.update(diagram_file(token.content).name
                      for token in parse_markdown(row['content'], {}) if token.info == 'mermaid')
@@ -1720,6 +1724,8 @@ def figures(m):
     if not m.model:
         return None
     facts = [m.model]
+    if m.status == 'stopped':
+        facts.insert(0, 'Stopped')
     if m.tokens and m.seconds:
         facts.append(f'{m.tokens/m.seconds:.0f} tokens/s')
     if m.seconds:
@@ -1753,11 +1759,42 @@ def acts(m):
         yield act(f'Download {missing[1]}', 'pull')
     if status != 'streaming':
         yield icon_button('copy', 'Copy', cls='quiet copy', data_text=qp('/source', id=m.id))
+    if role == 'user':
+        yield icon_button('pencil', 'Edit', cls='quiet edit')
+    if not running:
+        yield from answer_chooser(m)
     if role == 'assistant' and status == 'done':
         yield quiet_act('retry', 'Regenerate', 'try_again', hx_swap='none', cls='quiet regenerate')
     if not running:
         yield quiet_act('trash', 'Delete message', 'delete_message', hx_target='#toast',
                         hx_swap='innerHTML')
+
+def answer_chooser(m):
+    "Where a prompt has several answers: which one this is, between buttons for the others."
+    def button(sign, label, n):
+        return icon_button(sign, label, id=f'{sign}-{m.id}', hx_swap='none',
+                           hx_post=qp('/choose_answer', id=m.id, n=n))
+    if others := json.loads(m.variants or '[]'):
+        yield button('left', 'Earlier answer', m.chosen - 1)
+        yield Span(f'{m.chosen + 1} of {len(others) + 1}', cls='quiet')
+        yield button('right', 'Later answer', m.chosen + 1)
+
+# What makes an answer, apart from its place.
+NO_ANSWER = {name: getattr(Message, name) for name in (
+    'content thinking status error model tokens prompt_tokens window seconds thought').split()}
+
+def change_answer(m, n=None):
+    """Has the answer number `n` to its prompt stand in a row, or without a number a new one. One
+    without text is not kept."""
+    answers = json.loads(m.variants or '[]')
+    if m.content:
+        answers.insert(m.chosen, {name: getattr(m, name) for name in NO_ANSWER})
+    if n is None:
+        n = len(answers)
+        answers.append(NO_ANSWER)
+    if n not in range(len(answers)):
+        refuse('There is no further answer in this direction.')
+    vars(m).update(answers.pop(n), variants=json.dumps(answers), chosen=n)
 
 def memory_line(oldest):
     "The line that shows where the model's memory begins."
@@ -2624,27 +2661,30 @@ class Chatq:
     # The model's turns
 
     def ask(self, tab, text):
-        """Puts a prompt in line: a row for it, and right below it the place for its answer, so that
-        the order of ids is the order of the timeline whatever happens meanwhile."""
+        """Puts a prompt in line and gives it: a row for it, and right below it the place for its
+        answer, so that the order of ids is the order of the timeline whatever happens meanwhile."""
         with db.conn:
-            for role, content in ('user', text), ('assistant', ''):
-                self.changed(self.new(role, tab=tab, content=content, status='queued'))
+            prompt = self.changed(self.new('user', tab=tab, content=text, status='queued'))
+            self.changed(self.new('assistant', tab=tab, status='queued'))
+        return prompt
 
     def comment(self, profile):
         """Puts a remark of the model on what was just done in line; what is done before its turn
         comes is in the same one."""
         row = self.new('assistant', profile, status='queued')
-        waiting = "chat = ? and role = 'assistant' and status = 'queued'"
+        waiting = "chat = ? and role = 'assistant' and status = 'queued' and not deleted"
         if not first_row(messages, waiting, [row.chat]):
             self.changed(row)
 
     def retry(self, row, keep=False):
-        """Puts an answer (or a prompt's answer) in line again; `keep` what it has, to go on from
-        there."""
+        """Puts an answer (or a prompt's answer) in line again, beside what it has; `keep`: to go on
+        from there."""
         if row.role == 'user':
             row = messages[row.id + 1]
-        if not keep:
-            row.content = row.thinking = ''
+        if keep:
+            row.tokens = row.prompt_tokens = row.seconds = 0
+        else:
+            change_answer(row)
         self.move_prompt(row, 'stopped', 'queued')
         self.changed(row, status='queued', error='')
 
@@ -2965,7 +3005,7 @@ def server_error(status, data, model=''):
         return ModelError(f"{model} does not fit into this machine's memory. Choose a smaller "
                           f'model below, or a smaller context in the settings. It says: {text}')
     kind = ModelError
-    if status in (400, 422) or status > 400 and 'tool' in low:
+    if status in (400, 422) or status > 400 and re.search('tool|prefill', low):
         kind = TooLong if 'context' in low else Refused
     return kind(f'The model server refused: {text or f"status {status}"}')
 
@@ -3025,7 +3065,8 @@ async def replies(url, path, body):
 
 # What a request can do without, and the words in which servers refuse it.
 OPTIONAL = dict(tools='tool|function', stream_options='stream_options|usage', think='think',
-                reasoning_effort='reason|effort', chat_template_kwargs='template|kwargs')
+                reasoning_effort='reason|effort', chat_template_kwargs='template|kwargs',
+                continue_final_message='final_message', add_generation_prompt='generation_prompt')
 
 async def patient_replies(url, path, body):
     """As `replies`, of a server that may refuse some of the body, and is asked without that, or
@@ -3084,6 +3125,8 @@ def chat_request(prompt, model, options, tools, think):
         body['reasoning_effort'] = dict(on='medium', off='none').get(think, think)
     if is_on is not None:  # vLLM and llama-server know it by this
         body['chat_template_kwargs'] = dict(enable_thinking=is_on)
+    if prompt[-1]['role'] == 'assistant':  # vLLM goes on from there only by this
+        body |= dict(continue_final_message=True, add_generation_prompt=False)
     if 'temperature' in options:
         body['temperature'] = options['temperature']
     return '/chat/completions', body
@@ -3408,9 +3451,8 @@ def history(row, profile, limit):
         said.append(('user', f'(Meanwhile in the app: {text})') if is_event else (role, text))
     if is_event:
         said.append(('user', 'Comment on that in one short sentence.'))
-    if row.content:
-        again = 'Go on exactly where you stopped, without repeating anything.'
-        said += ('assistant', row.content), ('user', again)
+    if row.content:  # a server goes on from an unfinished answer that stands last
+        said.append(('assistant', row.content))
     prompt = [dict(role=role, content='\n\n'.join(text for _, text in group))
               for role, group in groupby(said, lambda each: each[0])]
     return prompt, oldest
@@ -3471,12 +3513,14 @@ async def cut_to_fit(chat, profile, turn, specs):
     think = how_to_think(profile, model)
     window = options.get('num_ctx') or (await loaded_models()).get(model) or CONTEXT
     limit = int(window*.75*Model.chars_per_token.get(model, 3.5))  # a quarter is for the answer
+    asked = []  # to go on, in words
     for tries_left in reversed(range(4)):
         prompt, oldest = history(chat.row, profile, limit)
-        prompt += turn
+        prompt += turn or asked
         show_memory(chat.chat, oldest)
         try:
             pieces = stream(prompt, model, options, specs, think)
+            pieces = without_overlap(pieces, chat.row.content.rstrip())
             text, figures = await write_answer(pieces, chat)
             if figures['prompt_tokens'] and not specs:
                 length = sum(len(each['content']) for each in prompt)
@@ -3486,6 +3530,32 @@ async def cut_to_fit(chat, profile, turn, specs):
             if not tries_left:
                 raise
             limit = limit*3//5
+        except Refused:  # some want the person to speak last
+            if prompt[-1]['role'] != 'assistant':
+                raise
+            asked = [dict(role='user', content='Go on exactly where you stopped.')]
+
+async def without_overlap(pieces, old):
+    """The pieces of an answer that goes on from the text `old`, without what it repeats of its end.
+    Text is held back as long as it may be such a repetition."""
+    held = ''
+    async for kind, value in pieces:
+        if old and kind == 'Answering':
+            held += value
+            if held.strip() in old:
+                continue
+            value, old, held = cut_overlap(old, held), '', ''
+        if held and kind == 'end':
+            yield 'Answering', cut_overlap(old, held)
+        yield kind, value
+
+def cut_overlap(old, new):
+    "`new` without its beginning where `old` ends with that, in 12 characters or more, or is that."
+    start = new.lstrip()
+    for length in range(len(start), min(len(old), 12) - 1, -1):
+        if old.endswith(start[:length]):
+            return start[length:]
+    return new
 
 async def write_answer(pieces, chat):
     "Writes the pieces of `stream` into a message; returns the text, and what stands at their end."
@@ -4863,6 +4933,7 @@ SIDE.insert(0, chats_section)
 
 KEYS = {
     '?': 'This sheet', '/': 'Search', 'Alt+N': 'New chat', 'Alt+M': 'Write a message',
+    '↑': 'Edit your last message, where nothing is typed',
     'Alt+T': 'Light or dark', 'Enter': 'Send the message', 'Shift+Enter': 'A new line in it',
     '↑ ↓': 'Go from one item of a list to the next', 'Enter F2': 'Edit the item',
     'Escape': 'Give up editing', 'Space': 'Tick the item off', 'Alt+↑ Alt+↓': 'Move the item',
@@ -4975,7 +5046,9 @@ def composer(profile):
     stop_button = icon_button('stop', 'Stop', id='stop-btn', hx_swap='none', hx_post=stop.to())
     send_button = icon_button('up', 'Send', id='send-btn', type='submit')
     row = Div(Span(*pickers(profile), cls='pick'), stop_button, send_button)
-    return Form(field, row, id='chat-form', ws_send=True)
+    give_up = Button('Cancel', id='no-edit', type='button', cls='quiet')
+    edited = Hidden(id='edit'), Div('Editing an earlier message', give_up)
+    return Form(*edited, field, row, id='chat-form', ws_send=True)
 
 def model_picker(profile):
     "The models to choose from; where there are many, a field to find one in."
@@ -5145,6 +5218,38 @@ async def try_again(id: int):
 @app.post
 async def go_on(id: int):
     chatq.retry(at_rest(id), keep=True)
+
+@app.post
+async def choose_answer(id: int, n: int):
+    "Has another one of the answers to a prompt stand in the chat, and be remembered by the model."
+    m = at_rest(id)
+    change_answer(m, n)
+    chatq.changed(m)
+
+def take_out(chat, first, by=0):
+    """Takes the message with the id `first` and all that stands below it out of a chat, where the
+    prompt with the id `by` takes their place. What runs among them ends."""
+    for m in messages('chat = ? and id >= ? and id < ? and not deleted',
+                      [chat, first, by or 2**62]):
+        if written := chatq.writing.get(m.id):
+            written.finish('stopped')  # now: its task ends later
+            chatq.cancel(m.id)
+            m = written.row
+        chatq.changed(m, deleted=True, replaced_by=by)
+
+@app.post
+async def restore_replaced(id: int):
+    "Undo of an edit: what the prompt has replaced is back, and it goes with what came after it."
+    prompt = one(messages, id)
+    replaced = messages('replaced_by = ?', [id]) or refuse('There is nothing to bring back here.')
+    with db.conn:
+        take_out(prompt.chat, id)
+        for m in replaced:
+            chatq.store(m, deleted=False, replaced_by=0)
+    chatq.due.set()
+    for tab in chatq.tabs_of(prompt.chat):  # not each of them has places for what is back
+        tab.push('timeline', tab.newest_messages)
+    return toast('')
 
 @app.post
 async def delete_message(id: int):
@@ -5330,8 +5435,9 @@ async def on_disconnect(ws):
         chatq.tabs.discard(tab)
 
 @app.ws('/ws', conn=on_connect, disconn=on_disconnect)
-async def ws(ws, msg: str = None):
-    "A prompt from the page; anything else that comes here is answered with a hint."
+async def ws(ws, msg: str = None, edit: int = 0):
+    """A prompt from the page, which may take the place of the one with the id `edit`; anything else
+    that comes here is answered with a hint."""
     try:
         if msg is None:
             refuse('The app did not understand what the page sent: reload it.')
@@ -5344,7 +5450,15 @@ async def ws(ws, msg: str = None):
         if tab.chat and not chat_with(tab.chat):
             refuse('This chat is not there any more: choose another one, or begin a new one.')
         await writable()
-        chatq.ask(tab, text)
+        where = "id = ? and chat = ? and role = 'user' and not deleted"
+        if edit and not first_row(messages, where, [edit, tab.chat]):
+            refuse('The message that you edited is not there any more: send this as a new one.')
+        with db.conn:
+            prompt = chatq.ask(tab, text)
+            if edit:
+                take_out(prompt.chat, edit, prompt.id)
+                return toast('The message and what stood below it are replaced.',
+                             restore_replaced.to(id=prompt.id))
     except (HTTPException, apsw.BusyError) as e:
         _, sentence = sentence_for(e)
         return toast(sentence)(data_refused='1')  # the page puts the prompt back into its field

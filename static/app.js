@@ -94,7 +94,11 @@ on('htmx:wsAfterSend', () => {
 const ENDS = { done: 'The answer is here.', stopped: 'Stopped.', error: 'It ended with an error.' }
 
 on('htmx:oobBeforeSwap', ({ target, detail }) => {
-  if (detail.fragment.dataset?.refused) putBack()
+  if (detail.fragment.dataset?.refused) {
+    putBack()
+    endEdit()
+  }
+  if (target === log()) lastTop = 0  // it comes anew, and is not scrolled yet
   const el = detail.fragment.firstElementChild
   const { role, status, reload } = el?.dataset ?? {}
   const isFoot = el?.matches('footer')
@@ -113,6 +117,7 @@ on('htmx:oobBeforeSwap', ({ target, detail }) => {
 function promptArrived(message) {
   const text = $(message, '.content').textContent
   if (text === sending && text === byId('msg').value) type('')
+  if (text === sending) endEdit()
   sending = ''
 }
 
@@ -205,7 +210,8 @@ on('htmx:beforeSwap', ({ target }) => {
 
 // ---- Writing
 
-const draft = () => $('main').getAttribute('ws-connect')  // the key under which a reload finds it
+// The key under which a reload finds what is in the composer, and of what kind.
+const draft = (kind = '') => $('main').getAttribute('ws-connect') + kind
 
 function type(text) {
   byId('msg').value = text
@@ -227,6 +233,34 @@ on('input', ({ target: { id, value, maxLength } }) => {
   }
   const left = maxLength - value.length
   if (left >= 0 && left < maxLength / 10) toast(`${left} characters left.`)
+})
+
+// A prompt that is edited stands in the composer, and what stood there is kept meanwhile.
+function edit(prompt) {
+  if (!byId('edit').value) session[draft('kept')] = byId('msg').value
+  byId('edit').value = session[draft('edit')] = number(prompt)
+  propose($(prompt, '.content').textContent)
+  if ($(`#${prompt.id} ~ [data-role=assistant][data-status=streaming]`)) byId('stop-btn').click()
+}
+
+function endEdit() {
+  byId('edit').value = session[draft('edit')] = ''
+  if (byId('msg').value) return
+  type(session[draft('kept')] ?? '')
+  session[draft('kept')] = ''
+}
+
+function giveUpEdit() {
+  type('')
+  endEdit()
+  byId('msg').focus()
+}
+
+on('keydown', event => {
+  const last = $('#msg-list > :nth-last-child(1 of [data-role=user])')
+  if (event.key !== 'ArrowUp' || !last || !event.target.matches('#msg:placeholder-shown')) return
+  event.preventDefault()
+  edit(last)
 })
 
 // A field has one line: several pasted ones are several rows.
@@ -308,6 +342,7 @@ on('keydown', event => {
 // Escape gives up a drag or an edit, or else closes what is open.
 function giveUp(target) {
   if (dragged) return endDrag(showAgain)
+  if (target.id === 'msg' && byId('edit').value) return giveUpEdit()
   const row = target.closest('.editing, .asking')
   if (row) return showAgain(row)
   if (target.closest('#search-results')) return byId('search').focus()
@@ -566,6 +601,8 @@ on('click', ({ target }) => {
   if (button?.matches('.copy')) copy(button)
   if (button?.dataset.side) showSide(button.dataset.side)
   if (button?.matches('.idea')) propose(button.textContent)
+  if (button?.matches('.edit')) edit(button.closest('.msg'))
+  if (button?.id === 'no-edit') giveUpEdit()
   if (target.id !== 'more') return
   follow = true
   toEnd()
@@ -668,6 +705,7 @@ function start() {
   const isNew = location.pathname === '/chat/new'
   if (isNew || !isPhone && !/[?#]/.test(location.href)) byId('msg').focus()
   type(session[draft()] ?? '')
+  byId('edit').value = session[draft('edit')] ?? ''
   showChat()
   const singleKeys = byId('single-keys')
   singleKeys.checked = local.keys !== 'off'

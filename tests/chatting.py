@@ -159,7 +159,7 @@ class Chat:
         return self.server.sql(f"select * from message where profile = ? and {where} order by id", self.profile)
 
     def idle(self):
-        return not self.rows("status in ('queued', 'streaming')")
+        return not self.rows("status in ('queued', 'streaming') and not deleted")
 
     def state(self, page=None):
         """The timeline as a page shows it (chat.page, if none is named)."""

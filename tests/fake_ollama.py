@@ -133,6 +133,7 @@ class FakeOllama:
         self.impostor = None              # these bytes for whatever is asked; b"": silence
         self.prefix = ""                  # a base path, as behind a reverse proxy
         self.unknown = {}                 # parts of a body that it does not know -> (status, what it says)
+        self.no_prefill = None            # (status, what it says) where the last message is the assistant's
         self.tells = {}                   # name -> what /v1/models tells of it besides
         self.requests, self.chats, self.hangups, self.sent = [], [], [], []
         self.loaded = {}                  # name -> context length in force
@@ -329,6 +330,8 @@ class FakeOllama:
         for part, (status, text) in self.unknown.items():
             if part in body:
                 return refuse(status, text)
+        if self.no_prefill and messages and messages[-1]["role"] == "assistant":
+            return refuse(*self.no_prefill)
         for want, able in ("think", "thinking"), ("tools", "tools"):
             if body.get(want) and able not in m["capabilities"]:
                 return refuse(400, f"\"{m['name']}\" does not support {able}")
