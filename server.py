@@ -1693,7 +1693,7 @@ def is_text(address):
 
 def file_link(name, address, size, more=''):
     "A file that goes with a prompt: a click opens it."
-    amount = f'{size/1e6:.1f} MB' if size > 1e6 else f'{size/1e3:.1f} kB'
+    amount = f'{size/1e6:.1f} MB' if size > 1e6 else f'{max(size, 100)/1e3:.1f} kB'
     sign = icon('file') if is_text(address) else Img(src=address, alt='')
     cls = 'chip' if is_text(address) else 'chip picture'
     return A(sign, Span(name), Small(amount, more), href=address, target='_blank', cls=cls)
@@ -2796,14 +2796,14 @@ class Chatq:
 chatq = Chatq()
 BACKGROUND.append(chatq.work)
 
-# ---- 37. Files: what may be attached, and what the model is given of it -------------------------
+# ---- 37. Files: what may be attached, and what models and jobs are given of it -------------------
 
 PICTURES = 'png', 'jpeg', 'gif', 'webp'
 FIRST_BYTES = re.compile(rb'(?s)(?P<png>\x89PNG\r\n)|(?P<jpeg>\xff\xd8\xff)|(?P<gif>GIF8)|'
                          rb'(?P<webp>RIFF....WEBP)|(?P<pdf>%PDF-)')
 BINARY = re.compile('[\0-\x08\x0e-\x1a\x1c-\x1f]')
 PICTURE_MARK = re.compile(f'{START}(/file/[^{END}]*){END}')  # in a prompt, until it is sent
-WEIGHT = 3500     # a picture counts as so many characters of a prompt
+WEIGHT = 2000     # a picture counts as so many characters of a prompt
 MOST_SIDE = 2048  # pixels that the model is given
 PDF_TIME = 20     # seconds that reading one may take
 # A process of its own, since a PDF may ask for any time and memory.
@@ -2897,7 +2897,7 @@ def check_length(length, limit):
         raise ModelError(f'What is attached is about {length - limit:,} characters too long for '
                          'this model. Attach less, or give it more context in the settings.')
 
-@lru_cache(20)
+@lru_cache(8)
 def picture_data(address):
     "The kind of a picture, and the picture in base64; smaller where Pillow is here and it is large."
     path = kept_path(address)
@@ -2923,7 +2923,35 @@ def with_pictures(said):
         return said | dict(content=text, images=[data for _, data in pictures])
     parts = [dict(type='image_url', image_url=dict(url=f'data:image/{kind};base64,{data}'))
              for kind, data in pictures]
-    return said | dict(content=[dict(type='text', text=text), *parts])
+    if text:
+        parts.insert(0, dict(type='text', text=text))
+    return said | dict(content=parts)
+
+# Files that jobs are given
+
+class File(str):
+    """A job's parameter that is a file. The job gets the pathlib.Path of a copy of its own, under
+    the file's name; what is stored is the address and the name."""
+
+def with_paths(values, folder):
+    "The values of a job, with the path of a copy in place of each file."
+    def path(number, value):
+        address, _, name = value.partition(' ')
+        copy = folder/f'{number}'/name
+        copy.parent.mkdir()
+        return shutil.copy(kept_path(address), copy)
+    return {name: path(number, value) if isinstance(value, File) else value
+            for number, (name, value) in enumerate(values.items())}
+
+async def sent_value(value):
+    "A value of a form; of a file the address under which it is kept, and its name."
+    if isinstance(value, str):
+        return value
+    if not value.filename:  # none was chosen
+        return ''
+    name = safe_name(value.filename)
+    ending = re.sub('[^a-z0-9]', '', Path(name).suffix.lower())[:8] or 'txt'
+    return f'{keep_file(await value.read(), ending)} {name}'
 
 # ---- 18. Model: what speaks to Ollama, and to its stand-ins --------------------------------------
 
@@ -3449,10 +3477,6 @@ class Secret(str):
 
     def __new__(cls, shared):
         return type('Secret', (cls,), dict(shared=shared))
-
-class File(str):
-    """A job's parameter that is a file. The job gets the pathlib.Path of a copy of its own, under
-    the file's name; what is stored is the address and the name."""
 
 def is_secret(kind):
     return isinstance(kind, type) and issubclass(kind, Secret)
@@ -4474,24 +4498,6 @@ async def run_function(chat, function, values):
             return chat.finish('error', error=headline.split('\n')[0][:500].replace('`', "'"))
     chat.finish(seconds=time.perf_counter() - start)
 
-def with_paths(values, folder):
-    "The values of a job, with the path of a copy in place of each file."
-    def path(number, value):
-        address, _, name = value.partition(' ')
-        copy = folder/f'{number}'/name
-        copy.parent.mkdir()
-        return shutil.copy(kept_path(address), copy)
-    return {name: path(number, value) if isinstance(value, File) else value
-            for number, (name, value) in enumerate(values.items())}
-
-async def sent_value(value):
-    "A value of a form; of a file the address under which it is kept, and its name."
-    if isinstance(value, str) or not value.filename:
-        return value if isinstance(value, str) else ''
-    name = safe_name(value.filename)
-    ending = re.sub('[^a-z0-9]', '', Path(name).suffix.lower())[:8] or 'txt'
-    return f'{keep_file(await value.read(), ending)} {name}'
-
 async def result_of(function, chat, values):
     "What a job returns; what it yields is sent."
     if iscoroutinefunction(function):
@@ -4757,7 +4763,7 @@ def shown_expression(cell):
 
 # The form: nothing of the notebook is run for it.
 
-TYPES = {each.__name__: each for each in (*COLUMN_TYPES, Lines, Secret)} | {'Literal': Literal}
+TYPES = {each.__name__: each for each in (*COLUMN_TYPES, Lines, Secret, File)} | {'Literal': Literal}
 READABLE = ('Expression Constant Name Load List Tuple Dict Subscript UnaryOp USub BinOp BitOr Call '
             'keyword').split()
 
@@ -5568,7 +5574,9 @@ async def check_files(prompt, profile):
         way = f'{other} can: choose it and send this again.' if other else 'No installed model can.'
         error = HTTPException(400, f'{model} can see no pictures. {way}')
         choose = choose_model.to(profile=profile.id, model=other)
-        error.button = post_button(f'Use {other}', choose) if other else None
+        if other:  # and the words go with the click
+            error.button = post_button(f'Use {other}', choose, hx_target='#toast',
+                                       hx_swap='innerHTML')
         raise error
     await loaded_models()
     check_length(weight(text), room(profile, model)[1])

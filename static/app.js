@@ -256,6 +256,7 @@ function attach(files) {
   for (const file of files.filter(isSmall)) {
     request('POST', address, { source, values: { file }, swap: 'none' })
   }
+  byId('msg').focus()
 }
 
 on('change', ({ target }) => {
@@ -277,6 +278,9 @@ on('dragover drop', event => {
   clearTimeout(dragEnd)
   dragEnd = setTimeout(() => document.body.classList.remove('dropping'), 300)
   if (type === 'dragover') return
+  if ([...dataTransfer.items].some(item => item.webkitGetAsEntry()?.isDirectory)) {
+    return toast('A folder cannot be attached: drop the files in it.')
+  }
   const form = target.closest('form') ?? byId('chat-form')
   const field = $(form, '[type=file]') ?? byId('files')
   field.files = dataTransfer.files

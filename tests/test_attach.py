@@ -416,6 +416,7 @@ def test_the_button_of_a_refusal_chooses_a_model_that_sees(chat, page):
     page.locator("#msg").fill("What is this?")
     page.locator("#msg").press("Enter")
     page.get_by_role("button", name="Use gemma3:4b").click()
+    expect(page.locator("#toast")).to_be_empty()
     expect(page.locator("#model")).to_have_value("gemma3:4b")
     expect(page.locator("#msg")).to_have_value("What is this?")
     page.locator("#msg").press("Enter")
