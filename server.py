@@ -344,17 +344,16 @@ def with_files(copy):
     copy.unlink()
     return part
 
-def without_files(copy):
+def without_files(copy, folder):
     "The database of a backup. Files that come with it are put beside ours, whose names are hashes."
     if not zipfile.is_zipfile(copy):
         return copy
-    database = DB_FILE.with_suffix('.part')
+    KEPT.mkdir(0o700, exist_ok=True)
     with zipfile.ZipFile(copy) as packed:
         for name in packed.namelist():
-            path = database if name.endswith('.db') else KEPT/Path(name).name
-            path.parent.mkdir(0o700, exist_ok=True)
-            path.write_bytes(packed.read(name))
-    return database
+            place = folder/DB_FILE.name if name.endswith('.db') else KEPT/Path(name).name
+            place.write_bytes(packed.read(name))
+    return folder/DB_FILE.name
 
 def back_up(file):
     "What `--backup FILE` does, also while the app runs."
@@ -371,10 +370,8 @@ def restore_from(file):
     if file == DB_FILE:
         sys.exit(f'{file} is the database itself: name a copy of it.')
     held, old = lock(DB_FILE), free_name('restore')
-    database = without_files(file)
-    new = copied(database, DB_FILE)
-    if database != file:
-        database.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        new = copied(without_files(file, Path(folder)), DB_FILE)
     for ending in '', '-wal', '-shm':
         with contextlib.suppress(FileNotFoundError):
             Path(f'{DB_FILE}{ending}').replace(f'{old}{ending}')
@@ -2873,7 +2870,7 @@ def pdf_text(name, data):
     refuse(f'{name} could not be read: {why}.')
 
 def kept_path(address):
-    return KEPT/address.removeprefix('/file/')
+    return KEPT/address.rpartition('/')[2]
 
 def told(m):
     """A message as the model is told it: with the texts that go with it, and marks for pictures.
@@ -2937,7 +2934,7 @@ def with_paths(values, folder):
     "The values of a job, with the path of a copy in place of each file."
     def path(number, value):
         address, _, name = value.partition(' ')
-        copy = folder/f'{number}'/name
+        copy = folder/f'{number}'/safe_name(name)
         copy.parent.mkdir()
         return shutil.copy(kept_path(address), copy)
     return {name: path(number, value) if isinstance(value, File) else value
