@@ -5542,7 +5542,7 @@ async def attach(req, profile: int, chat: int = 0):
 
 @app.post
 async def detach(id: int):
-    db.q('delete from attachment where id = ?', [id])
+    db.q('delete from attachment where id = ?', [str(id)])
     chatq.push('chips', chips)
 
 async def send_prompt(tab, text):

@@ -11,6 +11,7 @@ from conftest import Server, free_port, until, wait_done
 from fake_ollama import FakeOllama, Script, model
 from PIL import Image
 from playwright.sync_api import expect
+from test_access import look, seen  # noqa: F401
 from test_backup import run
 from wire import Chat as Socket
 from working import Work, insert
@@ -422,6 +423,26 @@ def test_the_button_of_a_refusal_chooses_a_model_that_sees(chat, page):
     page.locator("#msg").press("Enter")
     assert wait_done(page)
     assert chat.fake.chats[-1]["messages"][-1]["images"]
+
+
+def test_attachments_are_for_everybody(chat, page, seen, look):  # noqa: F811
+    files(page, ("shot.png", picture(400, 300)), ("a name of some length.md", b"# Notes\n" * 100))
+    expect(page.locator("#chips li")).to_have_count(2)
+    look.at("chips")
+    page.evaluate("document.body.classList.add('dropping')")
+    look.at("dropping")
+    page.evaluate("document.body.classList.remove('dropping')")
+    page.get_by_role("button", name="Remove shot.png").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#chips li")).to_have_count(1)
+    expect(page.get_by_role("link", name="a name of some length.md")).to_be_focused()
+    files(page, ("shot.png", picture(400, 300)))
+    expect(page.locator("#msg")).to_be_focused()
+    expect(page.locator("#chips li")).to_have_count(2)
+    page.keyboard.press("Enter")
+    assert wait_done(page)
+    look.at("sent")
+    look.done()
 
 
 def test_a_drop_on_a_job_is_its_file(work, server, window):
