@@ -2832,8 +2832,8 @@ def safe_name(name):
 def what_it_is(name, data):
     """The ending under which a file is kept, and what is kept: a picture as it is, of all else the
     text. Refuses what is neither."""
-    found, ending = FIRST_BYTES.match(data), name.rpartition('.')[2].lower().replace('jpg', 'jpeg')
-    kind = found and found.lastgroup
+    ending = name.rpartition('.')[2].lower().replace('jpg', 'jpeg')
+    kind = getattr(FIRST_BYTES.match(data), 'lastgroup', '')
     if kind in PICTURES:
         width, height = size_of(data)
         if width*height > MOST_PIXELS:
@@ -2896,7 +2896,7 @@ def check_length(length, limit):
 
 @lru_cache(8)
 def picture_data(address):
-    "The kind of a picture, and the picture in base64; smaller where Pillow is here and it is large."
+    "The kind of a picture, and its data in base64: smaller, if it is large and Pillow is here."
     path = kept_path(address)
     data = path.read_bytes()
     if max(size_of(data)) > MOST_SIDE or path.suffix == '.gif':
@@ -2909,12 +2909,16 @@ def picture_data(address):
             data = file.getvalue()
     return FIRST_BYTES.match(data).lastgroup, b64encode(data).decode()
 
-def with_pictures(said):
+def is_blind(model):
+    "Whether a model can see no pictures, as far as the server tells."
+    return model in Model.can and model not in Model.with_vision
+
+def with_pictures(said, model):
     "A message of a prompt with the pictures that its text has marks for, as its server wants them."
-    addresses = PICTURE_MARK.findall(said['content'])
-    if not addresses:
-        return said
-    text = PICTURE_MARK.sub('', said['content']).strip()
+    addresses, text = PICTURE_MARK.findall(said['content']), said['content']
+    if not addresses or is_blind(model):
+        return said | dict(content=PICTURE_MARK.sub('(A picture that you cannot see.)', text))
+    text = PICTURE_MARK.sub('', text).strip()
     pictures = [picture_data(address) for address in addresses]
     if Model.kind == 'ollama':
         return said | dict(content=text, images=[data for _, data in pictures])
@@ -3308,7 +3312,7 @@ def text_of(data, key):
 def chat_request(prompt, model, options, tools, think):
     """The path and the body of a chat: POST /api/chat (Ollama, docs/api.md), else POST
     /chat/completions (OpenAI's API reference, chat streaming)."""
-    body = dict(model=model, messages=[*map(with_pictures, prompt)])
+    body = dict(model=model, messages=[with_pictures(each, model) for each in prompt])
     is_on = dict(on=True, off=False).get(think)
     if tools:
         body['tools'] = tools
@@ -4760,7 +4764,8 @@ def shown_expression(cell):
 
 # The form: nothing of the notebook is run for it.
 
-TYPES = {each.__name__: each for each in (*COLUMN_TYPES, Lines, Secret, File)} | {'Literal': Literal}
+TYPES = {each.__name__: each for each in (*COLUMN_TYPES, Lines, Secret, File)}
+TYPES['Literal'] = Literal
 READABLE = ('Expression Constant Name Load List Tuple Dict Subscript UnaryOp USub BinOp BitOr Call '
             'keyword').split()
 
@@ -5565,8 +5570,7 @@ async def check_files(prompt, profile):
         if not kept_path(each['address']).exists():
             refuse(f'{each["name"]} was deleted on the disk: remove it and attach it again.')
     model, text = pick_model(profile), told(prompt)
-    # Where the server does not tell what the model can, it has to say so itself.
-    if START in text and Model.can.get(model) and model not in Model.with_vision:
+    if START in text and is_blind(model):
         other = next(iter(Model.with_vision), '')
         way = f'{other} can: choose it and send this again.' if other else 'No installed model can.'
         error = HTTPException(400, f'{model} can see no pictures. {way}')

@@ -152,6 +152,9 @@ def test_a_model_that_sees_nothing_is_told_before(work):
     work.post(re.search(r'hx-post="/(choose_model[^"]*)"', said)[1].replace("&amp;", "&"))
     ask(work)
     assert work.fake.chats[-1]["model"] == "gemma3:4b" and work.fake.chats[-1]["messages"][-1]["images"]
+    work.post(f"/choose_model?profile={work.profile}&model=gemma3:1b")    # in a chat with pictures
+    ask(work, "Thanks")
+    assert "images" not in str(work.fake.chats[-1]) and "picture that you cannot see" in str(work.fake.chats[-1])
 
 
 def test_where_the_server_does_not_tell_it_is_sent(app):
