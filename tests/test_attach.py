@@ -438,7 +438,7 @@ def test_attachments_are_for_everybody(chat, page, seen, look):  # noqa: F811
     page.get_by_role("button", name="Remove shot.png").focus()
     page.keyboard.press("Enter")
     expect(page.locator("#chips li")).to_have_count(1)
-    expect(page.get_by_role("link", name="a name of some length.md")).to_be_focused()
+    expect(page.get_by_role("button", name="Remove a name of some length.md")).to_be_focused()
     files(page, ("shot.png", picture(400, 300)))
     expect(page.locator("#msg")).to_be_focused()
     expect(page.locator("#chips li")).to_have_count(2)
