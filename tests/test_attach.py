@@ -19,6 +19,7 @@ from working import Work, insert
 pytest_plugins = "chatting", "working"
 
 SEES = model("gemma3:4b", "gemma3", "4.0B", ("completion", "vision"))
+BLIND = model("gemma3:1b", "gemma3", "1.0B", ("completion",))
 JOBS = '''
 @job
 def count_lines(chat, data: File, unit: str):
@@ -143,7 +144,7 @@ def test_a_picture_is_as_large_as_the_model_can_use(work, kind, width, sent):
 
 
 def test_a_model_that_sees_nothing_is_told_before(work):
-    use(work, SEES, model("gemma3:1b", capabilities=("completion",)))
+    use(work, SEES, BLIND)
     attach(work, "shot.png", picture())
     work.tab.say("What is this?")
     said = work.tab.hear(r'id="toast"[^>]*data-refused.*?</button>|data-refused.*?</button>')[0]
@@ -324,7 +325,9 @@ def test_a_job_takes_a_file(work):
 
 @pytest.fixture
 def page(chat):
-    chat.fake.models[:] = [SEES]
+    """With two models to choose from, the first of which can see."""
+    chat.fake.models[:] = [SEES, BLIND]
+    expect(chat.page.locator("#model option")).to_have_count(2, timeout=10_000)
     yield chat.page
 
 
@@ -414,8 +417,7 @@ def test_what_is_too_large_or_too_many_is_said_in_the_page(chat, page):
 
 
 def test_the_button_of_a_refusal_chooses_a_model_that_sees(chat, page):
-    chat.fake.models[:] = [model("gemma3:1b", capabilities=("completion",)), SEES]
-    page.locator("#model").select_option("gemma3:1b", timeout=10_000)
+    page.locator("#model").select_option("gemma3:1b")
     files(page, ("shot.png", picture()))
     page.locator("#msg").fill("What is this?")
     page.locator("#msg").press("Enter")
