@@ -48,6 +48,7 @@ __all__ = [
     'tool',       # @tool: a function becomes a tool of the model, without a form
     'Lines',      # type of a job's parameter: a text of several lines
     'Secret',     # type of a job's parameter: asked for once, kept on this machine, shown nowhere
+    'File',       # type of a job's parameter: a file; the job gets its path
     'chatq',      # await chatq(text): a line in the chat; chatq.open('job'): a message that grows
     'display',    # display(x): shows x as a notebook would, in the message of the job that runs
     'ask_model',  # ask_model(prompt, system=''): the model's answer, as text
@@ -82,14 +83,18 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
+import zipfile
 import zlib
-from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter, OrderedDict, deque
 from dataclasses import replace
 from datetime import date, datetime
@@ -152,6 +157,7 @@ for setting in ('NAME VOICE IDEAS ACCENT PORTS JOBS_AT_ONCE NOTEBOOKS MAX_TITLE 
 
 DATA = FILE.parent/'data'  # beside the file, wherever one happens to stand
 DB_FILE = DATA/f'{FILE.stem}.db'
+KEPT = DATA/f'{FILE.stem}.files'  # files that were shown, sent or attached, by hash
 SLUG = re.sub(r'\W+', '_', quote(NAME, safe=' '))  # for cookies, which ignore ports, in ASCII
 
 env = {name: os.environ.get(name, '').strip() for name in
@@ -231,7 +237,7 @@ class Message:
     done, stopped, error (and `slot`: where the answer to a prompt belongs that never had its turn).
     rev grows with every change of any message: what a tab has not seen is `rev > seen`. job is JSON
     of a job's name and values, to run it again; undo of what to put back where the model has
-    changed a row."""
+    changed a row; files of what goes with a prompt: name, address, size."""
     id: int
     profile: int = 0
     chat: int = 0
@@ -256,6 +262,7 @@ class Message:
     variants: str = ''    # JSON of the other answers to its prompt,
     chosen: int = 0       # among which this one has that place
     replaced_by: int = 0  # the id of the prompt that took its place
+    files: str = ''
     # Not stored: what a message says only while it is being written.
     note = None      # a word on what is going on
     pace = None      # (done, total, rate) of a job
@@ -331,11 +338,35 @@ def copied(source, target):
         db.execute('vacuum into ?', [str(part)])
     return part
 
+def with_files(copy):
+    "A zip with the copy of the database, and the files that belong to it."
+    part = copy.with_suffix('.zip.part')
+    with zipfile.ZipFile(part, 'w', zipfile.ZIP_DEFLATED) as packed:
+        packed.write(copy, DB_FILE.name)
+        for path in KEPT.glob('*'):
+            packed.write(path, f'{KEPT.name}/{path.name}')
+    copy.unlink()
+    return part
+
+def without_files(copy, folder):
+    "The database of a backup. Files that come with it are put beside ours, whose names are hashes."
+    if not zipfile.is_zipfile(copy):
+        return copy
+    KEPT.mkdir(0o700, exist_ok=True)
+    with zipfile.ZipFile(copy) as packed:
+        for name in packed.namelist():
+            place = folder/DB_FILE.name if name.endswith('.db') else KEPT/Path(name).name
+            place.write_bytes(packed.read(name))
+    return folder/DB_FILE.name
+
 def back_up(file):
     "What `--backup FILE` does, also while the app runs."
     if file.exists():
         sys.exit(f'{file} is there already: name a file that is not.')
-    copied(DB_FILE, file).replace(file)
+    copy = copied(DB_FILE, file)
+    if any(KEPT.glob('*')):
+        copy = with_files(copy)
+    copy.replace(file)
     print(f'{DB_FILE} was copied to {file}.')
 
 def restore_from(file):
@@ -343,7 +374,8 @@ def restore_from(file):
     if file == DB_FILE:
         sys.exit(f'{file} is the database itself: name a copy of it.')
     held, old = lock(DB_FILE), free_name('restore')
-    new = copied(file, DB_FILE)
+    with tempfile.TemporaryDirectory() as folder:
+        new = copied(without_files(file, Path(folder)), DB_FILE)
     for ending in '', '-wal', '-shm':
         with contextlib.suppress(FileNotFoundError):
             Path(f'{DB_FILE}{ending}').replace(f'{old}{ending}')
@@ -353,7 +385,7 @@ def restore_from(file):
     print(f'{DB_FILE} is what {file} holds.{kept}')
 
 USAGE = f"""python {FILE.name}                  starts the app
-python {FILE.name} --backup FILE    copies its database, also while it runs
+python {FILE.name} --backup FILE    copies its data, also while it runs
 python {FILE.name} --restore FILE   puts a copy back, and keeps what was there beside it
 python {FILE.name} --job NOTEBOOK   prints a notebook as a job in Python, to go on with by hand"""
 
@@ -371,7 +403,7 @@ def command(args):
             sys.exit(USAGE)
     try:
         sys.exit(back_up(file) if what == '--backup' else restore_from(file))
-    except (apsw.Error, OSError) as e:
+    except (apsw.Error, OSError, zipfile.BadZipFile) as e:
         source = DB_FILE if what == '--backup' else file
         sys.exit(f'Nothing was changed, since {source} could not be copied: {e}')
 
@@ -685,14 +717,15 @@ HEADERS = {'content-security-policy': POLICY, 'x-content-type-options': 'nosniff
            'x-frame-options': 'DENY', 'referrer-policy': 'same-origin',
            'cross-origin-opener-policy': 'same-origin',
            'cross-origin-resource-policy': 'same-origin'}
-FILE_ROUTES = {'/chatq'}  # the only ones that take more than MAX_BODY, as multipart
+# What begins so takes more than MAX_BODY, as multipart.
+FILE_ROUTES = '/chatq', '/attach', '/run/'
 FOREIGN = 'This request comes from another site and was refused.', 403
 OWN_HOST = r'(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?'
 
 def most_bytes(request):
     "How large this request may be."
     is_multipart = 'multipart/form-data' in request.headers.get('content-type', '')
-    takes_file = is_multipart and request.scope['path'] in FILE_ROUTES
+    takes_file = is_multipart and request.scope['path'].startswith(FILE_ROUTES)
     return MAX_FILE + 2**16 if takes_file else MAX_BODY
 
 def too_much(most):
@@ -1433,8 +1466,6 @@ async def static_file(name: str):
         raise HTTPException(404)
     return FileResponse(FILES[name], headers={'cache-control': 'max-age=31536000, immutable'})
 
-# Files that were shown, sent or attached: beside the database, by hash, for this user alone.
-KEPT = DATA/f'{FILE.stem}.files'
 # No file may ever run as a page of the app, also when its address is opened directly.
 FILE_HEADERS = {'content-security-policy': "sandbox; default-src 'none'; style-src 'unsafe-inline'",
                 'cache-control': 'private, max-age=31536000, immutable'}
@@ -1451,12 +1482,16 @@ def keep(path, data):
     KEPT.mkdir(0o700, exist_ok=True)
     write_private(path, data)
 
+NAMING_FILES = """
+select content, concat(content, variants, files, job) as named from message
+where content like '%```mermaid%' or named like '%/file/%'
+union all select '', address from attachment"""
+
 def tidy_files():
-    "Deletes the files that no message names any more."
+    "Deletes the files that no message and no composer names any more."
     named = set()
-    for row in db.q("select concat(content, variants) as content from message where content "
-                    "like '%```mermaid%' or concat(content, variants) like '%/file/%'"):
-        named.update(FILE_NAME.findall(row['content']))
+    for row in db.q(NAMING_FILES):
+        named.update(FILE_NAME.findall(row['named']))
         named.update(diagram_file(token.content).name
                      for token in parse_markdown(row['content'], {}) if token.info == 'mermaid')
     for path in KEPT.glob('*'):
@@ -1612,6 +1647,12 @@ def readable(content):
     text = KEPT_LINK.sub(text_of_link, COMPONENT_HTML.sub(text_of_html, content))
     return text.replace(f'{FENCE}output', '```').replace(FENCE, '```')
 
+def with_names(m):
+    "A message as a person reads it, below the names of what goes with it."
+    names = (f'[{"File" if is_text(each["address"]) else "Picture"}: {each["name"]}]'
+             for each in files_of(m))
+    return '\n\n'.join(filter(None, [*names, readable(m.content)]))
+
 def brief(content):
     "The same for the model: of long tables the first rows."
     def cut(found):
@@ -1640,11 +1681,25 @@ def message(m, html=None):
         return I(id=f'msg-{m.id}', hidden=True)
     return Article(
         m.thinking and thinking(m),
+        m.files and Div(*(file_link(**each) for each in files_of(m)), cls='files'),
         Div(content_of(m, html), cls='content', id=f'c-{m.id}'),
         progress_bar(m) if m.role == 'job' else None,
         question(m),
         footer(m),
         cls='msg', id=f'msg-{m.id}', data_role=m.role, data_status=m.status, data_rev=m.rev)
+
+def files_of(m):
+    return json.loads(m.files or '[]')
+
+def is_text(address):
+    return address.endswith('.txt')
+
+def file_link(name, address, size, more=''):
+    "A file that goes with a prompt: a click opens it."
+    amount = f'{size/1e6:.1f} MB' if size > 1e6 else f'{max(size, 100)/1e3:.1f} kB'
+    sign = icon('file') if is_text(address) else Img(src=address, alt='')
+    cls = 'chip' if is_text(address) else 'chip picture'
+    return A(sign, Span(name), Small(amount, more), href=address, target='_blank', cls=cls)
 
 def content_of(m, html):
     if m.role == 'user':
@@ -1906,7 +1961,16 @@ PNG = re.compile(rb'(?s)\x89PNG\r\n\x1a\n.{4}IHDR(.{4})(.{4})')
 JPEG_FRAME = re.compile(rb'(?s)\xff[\xc0-\xc2]\0[\x0b\x11\x14]\x08(..)(..)')
 
 def size_of(data):
-    "Width and height of a PNG or JPEG; (0, 0) of what is none."
+    "Width and height of a picture (PNG, JPEG, GIF, WebP); (0, 0) of what is none."
+    def number(at, size):
+        return int.from_bytes(data[at:at + size], 'little')
+    if data[:4] == b'GIF8':
+        return number(6, 2), number(8, 2)
+    if data[8:15] == b'WEBPVP8':  # of its three kinds each has its own place for it
+        bits = number(21, 4)
+        return {'X': (number(24, 3) + 1, number(27, 3) + 1),
+                'L': (bits % 2**14 + 1, (bits >> 14) % 2**14 + 1),
+                ' ': (number(26, 2) % 2**14, number(28, 2) % 2**14)}.get(chr(data[15]), (0, 0))
     sizes = []
     if found := PNG.match(data):
         sizes = [found.groups()]
@@ -2465,7 +2529,7 @@ update message set status = 'stopped', rev = ? where status in ('streaming', 'qu
 
 def first_words(m):
     "The title that a chat gets from a message: of a job's or script's without Markdown's marks."
-    text = m.content
+    text = m.content or ', '.join(each['name'] for each in files_of(m))
     if m.role == 'job':
         text = re.sub(r'\\(?=[^\w\s])|[*_`#]', '', m.model or readable(text))
     return ' '.join(text.split())[:60].strip()
@@ -2596,6 +2660,7 @@ class Chatq:
         "The id of a new chat, for the tab that begins it and those that have waited for the first."
         empty = first_row(chats, "profile = ? and title = '' and not deleted", [profile])
         chat = empty or save(chats, Chat(profile=profile))
+        db.q('update attachment set chat = ? where chat = 0 and profile = ?', [chat.id, profile])
         for each in self.tabs:
             if each.profile == profile and (each is tab or each.chat is None):
                 each.chat = chat.id
@@ -2660,11 +2725,12 @@ class Chatq:
 
     # The model's turns
 
-    def ask(self, tab, text):
+    def ask(self, tab, text, files=''):
         """Puts a prompt in line and gives it: a row for it, and right below it the place for its
         answer, so that the order of ids is the order of the timeline whatever happens meanwhile."""
         with db.conn:
-            prompt = self.changed(self.new('user', tab=tab, content=text, status='queued'))
+            said = dict(content=text, files=files, status='queued')
+            prompt = self.changed(self.new('user', tab=tab, **said))
             self.changed(self.new('assistant', tab=tab, status='queued'))
         return prompt
 
@@ -2767,7 +2833,168 @@ class Chatq:
 chatq = Chatq()
 BACKGROUND.append(chatq.work)
 
-# ---- 17. Model: what speaks to Ollama, and to its stand-ins --------------------------------------
+# ---- 17. Files: what may be attached, and what models and jobs are given of it -------------------
+
+PICTURES = 'png', 'jpeg', 'gif', 'webp'
+FIRST_BYTES = re.compile(rb'(?s)(?P<png>\x89PNG\r\n)|(?P<jpeg>\xff\xd8\xff)|(?P<gif>GIF8)|'
+                         rb'(?P<webp>RIFF....WEBP)|(?P<pdf>%PDF-)')
+BINARY = re.compile('[\0-\x08\x0e-\x1a\x1c-\x1f]')
+PICTURE_MARK = re.compile(f'{START}(/file/[^{END}]*){END}')  # in a prompt, until it is sent
+WEIGHT = 2000     # a picture counts as so many characters of a prompt
+MOST_SIDE = 2048  # pixels that the model is given
+PDF_TIME = 20     # seconds that reading one may take
+# A process of its own, since a PDF may ask for any time and memory.
+READ_PDF = """import io, sys, pypdf
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+except (ImportError, ValueError):
+    pass
+try:
+    pdf, size = pypdf.PdfReader(io.BytesIO(sys.stdin.buffer.read())), 0
+    if pdf.is_encrypted and not pdf.decrypt(''):
+        sys.exit('it is locked, so save a copy without its password')
+    for page in pdf.pages:
+        text = page.extract_text()
+        size += len(text)
+        if size > 5_000_000:
+            sys.exit('it has too much text')
+        sys.stdout.buffer.write(text.encode(errors='replace') + b'\\n\\n')
+except Exception as e:
+    sys.exit(f'{e}' or 'it asks for too much memory')"""
+
+def safe_name(name):
+    "The name of a file that was sent, fit to be one here too: no path, and not too long."
+    path = Path(re.sub(r'.*[/\\]|[\x00-\x1f\x7f]', '', as_unicode(name)))
+    name = f'{shorten(path.stem, 50)}{path.suffix[:10]}'
+    return name if name.strip('.') else 'file'
+
+def what_it_is(name, data):
+    """The ending under which a file is kept, and what is kept: a picture as it is, of all else the
+    text. Refuses what is neither."""
+    ending = name.rpartition('.')[2].lower().replace('jpg', 'jpeg')
+    kind = getattr(FIRST_BYTES.match(data), 'lastgroup', '')
+    if kind in PICTURES:
+        width, height = size_of(data)
+        if width*height > MOST_PIXELS:
+            refuse(f'{name} has {width:,} x {height:,} pixels, and at most '
+                   f'{MOST_PIXELS//10**6} million fit: make it smaller.')
+        if width and height:
+            return kind, data
+    if kind != 'pdf' and ending in (*PICTURES, 'pdf'):
+        refuse(f'{name} is not what its name says: it is no {ending.upper()} that can be read.')
+    text = pdf_text(name, data) if kind == 'pdf' else as_plain_text(data)
+    if not text.strip():
+        refuse(f'{name} is empty or has no text in it: attach a picture, a text or a PDF.')
+    return 'txt', text.encode()
+
+def as_plain_text(data):
+    "The text of a file; '' where it is none."
+    coding = 'utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
+    for each in coding, 'cp1252':
+        with contextlib.suppress(UnicodeDecodeError):
+            text = data.decode(each)
+            return '' if BINARY.search(text) else without_signs(text)
+    return ''
+
+def pdf_text(name, data):
+    if not importlib.util.find_spec('pypdf'):
+        refuse(f'To read {name}, type “pip install pypdf” in a terminal and attach it again.')
+    why = f'it takes more than {PDF_TIME} s'
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        done = subprocess.run([sys.executable, '-P', '-c', READ_PDF], input=data,
+                              capture_output=True, timeout=PDF_TIME)
+        if not done.returncode:
+            return without_signs(BINARY.sub('', done.stdout.decode()))
+        why = done.stderr.decode(errors='replace').strip().rpartition('\n')[2]
+    refuse(f'{name} could not be read: {why}.')
+
+def kept_path(address):
+    return KEPT/address.rpartition('/')[2]
+
+def told(m):
+    """A message as the model is told it: with the texts that go with it, and marks for pictures.
+    What was deleted on disk is said to be gone."""
+    def file(name, address, size):
+        if not kept_path(address).exists():
+            return f'(The file {name} is not there any more.)'
+        if not is_text(address):
+            return f'{START}{address}{END}'
+        text = kept_path(address).read_bytes().decode()
+        fence = max(re.findall('`+', text), key=len, default='') + '```'
+        return f'{name}\n{fence}\n{text}\n{fence}'
+    return '\n\n'.join([*(file(**each) for each in files_of(m)), brief(m.content)]).strip()
+
+def weight(text):
+    "How much of the context a text takes, in characters, with the pictures that it has marks for."
+    return len(text) + WEIGHT*text.count(START)
+
+def check_length(length, limit):
+    if length > limit:
+        raise ModelError(f'What is attached is about {length - limit:,} characters too long for '
+                         'this model. Attach less, or give it more context in the settings.')
+
+@lru_cache(8)
+def picture_data(address):
+    "The kind of a picture, and its data in base64: smaller, if it is large and Pillow is here."
+    path = kept_path(address)
+    data = path.read_bytes()
+    if max(size_of(data)) > MOST_SIDE or path.suffix == '.gif':
+        with contextlib.suppress(Exception):  # it is sent as it is
+            from PIL import Image, ImageOps
+            image, file = Image.open(io.BytesIO(data)), io.BytesIO()
+            small = ImageOps.exif_transpose(image)
+            small.thumbnail((MOST_SIDE, MOST_SIDE))
+            small.save(file, 'png' if image.format == 'GIF' else image.format)
+            data = file.getvalue()
+    return FIRST_BYTES.match(data).lastgroup, b64encode(data).decode()
+
+def is_blind(model):
+    "Whether a model can see no pictures, as far as the server tells."
+    return model in Model.can and model not in Model.with_vision
+
+def with_pictures(said, model):
+    "A message of a prompt with the pictures that its text has marks for, as its server wants them."
+    addresses, text = PICTURE_MARK.findall(said['content']), said['content']
+    if not addresses or is_blind(model):
+        return said | dict(content=PICTURE_MARK.sub('(A picture that you cannot see.)', text))
+    text = PICTURE_MARK.sub('', text).strip()
+    pictures = [picture_data(address) for address in addresses]
+    if Model.kind == 'ollama':
+        return said | dict(content=text, images=[data for _, data in pictures])
+    parts = [dict(type='image_url', image_url=dict(url=f'data:image/{kind};base64,{data}'))
+             for kind, data in pictures]
+    if text:
+        parts.insert(0, dict(type='text', text=text))
+    return said | dict(content=parts)
+
+# Files that jobs are given
+
+class File(str):
+    """A job's parameter that is a file. The job gets the pathlib.Path of a copy of its own, under
+    the file's name; what is stored is the address and the name."""
+
+def with_paths(values, folder):
+    "The values of a job, with the path of a copy in place of each file."
+    def path(number, value):
+        address, _, name = value.partition(' ')
+        copy = folder/f'{number}'/safe_name(name)
+        copy.parent.mkdir()
+        return shutil.copy(kept_path(address), copy)
+    return {name: path(number, value) if isinstance(value, File) else value
+            for number, (name, value) in enumerate(values.items())}
+
+async def sent_value(value):
+    "A value of a form; of a file the address under which it is kept, and its name."
+    if isinstance(value, str):
+        return value
+    if not value.filename:  # none was chosen
+        return ''
+    name = safe_name(value.filename)
+    ending = re.sub('[^a-z0-9]', '', Path(name).suffix.lower())[:8] or 'txt'
+    return f'{keep_file(await value.read(), ending)} {name}'
+
+# ---- 18. Model: what speaks to Ollama, and to its stand-ins --------------------------------------
 
 class ModelError(Exception):
     "Why there is no answer: a sentence for the person, with the next step in it."
@@ -2790,6 +3017,7 @@ class Model:
     with_tools = with_vision = thinking = frozenset()  # names of those that can, or may
     refused = {}               # name -> parts of a request that its server does not take
     chars_per_token = {}       # by name, as measured
+    windows = {}               # name -> tokens of its context, of those that are loaded
     talking = asyncio.Lock()   # one answer at a time, a job's too
     speaker = None             # the Chatter that it is for
     busy = ''                  # until when the server is left in peace, in words
@@ -2946,7 +3174,8 @@ async def ask_ollama(method, path, **body):
 async def loaded_models():
     "The models that Ollama has in memory now, with the context in force for each, in tokens."
     data = await ask_ollama('GET', '/api/ps')
-    return {m['name']: m.get('context_length') for m in data.get('models') or []}
+    Model.windows = {m['name']: m.get('context_length') for m in data.get('models') or []}
+    return Model.windows
 
 def is_fixed():
     "Whether OLLAMA_MODEL says which model answers."
@@ -2975,7 +3204,7 @@ async def chosen_model(profile):
                                           'Download one: `ollama pull llama3.2`')
     return model
 
-# ---- 18. Protocol: what is said to a model server, and what it answers ---------------------------
+# ---- 19. Protocol: what is said to a model server, and what it answers ---------------------------
 
 def error_text(data):
     "What an error says, which may be text, or JSON, or JSON within JSON."
@@ -3111,7 +3340,8 @@ def text_of(data, key):
 def chat_request(prompt, model, options, tools, think):
     """The path and the body of a chat: POST /api/chat (Ollama, docs/api.md), else POST
     /chat/completions (OpenAI's API reference, chat streaming)."""
-    body, is_on = dict(model=model, messages=prompt), dict(on=True, off=False).get(think)
+    body = dict(model=model, messages=[with_pictures(each, model) for each in prompt])
+    is_on = dict(on=True, off=False).get(think)
     if tools:
         body['tools'] = tools
     if Model.kind == 'ollama':
@@ -3217,7 +3447,7 @@ async def stream(prompt, model, options, tools=(), think=''):
     """The model's answer in pieces, from whichever back end there is: ('Thinking', text),
     ('Answering', text), and at the end ('end', fields of Message, and the tool `calls`, and `cut`:
     it ran out of room). Raises ModelError, also where an answer ends without its figures."""
-    path, body = chat_request(prompt, model, options, tools, think)
+    path, body = await asyncio.to_thread(chat_request, prompt, model, options, tools, think)
     start, calls, latest, end, sort = None, [], {}, {}, Sorter()
     async with turn_to_talk(model) as watch:
         async for data in patient_replies(Model.url or await start_built_in(), path, body):
@@ -3243,7 +3473,7 @@ async def stream(prompt, model, options, tools=(), think=''):
                       seconds=end.get('eval_duration', 0)/1e9 or time.perf_counter() - start,
                       cut=end.get('done_reason') == 'length')
 
-# ---- 19. Forms: what a type is in a form, and to the model ---------------------------------------
+# ---- 20. Forms: what a type is in a form, and to the model ---------------------------------------
 
 class Lines(str):
     "A job's parameter that is a text of several lines, as long as a request may be."
@@ -3328,6 +3558,8 @@ def as_said(value):
 def parse(field, text):
     "What was typed, or what a model gave, as a value. Raises ValueError with a sentence."
     text = text.strip()
+    if text and field.kind is File and not kept_path(text.partition(' ')[0]).is_file():
+        raise ValueError('Choose the file again.')
     if text:
         return from_text(field.kind, text)
     if field.kind is bool and field.default is not None:
@@ -3363,6 +3595,9 @@ def control(field, value, **attrs):
         return Select(*options, **attrs)
     if field.kind is Lines:  # without a maxlength: a browser would cut what is pasted
         return Textarea(text, rows=2, **attrs)
+    if field.kind is File:  # one that was chosen stays so
+        kept = Input(type='hidden', name=attrs['name'], value=text), Small(text.partition(' ')[2])
+        return Span(kept if text else None, Input(type='file', **attrs))
     usual = dict(type='text', value=text, maxlength=field.most)
     if field.secret:
         usual |= dict(type='password', value='')
@@ -3398,7 +3633,7 @@ def tool_spec(name, function):
     return dict(type='function',
                 function=dict(name=name, description=description, parameters=schema))
 
-# ---- 20. Turn: from the timeline to an answer in it, and the tools that the model may use --------
+# ---- 21. Turn: from the timeline to an answer in it, and the tools that the model may use --------
 
 TOOLS = []  # functions that the model may call: see `tool`
 JOBS = []   # functions with a form in the page: see `job`
@@ -3429,10 +3664,12 @@ def past_messages(row, limit):
     and the id of the oldest one, 0 where all fit."""
     past, size, oldest = deque(), 0, 0
     for m in messages(PAST, [row.chat, row.id], 'id desc'):
-        text = brief(m.content).strip()
+        text = told(m)
         if not text:
             continue
-        size += len(text)
+        size += weight(text)
+        if m.files and not past:
+            check_length(size, limit)
         if past and size > limit:
             return past, oldest
         past.appendleft((m.role, text[:limit]))
@@ -3465,6 +3702,11 @@ def model_options(profile):
     if profile.context:
         options['num_ctx'] = int(profile.context)
     return options
+
+def room(profile, model):
+    "The context in force, in tokens, and how many characters of a prompt it takes."
+    window = model_options(profile).get('num_ctx') or Model.windows.get(model) or CONTEXT
+    return window, int(window*.75*Model.chars_per_token.get(model, 3.5))  # 1/4 is for the answer
 
 def how_to_think(profile, model):
     "The profile's choice, where it is one for this model."
@@ -3511,8 +3753,8 @@ async def cut_to_fit(chat, profile, turn, specs):
     model is cut."""
     model, options = chat.row.model, model_options(profile)
     think = how_to_think(profile, model)
-    window = options.get('num_ctx') or (await loaded_models()).get(model) or CONTEXT
-    limit = int(window*.75*Model.chars_per_token.get(model, 3.5))  # a quarter is for the answer
+    await loaded_models()
+    window, limit = room(profile, model)
     asked = []  # to go on, in words
     for tries_left in reversed(range(4)):
         prompt, oldest = history(chat.row, profile, limit)
@@ -3522,9 +3764,9 @@ async def cut_to_fit(chat, profile, turn, specs):
             pieces = stream(prompt, model, options, specs, think)
             pieces = without_overlap(pieces, chat.row.content.rstrip())
             text, figures = await write_answer(pieces, chat)
-            if figures['prompt_tokens'] and not specs:
-                length = sum(len(each['content']) for each in prompt)
-                Model.chars_per_token[model] = length/figures['prompt_tokens']
+            said = ''.join(each['content'] for each in prompt)
+            if figures['prompt_tokens'] and not specs and START not in said:  # of a picture
+                Model.chars_per_token[model] = len(said)/figures['prompt_tokens']
             return text, figures | dict(window=window)
         except TooLong:
             if not tries_left:
@@ -3679,7 +3921,7 @@ async def download(chat, model, then):
 
 chatq.answer, chatq.answer_into = answer, answer_into
 
-# ---- 21. Rows: what is done with a list, by a person, a job or the model -------------------------
+# ---- 22. Rows: what is done with a list, by a person, a job or the model -------------------------
 
 LISTS = {}  # every Listing by its kind, which is the name of its table
 
@@ -3975,7 +4217,7 @@ update [{0}] set priority = number from (
     select id as row, row_number() over (order by priority, id) as number
     from [{0}] where profile = ? and deleted = 0) where id = row"""
 
-# ---- 22. Lists: how they look in the page --------------------------------------------------------
+# ---- 23. Lists: how they look in the page --------------------------------------------------------
 
 class Listing(Rows):
     """A table that is edited as a list: add, edit, delete, order, Undo, search. A subclass says
@@ -4110,7 +4352,7 @@ class Listing(Rows):
 def whole_lists(profile):
     """For a tab that was away, or where many rows have changed: each list fetches its rows anew, as
     many as it shows; and what is linked to lists."""
-    parts = []
+    parts = [chips(profile)]
     for listing in LISTS.values():
         url = listing.url('rows', profile=0 if listing.shared else profile.id)
         parts.append(Ul(id=f'{listing.kind}-list', hx_swap_oob='true', data_reload=url))
@@ -4134,7 +4376,7 @@ def profile_contents(profile):
         if number := db.item(sql, [profile.id]):
             yield count(number, tbl.name)
 
-# ---- 23. Routes of lists -------------------------------------------------------------------------
+# ---- 24. Routes of lists -------------------------------------------------------------------------
 
 def listing_of(kind: str):
     if kind not in LISTS:
@@ -4212,7 +4454,7 @@ async def move(listing: Listing, id: int, before: int = 0, x_tab: str = ''):
         refuse('This list has an order of its own.')
     await listing.move(listing.row(id), before, x_tab)
 
-# ---- 24. Jobs: long work that talks while it runs ------------------------------------------------
+# ---- 25. Jobs: long work that talks while it runs ------------------------------------------------
 
 SLOTS = asyncio.Semaphore(JOBS_AT_ONCE)
 SECRETS = DATA/f'{FILE.stem}.secrets.json'
@@ -4221,8 +4463,8 @@ WAIT_FOR_JOB = 5  # seconds that the model waits for a job which it started
 def job(f):
     """Makes `f(chat, ...)` a form in the page, and a tool that the model may ask to use. The
     signature is the form (str, Lines, int, float, bool, Literal, Enum, date, datetime, Decimal,
-    Secret; defaults), the docstring the help. A plain function runs in a thread, a coroutine in
-    the event loop; what it returns, or yields, is sent to the chat."""
+    Secret, File; defaults), the docstring the help. A plain function runs in a thread, a coroutine
+    in the event loop; what it returns, or yields, is sent to the chat."""
     check_signature(f)
     f.as_tool = tool_of(f)
     JOBS.append(f)
@@ -4232,7 +4474,7 @@ def can_be_field(parameter):
     if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
         return False
     kind = kind_of(parameter)
-    return kind in (*COLUMN_TYPES, Lines) or is_secret(kind) or bool(choices(kind))
+    return kind in (*COLUMN_TYPES, Lines, File) or is_secret(kind) or bool(choices(kind))
 
 def check_signature(f):
     "Ends the program with one sentence where a job has a parameter that can be no field."
@@ -4242,7 +4484,7 @@ def check_signature(f):
         what = ', '.join(wrong) or 'its first parameter'
         sys.exit(f'The job {f.__name__} can have no form: {what} is not as it should be. The first '
                  'parameter is the chat; the others are str, Lines, int, float, bool, date, '
-                 'datetime, Decimal, Literal, Enum or Secret.')
+                 'datetime, Decimal, Literal, Enum, Secret or File.')
 
 def tool_of(function):
     "A job as a tool of the model, which asks the person before it starts it."
@@ -4262,7 +4504,8 @@ def tool_of(function):
             return 'It runs, and reports in the chat.'
         return f'{job.row.status}: {job.row.error} {brief(job.row.content)[:10_000]}'
     given = signature(function, eval_str=True)
-    shown = [p for p in given.parameters.values() if not is_secret(kind_of(p))]
+    shown = [p for p in given.parameters.values()
+             if not is_secret(kind_of(p)) and kind_of(p) is not File]
     as_tool.__signature__ = given.replace(parameters=shown)
     as_tool.__doc__ = f'Starts the job {title}. {getdoc(function) or ""}'
     return as_tool
@@ -4334,11 +4577,12 @@ async def run_function(chat, function, values):
     async with SLOTS:
         chat.state('streaming')
         try:
-            result = await result_of(function, chat, values)
-            if result is not None:
-                chat.send('\n\n')
-                chat.send(result)
-            show_figures()
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                result = await result_of(function, chat, with_paths(values, Path(folder)))
+                if result is not None:
+                    chat.send('\n\n')
+                    chat.send(result)
+                show_figures()
         except ModelError as e:
             return chat.finish('error', error=str(e))
         except (Exception, SystemExit, KeyboardInterrupt) as e:
@@ -4486,7 +4730,9 @@ def job_form(function, profile, typed=None, wrong=MappingProxyType({}), is_open=
                       open=is_open)
     else:
         row = Button(icon('play'), title, aria_label=f'Run {title}', title=doc, cls='row')
+    encoding = 'multipart/form-data' if any(field.kind is File for field in fields) else None
     return Form(row, id=f'job-{name}', novalidate=True, hx_target='this', hx_swap='outerHTML',
+                hx_encoding=encoding,
                 hx_post=start.to(name=name, profile=profile))
 
 def kept_secret(job, field):
@@ -4505,7 +4751,11 @@ SIDE.append(job_section)
 async def start(name: str, req, sess, profile: int = None):
     "Starts a job from its form; answers the form, and 422 with a word beside each wrong field."
     function = job_named(name)
-    typed = dict(await req.form())  # a field may be called as a parameter of the address is
+    if not function:
+        raise HTTPException(404)
+    typed = {}  # a field may be called as a parameter of the address is
+    for field, value in (await req.form()).multi_items():
+        typed[field] = await sent_value(value) or typed.get(field, '')  # a kept file comes first
     owner = get_profile(profile, sess)
     values, wrong = job_values(function, typed)
     if not wrong:
@@ -4522,7 +4772,7 @@ async def forget(job: str, name: str, sess):
     write_private(SECRETS, json.dumps(kept))
     return job_form(function, get_profile(None, sess).id, is_open=True)
 
-# ---- 25. Notebooks: a notebook is a job as it is -------------------------------------------------
+# ---- 26. Notebooks: a notebook is a job as it is -------------------------------------------------
 
 # What only sets Jupyter up is left out; of `%time f()` the call stays.
 SETUP = re.compile(r'^([ \t]*)%(?:(?:matplotlib|config|autoreload|load_ext|reload_ext)\b.*|'
@@ -4588,7 +4838,8 @@ def shown_expression(tree, source):
 
 # The form: nothing of the notebook is run for it.
 
-TYPES = {each.__name__: each for each in (*COLUMN_TYPES, Lines, Secret)} | {'Literal': Literal}
+TYPES = {each.__name__: each for each in (*COLUMN_TYPES, Lines, Secret, File)}
+TYPES['Literal'] = Literal
 READABLE = ('Expression Constant Name Load List Tuple Dict Subscript UnaryOp USub BinOp BitOr Call '
             'keyword').split()
 
@@ -4783,7 +5034,7 @@ def notebooks():
 
 MORE_JOBS.append(notebooks)
 
-# ---- 26. Conversion: what `--job` prints, a notebook as a job in Python --------------------------
+# ---- 27. Conversion: what `--job` prints, a notebook as a job in Python --------------------------
 
 FILE_OF_JOB = """{doc!r}
 from fasthtml.common import *
@@ -4866,7 +5117,7 @@ if PRINTED:
     print(python_job(PRINTED))
     sys.exit()
 
-# ---- 27. Chats: the list of them -----------------------------------------------------------------
+# ---- 28. Chats: the list of them -----------------------------------------------------------------
 
 class Chats(Listing):
     "A profile's chats. The one with the latest message stands first, and nobody moves them."
@@ -4929,7 +5180,7 @@ def chats_section(profile):
 
 SIDE.insert(0, chats_section)
 
-# ---- 28. Chat: the page, what it is made of, and its routes --------------------------------------
+# ---- 29. Chat: the page, what it is made of, and its routes --------------------------------------
 
 KEYS = {
     '?': 'This sheet', '/': 'Search', 'Alt+N': 'New chat', 'Alt+M': 'Write a message',
@@ -5045,10 +5296,15 @@ def composer(profile):
                      hx_trigger='input throttle:60s', hx_params='none', hx_swap='none')
     stop_button = icon_button('stop', 'Stop', id='stop-btn', hx_swap='none', hx_post=stop.to())
     send_button = icon_button('up', 'Send', id='send-btn', type='submit')
-    row = Div(Span(*pickers(profile), cls='pick'), stop_button, send_button)
+    # Each file is a request of its own, by app.js: together they may be larger than one may be.
+    files = Input(type='file', id='files', multiple=True, hidden=True, data_most=MAX_FILE,
+                  data_to=attach.to(profile=profile.id), hx_encoding='multipart/form-data',
+                  hx_params='file', hx_sync='this:queue all')
+    clip = icon_button('clip', 'Attach', cls='quiet attach')
     give_up = Button('Cancel', id='no-edit', type='button', cls='quiet')
     edited = Hidden(id='edit'), Div('Editing an earlier message', give_up)
-    return Form(*edited, field, row, id='chat-form', ws_send=True)
+    row = Div(files, clip, Span(*pickers(profile), cls='pick'), stop_button, send_button)
+    return Form(*edited, chips(profile), field, row, id='chat-form', ws_send=True)
 
 def model_picker(profile):
     "The models to choose from; where there are many, a field to find one in."
@@ -5114,7 +5370,7 @@ async def watch_backend():
 
 BACKGROUND.append(watch_backend)
 
-# ---- 29. Search: todos and messages, by their words ----------------------------------------------
+# ---- 30. Search: todos and messages, by their words ----------------------------------------------
 
 # Languages without spaces between words: each of their characters is one to the search, which
 # takes what stands between the signs of no width for a word.
@@ -5174,7 +5430,7 @@ def hit(kind, profile, name, place, chat, text):
     address = page if kind == 'chat' else f'{page}?at={place}#{place}'
     return Li(A(Safe(text), where, href=address))
 
-# ---- 30. Actions: what the buttons of the chat do ------------------------------------------------
+# ---- 31. Actions: what the buttons of the chat do ------------------------------------------------
 
 @app.get
 async def older_messages(before: int, x_tab: str = ''):
@@ -5186,7 +5442,7 @@ async def older_messages(before: int, x_tab: str = ''):
 
 @app.get
 async def source(id: int):
-    return PlainTextResponse(readable(one(messages, id).content))
+    return PlainTextResponse(with_names(one(messages, id)))
 
 @app.post
 async def stop(chat: int = 0, x_tab: str = ''):
@@ -5292,6 +5548,7 @@ async def choose_think(profile: int, think: str = ''):
 def choose(profile, **choice):
     row = profiles.update(id=one(profiles, profile).id, **choice)
     chatq.push('model', pickers, row.id)
+    chatq.push('chips', chips, row.id)
 
 @app.post
 async def cancel(id: int):
@@ -5337,13 +5594,115 @@ def as_number(text, kind, least, most, sentence):
 @app.get
 async def export(chat: int):
     names = {'user': '## You', 'assistant': '## Model', 'job': '## App', 'event': ''}
-    where = "chat = ? and not deleted and content <> ''"
+    where = "chat = ? and not deleted and content || files <> ''"
     rows = messages(where, [one(chats, chat).id], 'id')
-    texts = (f'{names[m.role]}\n\n{readable(m.content)}'.strip() for m in rows)
+    texts = (f'{names[m.role]}\n\n{with_names(m)}'.strip() for m in rows)
     return Response('\n\n'.join(texts) + '\n', media_type='text/markdown',
                     headers={'content-disposition': 'attachment'})
 
-# ---- 31. Wire: scripts, the socket, and the start ------------------------------------------------
+# ---- 32. Attachments: files that go with a prompt -----------------------------------------------
+
+MOST_FILES = 20  # that go with a prompt
+
+class Attachment:
+    "A file in the composer of a chat (0: of a new one of the profile), which is not sent yet."
+    id: int
+    profile: int = 0
+    chat: int = 0
+    name: str = ''
+    address: str = ''
+    size: int = 0
+    length: int = 0  # characters of a text
+
+attachments = table(Attachment)
+db.q("""delete from attachment where profile not in (select id from profile)
+        or chat and chat not in (select id from chat)""")
+
+def attached(profile, chat):
+    return attachments('profile = ? and chat = ?', [profile, chat or 0], 'id')
+
+def chips(profile):
+    "What is attached in the composer, and of a text how much of the context it takes."
+    _, limit = room(profile, pick_model(profile))
+
+    def chip(each):
+        share = f' · {each.length/limit*.75:.0%} of the context' if each.length else ''
+        remove = icon_button('cross', f'Remove {each.name}', hx_swap='none',
+                             hx_post=detach.to(id=each.id))
+        return Li(file_link(each.name, each.address, each.size, share), remove,
+                  id=f'chip-{each.id}')
+    return Ul(*map(chip, attached(profile.id, profile.chat)), id='chips', aria_label='Attachments',
+              hx_swap_oob='true')
+
+@app.post
+async def attach(req, profile: int, chat: int = 0):
+    "Attaches files to what is typed in a chat."
+    owner, sent = get_profile(profile), (await req.form()).getlist('file')
+    if chat:
+        one(chats, chat)
+    if not sent or isinstance(sent[0], str):
+        refuse('There is no file in what was sent: choose one.')
+    if len(sent) + len(attached(owner.id, chat)) > MOST_FILES:
+        refuse(f'At most {MOST_FILES} files go with a prompt: send these first.')
+    rows = []
+    for file in sent:
+        name, data = safe_name(file.filename), await file.read()
+        if len(data) > MAX_FILE:
+            refuse(*too_much(MAX_FILE))
+        ending, kept = await asyncio.to_thread(what_it_is, name, data)
+        length = len(kept.decode()) if ending == 'txt' else 0
+        rows.append(Attachment(profile=owner.id, chat=chat, name=name, size=len(data),
+                               address=keep_file(kept, ending), length=length))
+    for row in rows:
+        save(attachments, row)
+    await loaded_models()  # for the share of the context
+    chatq.push('chips', chips, owner.id)
+
+@app.post
+async def detach(id: int):
+    db.q('delete from attachment where id = ?', [str(id)])
+    chatq.push('chips', chips)
+
+async def send_prompt(tab, text, edited=None):
+    """Puts a prompt in line with what is attached to it, and gives it; in the place of an `edited`
+    one it has its files, too. Refuses what the model can't see or hold."""
+    rows = attached(tab.profile, tab.chat)
+    files = [dict(name=row.name, address=row.address, size=row.size) for row in rows]
+    if edited:
+        files = files_of(edited) + files
+    if not text and not files:
+        refuse('Type a message first.')
+    draft = Message(content=text, files=json.dumps(files) if files else '')
+    if files:
+        await check_files(draft, profiles[tab.profile])
+    await writable()
+    with db.conn:
+        prompt = chatq.ask(tab, text, draft.files)
+        for row in rows:
+            attachments.delete(row.id)
+        if edited:
+            take_out(prompt.chat, edited.id, prompt.id)
+    chatq.push('chips', chips, tab.profile)
+    return prompt
+
+async def check_files(prompt, profile):
+    for each in files_of(prompt):
+        if not kept_path(each['address']).exists():
+            refuse(f'{each["name"]} was deleted on the disk: remove it and attach it again.')
+    model, text = pick_model(profile), told(prompt)
+    if START in text and is_blind(model):
+        other = next(iter(Model.with_vision), '')
+        way = f'{other} can: choose it and send this again.' if other else 'No installed model can.'
+        error = HTTPException(400, f'{model} can see no pictures. {way}')
+        choose = choose_model.to(profile=profile.id, model=other)
+        if other:  # and the words go with the click
+            error.button = post_button(f'Use {other}', choose, hx_target='#toast',
+                                       hx_swap='innerHTML')
+        raise error
+    await loaded_models()
+    check_length(weight(text), room(profile, model)[1])
+
+# ---- 33. Wire: scripts, the socket, and the start ------------------------------------------------
 
 @app.post('/chatq')
 async def from_script(text: str = None, progress: str = '', done: str = '', id: str = '',
@@ -5442,26 +5801,23 @@ async def ws(ws, msg: str = None, edit: int = 0):
         if msg is None:
             refuse('The app did not understand what the page sent: reload it.')
         text = clean(msg, MAX_TEXT, 'The message')
-        if not text:
-            refuse('Type a message first.')
         tab = ws.scope.get('tab')
         if not tab or not first_row(profiles, 'id = ? and not deleted', [tab.profile]):
             refuse('This profile is not there any more: choose another one.')
         if tab.chat and not chat_with(tab.chat):
             refuse('This chat is not there any more: choose another one, or begin a new one.')
-        await writable()
         where = "id = ? and chat = ? and role = 'user' and not deleted"
-        if edit and not first_row(messages, where, [edit, tab.chat]):
+        edited = edit and first_row(messages, where, [edit, tab.chat])
+        if edit and not edited:
             refuse('The message that you edited is not there any more: send this as a new one.')
-        with db.conn:
-            prompt = chatq.ask(tab, text)
-            if edit:
-                take_out(prompt.chat, edit, prompt.id)
-                return toast('The message and what stood below it are replaced.',
-                             restore_replaced.to(id=prompt.id))
-    except (HTTPException, apsw.BusyError) as e:
+        prompt = await send_prompt(tab, text, edited)
+        if edited:
+            return toast('The message and what stood below it are replaced.',
+                         restore_replaced.to(id=prompt.id))
+    except (HTTPException, ModelError, apsw.BusyError) as e:
         _, sentence = sentence_for(e)
-        return toast(sentence)(data_refused='1')  # the page puts the prompt back into its field
+        # The page puts the prompt back into its field.
+        return toast(sentence)(getattr(e, 'button', None), data_refused='1')
 
 def listen():
     """The socket to serve on: PORT, or the first free one of PORTS. Ends the program with one
@@ -5545,7 +5901,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 from starlette.responses import PlainTextResponse
 
-# ---- 32. Profiles: whose lists and chat it is ----------------------------------------------------
+# ---- 34. Profiles: whose lists and chat it is ----------------------------------------------------
 
 class Profiles(Listing):
     "The list of all profiles, for the header."
@@ -5598,7 +5954,7 @@ HEAD.append(profile_panel)
 
 app.post('/profile')(profile_list.post)
 
-# ---- 33. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
+# ---- 35. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
 
 class Todo:
     "One thing to do."
@@ -5733,7 +6089,7 @@ def summarise_my_todos(chat):
     chat.model('Summarise this todo list in a few sentences: what is open, what is done, what to '
                f'begin with.\n\n{as_markdown(rows[:500])}')
 
-# ---- 34. Audit: a sample job that fetches pages --------------------------------------------------
+# ---- 36. Audit: a sample job that fetches pages --------------------------------------------------
 
 SELECTORS = {'title': 'title', 'description': 'meta[name=description i]', 'h1': 'h1',
              'canonical': 'link[rel~=canonical i]'}
@@ -5877,7 +6233,7 @@ def read_page(text):
     page.strip_tags(['title', 'script', 'style', 'noscript'])
     return facts | {'words': len(page.text(separator=' ').split())}
 
-# ---- 35. Main: the start -------------------------------------------------------------------------
+# ---- 37. Main: the start -------------------------------------------------------------------------
 
 if __name__ == '__main__':
     run()

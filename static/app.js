@@ -279,6 +279,62 @@ on('submit', event => {
   $('#search-results a')?.focus()
 })
 
+// ---- Attachments: by button, drop and paste
+
+const isSmall = ({ name, size }) =>
+  size <= byId('files').dataset.most || toast(`${name} is larger than 20 MB: it was not taken.`)
+
+function attach(files) {
+  const source = byId('files')
+  const address = `${source.dataset.to}&chat=${openChat() ?? 0}`
+  for (const file of files.filter(isSmall)) {
+    request('POST', address, { source, values: { file }, swap: 'none' })
+  }
+  byId('msg').focus()
+}
+
+on('change', ({ target }) => {
+  if (target.type !== 'file') return
+  const files = [...target.files]
+  const isComposer = target.id === 'files'
+  if (isComposer) attach(files)
+  if (isComposer || !files.every(isSmall)) target.value = ''
+})
+
+let dragEnd
+
+// What is dropped goes to the job's form that it falls on, else to the composer.
+on('dragover drop', event => {
+  const { target, type, dataTransfer } = event
+  if (!log() || !dataTransfer.types.includes('Files')) return
+  event.preventDefault()
+  document.body.classList.add('dropping')
+  clearTimeout(dragEnd)
+  dragEnd = setTimeout(() => document.body.classList.remove('dropping'), 300)
+  if (type === 'dragover') return
+  if ([...dataTransfer.items].some(item => item.webkitGetAsEntry()?.isDirectory)) {
+    return toast('A folder cannot be attached: drop the files in it.')
+  }
+  const form = target.closest('form') ?? byId('chat-form')
+  const field = $(form, '[type=file]') ?? byId('files')
+  field.files = dataTransfer.files
+  field.dispatchEvent(new Event('change', { bubbles: true }))
+})
+
+// A text that does not fit is attached, and never cut. Spreadsheets offer text as a picture, too.
+on('paste', event => {
+  const { target, clipboardData } = event
+  if (!log() || target.matches('input, textarea:not(#msg)')) return
+  const text = clipboardData.getData('text')
+  const isRich = text && clipboardData.types.includes('text/html')
+  const isLong = text.length + target.value?.length > target.maxLength
+  let files = isRich ? [] : [...clipboardData.files]
+  if (isLong) files = [new File([text], 'pasted.txt')]
+  if (!files.length) return
+  event.preventDefault()
+  attach(files)
+})
+
 // ---- The keyboard
 
 const ROW = 'li[id]'
@@ -599,6 +655,7 @@ on('click', ({ target }) => {
   closePanels(target)
   const button = target.closest('button')
   if (button?.matches('.copy')) copy(button)
+  if (button?.matches('.attach')) byId('files').click()
   if (button?.dataset.side) showSide(button.dataset.side)
   if (button?.matches('.idea')) propose(button.textContent)
   if (button?.matches('.edit')) edit(button.closest('.msg'))
@@ -661,7 +718,7 @@ function enlarge(link) {
   const dialog = document.createElement('dialog')
   const picture = document.createElement('img')
   const close = document.createElement('button')
-  Object.assign(picture, { src: link.href, alt: $(link, 'img').alt })
+  Object.assign(picture, { src: link.href, alt: $(link, 'img').alt || $(link, 'span').textContent })
   close.textContent = 'Close'
   dialog.className = 'large'
   dialog.ariaLabel = picture.alt
