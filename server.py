@@ -1412,8 +1412,7 @@ def sentence_for(exc):
     if isinstance(exc, (ModelError, WrongValue)):
         return 400, str(exc)
     if not isinstance(exc, HTTPException):
-        return 500, ('Something in this app went wrong; nothing was changed. '
-                     'The terminal that runs it has the details.')
+        return 500, 'Something in this app went wrong. The terminal that runs it has the details.'
     if exc.status_code == 404:
         return 404, 'There is nothing here (any more). It may have been deleted elsewhere.'
     return exc.status_code, exc.detail
@@ -1553,7 +1552,7 @@ def count(n, what):
 def check_box(label, **attrs):
     return Label(Input(type='checkbox', **attrs), label, cls='check')
 
-# ---- 10. Diagrams: what mermaidx draws, in a process of its own -----------------------------------
+# ---- 10. Diagrams: what mermaidx draws, in a process of its own ----------------------------------
 
 DRAWING_TIME = 10     # seconds that a diagram may take
 MOST_CODE = 30_000    # characters of a diagram as it stands in an address
@@ -1622,7 +1621,7 @@ def drawing_error(said):
     last = re.findall(r'(?m)^\w+(?:Error|Exception): (.*)$', said)
     return re.sub(r'^.*Error: |[.:]$', '', last[-1]) if last else 'mermaidx has crashed'
 
-# ---- 11. Messages: what a row of the timeline looks like, as pure functions -----------------------
+# ---- 11. Messages: what a row of the timeline looks like, as pure functions ----------------------
 
 DOWNLOAD = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a button offers it
 
@@ -1856,7 +1855,7 @@ def memory_line(oldest):
     text = Span('The model no longer remembers what stands above')
     return Div(Div(text, cls='content'), id='memory', cls='line', hidden=not oldest)
 
-# ---- 12. Display: what a notebook shows, as Markdown and files ------------------------------------
+# ---- 12. Display: what a notebook shows, as Markdown and files -----------------------------------
 
 # The message that is at work here: of the job that runs, or of the answer that uses a tool. It is
 # set in the job's thread or task, so that `print` and lists find it.
@@ -1955,7 +1954,7 @@ def html_text(html):
     html = re.sub('<table[^>]*>', TABLE_START, html).replace('</table>', TABLE_END)
     return component_text(html) if '<img' in html or re.sub('<[^>]*>', '', html).strip() else None
 
-# ---- 13. Pictures and tables: what is shown of them, and the files that hold all of them ----------
+# ---- 13. Pictures and tables: what is shown of them, and the files that hold all of them ---------
 
 PNG = re.compile(rb'(?s)\x89PNG\r\n\x1a\n.{4}IHDR(.{4})(.{4})')
 JPEG_FRAME = re.compile(rb'(?s)\xff[\xc0-\xc2]\0[\x0b\x11\x14]\x08(..)(..)')
@@ -2113,7 +2112,7 @@ def file_text(name, data):
         pass
     refuse(f'{shorten(name)} is not what its name says: send a PNG, JPEG, SVG or CSV.')
 
-# ---- 14. Chatter: a message that is being written -------------------------------------------------
+# ---- 14. Chatter: a message that is being written ------------------------------------------------
 
 BAR = re.compile(r'\r[^\r\n]*\[\d+:\d\d[^\r\n]*|\r')  # as tqdm writes it
 
@@ -2675,7 +2674,7 @@ class Chatq:
         before = vars(chat).copy()
         if is_new:
             chat.priority = -time.time()
-        better = {'user': ('', 'job'), 'job': ('',)}  # what a message's words are a better title than
+        better = {'user': ('', 'job'), 'job': ('',)}  # than the title that a chat has from these
         if chat.title_from in better.get(row.role, ()):
             chat.title = first_words(row)
             chat.title_from = row.role if chat.title else ''
@@ -4300,26 +4299,25 @@ class Listing(Rows):
 
     def item(self, row, before=None):
         """A row: its own content, and what every list's rows have. `before` tells a page where it
-        stands: above the element with this id, or at the 'end'."""
-        return self.drawn(before, date.today(), *(getattr(row, name) for name in self.types))
-
-    @lru_cache(5000)  # a list may be long
-    def drawn(self, before, today, *values):
-        "The same row is drawn once a day."
-        row = self.table.cls(*values)
+        stands: above the element with this id, or at the 'end'. One that an app cannot draw shows
+        its text alone, and can be edited and deleted."""
         name = self.name(row)
+        try:
+            content, actions = self.content(row), self.actions(row)
+            html_of(content, actions)
+        except Exception:
+            traceback.print_exc()
+            content, actions = Span(name, cls='title'), None
         grip = icon_button('grip', f'Move {name}', title='Drag, or Alt+↑ and Alt+↓',
                            cls='quiet grip', tabindex='-1')
         acts = Span(
-            self.actions(row), grip if self.can_move else None,
+            actions, grip if self.can_move else None,
             icon_button('pencil', f'Rename {name}', title='Edit',
                         hx_get=self.url('edit', id=row.id)),
             icon_button('trash', f'Delete {name}', title='Delete',
                         hx_post=self.url('delete', id=row.id)), cls='acts')
-        return Safe(html_of(Li(
-            self.content(row), acts, tabindex='0',
-            cls='done' if getattr(row, 'done', False) else None,
-            data_before=before, id=f'{self.kind}-{row.id}')))
+        return Li(content, acts, tabindex='0', data_before=before, id=f'{self.kind}-{row.id}',
+                  cls='done' if getattr(row, 'done', False) else None)
 
     def question(self, row, text):
         "A row that asks before it is deleted."
@@ -5128,7 +5126,7 @@ class Chats(Listing):
 
     def content(self, chat):
         dot = Span(cls='dot', role='img', aria_label=chat.state) if chat.state else None
-        return A(chat.title, dot, href=f'/chat/{chat.id}', cls='title')
+        return A(chat.title, href=f'/chat/{chat.id}', cls='title'), dot
 
     def linked(self):
         return {'chat-title': chat_title, 'export': export_link}
@@ -5399,13 +5397,13 @@ BACKGROUND.append(update_index)
 
 SEARCH = f"""
 select find.kind, p.id as profile, p.name, iif(m.id, 'msg', find.kind) || '-' || ref as place,
-       iif(find.kind = 'chat', find.ref, m.chat) as chat,
+       iif(find.kind = 'chat', find.ref, m.chat) as chat, c.title,
        snippet(find, 0, '{START}', '{END}', '…', 12) as text
 from find join profile p on p.id = find.profile
           left join message m on find.kind = 'message' and m.id = find.ref
-where not p.deleted and find match ?
-      and not exists (select 1 from chat where id = m.chat and deleted)
-order by m.role is 'event', rank  -- what was done comes last
+          left join chat c on c.id = m.chat
+where not p.deleted and find match ? and not coalesce(c.deleted, 0)
+order by m.role is 'event', rank, m.id desc  -- what was done comes last
 limit 20"""
 
 @app.get
@@ -5418,14 +5416,14 @@ async def find(q: str = ''):
     hits = db.q(SEARCH, [' '.join(f'"{word}"*' for word in words)])
     return Ul(*(hit(**row) for row in hits)) if hits else P('Nothing found.')
 
-def hit(kind, profile, name, place, chat, text):
+def hit(kind, profile, name, place, chat, title, text):
     "A row of the search's answer."
     if kind == 'message':
         # Markdown's escapes, its fences, and the addresses of files.
         text = re.sub(r'\\(?=[^\w\s])|`{30}(output)?|\(/file/[^)…]*\)?', '', text)
     text = escape(text.replace(WIDTHLESS, ''), quote=False)
     text = text.replace(START, '<mark>').replace(END, '</mark>')
-    where = Small(f'{kind.capitalize()} · {name}')
+    where = Small(f'{kind.capitalize()} · {title or name}')
     page = f'/chat/{chat}' if chat else f'/profile/{profile}'
     address = page if kind == 'chat' else f'{page}?at={place}#{place}'
     return Li(A(Safe(text), where, href=address))
@@ -5600,7 +5598,7 @@ async def export(chat: int):
     return Response('\n\n'.join(texts) + '\n', media_type='text/markdown',
                     headers={'content-disposition': 'attachment'})
 
-# ---- 32. Attachments: files that go with a prompt -----------------------------------------------
+# ---- 32. Attachments: files that go with a prompt ------------------------------------------------
 
 MOST_FILES = 20  # that go with a prompt
 
@@ -5954,7 +5952,7 @@ HEAD.append(profile_panel)
 
 app.post('/profile')(profile_list.post)
 
-# ---- 35. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -
+# ---- 35. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -------------
 
 class Todo:
     "One thing to do."

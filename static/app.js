@@ -41,6 +41,7 @@ function showChat() {
   const title = byId('chat-title')
   if (!title) return
   const address = `/chat/${openChat()}`
+  document.title = openChat() ? `${title.textContent} · ${$('.brand').textContent}` : document.title
   const isListed = $(`#chat-${openChat()}`)
   if (isListed && location.pathname === '/chat/new') history.replaceState({}, '', address)
   for (const link of htmx.findAll('#chat-list a')) {
@@ -341,9 +342,10 @@ const ROW = 'li[id]'
 
 const press = selector => row => $(row, selector)?.click()
 const rename = press('[aria-label^="Rename "]')
+const openRow = row => ($(row, 'a.title') ?? $(row, '[aria-label^="Rename "]'))?.click()
 
 const ROW_KEYS = {
-  'Enter': rename,
+  'Enter': openRow,
   'F2': rename,
   'Delete': press('[aria-label^="Delete "]'),
   ' ': press('[type=checkbox]'),
@@ -355,7 +357,10 @@ const ROW_KEYS = {
 
 const PAGE_KEYS = {
   '?': () => byId('keys')?.togglePopover(),
-  '/': () => byId('search')?.focus(),
+  '/': () => {
+    if (!byId('search')?.checkVisibility()) showSide(innerWidth < 720 ? 'open' : 'shown')
+    byId('search')?.focus()
+  },
   'Alt N': () => byId('new-chat')?.click(),
   'Alt M': () => byId('msg')?.focus(),
   'Alt T': () => $('[hx-post="/switch_theme"]').click(),
