@@ -81,6 +81,7 @@ def test_a_script_may_send_one(chat):
     page = chat.open()
     page.goto(chat.server.url + picture.get_attribute("src"))
     assert page.locator("rect").first.evaluate("e => getComputedStyle(e).fill") != "rgb(0, 0, 0)"
+    page.goto(chat.url)
 
 
 @pytest.fixture
