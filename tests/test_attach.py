@@ -99,9 +99,9 @@ def ask(work, text="What is this?", script=None):
 def use(work, *models):
     """The only models that there are from now on."""
     work.fake.models[:] = models
-    name = models[-1]["name"]
-    work.post(f"/choose_model?profile={work.profile}&model={name}")
-    work.tab.hear(f"selected[^>]*>{name}|{name}[^<]*selected")
+    names = [each["name"] for each in models]
+    work.post(f"/choose_model?profile={work.profile}&model={names[-1]}")
+    until(lambda: re.findall(r'<option value="(\w+:\w+)"', work.html()) == names, what="the models in the picker")
 
 
 # ---- What is attached, and what the model is given
