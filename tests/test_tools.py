@@ -200,7 +200,8 @@ def test_a_job_that_wants_a_secret_goes_back_to_the_model(acting):
 def test_stop_while_a_question_is_open(acting):
     ident = acting.asks(call("delete_todo", id=acting.ids[0]), call("add_todo", title="never"))
     button = acting.shows(ident, "Delete the todo").find("div", id=f"q-{ident}").button
-    acting.post(f"/stop?profile={acting.profile}")
+    [row] = acting.rows("id = " + str(ident))
+    acting.post(f"/stop?chat={row['chat']}")
     assert acting.ended(ident, 3)["status"] == "stopped"
     assert not acting.shown(ident).find("div", id=f"q-{ident}").button
     assert acting.web.post(button["hx-post"]).status_code == 400
