@@ -2233,7 +2233,9 @@ class Chatter:
                 self.set(question, question=(text, answers, time.time_ns()))
                 self.set(note)
                 answer = await self.answered
-                if self.row.role == 'job':
+                if not answers:
+                    self.append(f'\n\n{plain(text)} – {plain(answer)}\n\n')
+                elif self.row.role == 'job':  # which may be in the midst of a table
                     self.set(question, asked=(*self.row.asked, f'{text} – {answer}'))
                 return answer
             finally:

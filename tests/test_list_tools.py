@@ -44,8 +44,8 @@ def call(tool, /, **arguments):
 
 
 def links(acting):
-    return [tuple(row) for row in acting.server.sql(
-        "select name, url, read, due, kind from web_link where profile = ? and not deleted order by priority, id", acting.profile)]
+    sql = "select name, url, read, due, kind from web_link where profile = ? and not deleted order by priority, id"
+    return [tuple(row) for row in acting.server.sql(sql, acting.profile)]
 
 
 @pytest.fixture

@@ -126,8 +126,9 @@ def test_a_cell_is_shown_as_jupyter_shows_it(work, lay):
     assert work.row(ident)["progress"] == 100
 
 
-@pytest.mark.parametrize("way", ["from IPython.display import display, Markdown, HTML, Image, SVG",
-                                 "import IPython.display as d\ndisplay, Markdown, HTML, Image = d.display, d.Markdown, d.HTML, d.Image"])
+@pytest.mark.parametrize("way", [
+    "from IPython.display import display, Markdown, HTML, Image, SVG",
+    "import IPython.display as d\ndisplay, Markdown, HTML, Image = d.display, d.Markdown, d.HTML, d.Image"])
 def test_what_ipython_displays_is_shown(work, lay, way):
     """IPython need not be installed for that."""
     (work.server.dir / "dot.png").write_bytes(base64.b64decode(DOT))
@@ -240,7 +241,7 @@ def test_input_is_a_field_in_the_message(chat, home):
     job = page.locator("[data-role=job]")
     expect(job.get_by_label("Who are you?")).to_be_visible()
     expect(job).to_have_attribute("data-status", "streaming")
-    expect(job).to_contain_text("Waits for your answer")
+    expect(job).to_contain_text("Waiting for your answer")
     job.get_by_label("Who are you?").fill("Ann <b>")
     page.keyboard.press("Enter")
     expect(job.get_by_label("Who are you?")).to_have_count(0)
