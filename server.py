@@ -4070,7 +4070,7 @@ class Rows:
             added = [await self.add('', x_tab, profile=owner, **row) for row in rows]
             more = f' and {count(len(rows) - 1, f"more {self.kind}")}' if len(rows) > 1 else ''
             await self.tell(f'Added {quoted(self.name(added[0]))}{more}', 'Added', added[0])
-        return ''.join(map(self.item, added))
+        return html_of(*map(self.item, added))
 
     # How it comes about
 
