@@ -272,7 +272,7 @@ def test_child_processes_open_nothing_and_print_to_the_terminal(work, way):
 def test_what_is_copied_and_exported_is_what_a_person_sees(work):
     ident = work.run("shows")
     work.ended(ident)
-    for path in f"/source?id={ident}", f"/export?profile={work.profile}":
+    for path in f"/source?id={ident}", f"/export?chat={work.row(ident)['chat']}":
         text = work.web.get(path).text
         assert "| Papaya |" in text and "<t" not in text and "\x02" not in text
 
