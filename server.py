@@ -4975,7 +4975,7 @@ def shown_by(method):
     "A class of IPython.display, whose objects are shown by this method."
     return lambda data='', **_: SimpleNamespace(**{method: lambda: data})
 
-def image(data=None, filename=None, **_):
+def ipython_image(data=None, filename=None, **_):
     "IPython's Image, of bytes or of a file."
     if not isinstance(data, bytes):
         data = Path(filename or data).read_bytes()
@@ -4988,7 +4988,7 @@ class DisplayModule(SimpleNamespace):
 
 DISPLAY_MODULE = DisplayModule(
     display=display, Markdown=shown_by('_repr_markdown_'), HTML=shown_by('_repr_html_'),
-    Latex=shown_by('_repr_latex_'), SVG=shown_by('_repr_svg_'), Image=image,
+    Latex=shown_by('_repr_latex_'), SVG=shown_by('_repr_svg_'), Image=ipython_image,
     clear_output=lambda *_, **__: None)
 
 def import_module(name, *args):
@@ -5858,7 +5858,7 @@ def run():
     "Starts the app of the file that was started, and serves it until the program is ended."
     if IS_CHILD:
         return
-    if taken := [name for name, value in ENGINE.items() if globals()[name] is not value]:
+    if taken := [name for name, value in ENGINE_NAMES.items() if globals()[name] is not value]:
         sys.exit(f'{", ".join(taken)} is a name that the engine uses: call yours otherwise.')
     sock = listen()
     app.state.port = sock.getsockname()[1]
@@ -5873,8 +5873,8 @@ def run():
         uvicorn.Server(config).run(sockets=[sock])
 
 # What a copy of this file must not define anew.
-ENGINE = {name: value for name, value in globals().items()
-          if getattr(value, '__module__', '') == __name__}
+ENGINE_NAMES = {name: value for name, value in globals().items()
+                if getattr(value, '__module__', '') == __name__}
 
 # ==================================================================================================
 # ==== The app: yours. Change it here in a copy, or in an app of your own that imports this file.

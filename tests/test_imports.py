@@ -2,6 +2,7 @@
 
 What the fork adds is tried in a copy of server.py, too: both are forks.
 """
+import ast
 import builtins
 import json
 import random
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import symtable
+from collections import Counter
 
 import fasthtml.common
 import httpx
@@ -639,3 +641,10 @@ def test_the_version_that_was_copied_is_in_git(app):
     kept = re.search(r"`(git show COMMIT:server.py >mytool.base)`", (ROOT / "README.md").read_text())[1]
     assert sh(server.dir, f"{kept.replace('COMMIT', 'HEAD')} && {block('git merge-file')}").returncode == 0
     assert (server.dir / "mytool.py").read_text() == server.file.read_text()
+
+
+def test_no_name_is_given_twice():
+    """Of two functions with one name the second would take the place of the first, without a word."""
+    names = [node.name for node in ast.parse(SOURCE).body
+             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    assert not [name for name, times in Counter(names).items() if times > 1]
