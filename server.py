@@ -1981,7 +1981,7 @@ def picture(data, ending, name='', scale=1):
     "A picture in Markdown. Its size keeps the place free for it until it has come."
     width, height = size_of(data)
     name = name or (f'Picture, {width} x {height}' if width else 'Picture')
-    name = plain(' '.join(name.split()))
+    name = plain(' '.join(name.split())).replace('[', '&#91;')  # a label has no open bracket
     address = keep_file(data, ending)
     if width*height > MOST_PIXELS:
         return (f'{name} is too large to be shown here: '

@@ -358,8 +358,9 @@ const ROW_KEYS = {
 const PAGE_KEYS = {
   '?': () => byId('keys')?.togglePopover(),
   '/': () => {
-    if (!byId('search')?.checkVisibility()) showSide(innerWidth < 720 ? 'open' : 'shown')
-    byId('search')?.focus()
+    const field = byId('search')
+    if (field && !field.checkVisibility()) showSide(innerWidth < 720 ? 'open' : 'shown')
+    field?.focus()
   },
   'Alt N': () => byId('new-chat')?.click(),
   'Alt M': () => byId('msg')?.focus(),

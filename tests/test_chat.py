@@ -1028,7 +1028,7 @@ def test_the_real_model_answers_token_by_token_and_survives_kill_9(app, window):
       const c = [...document.querySelectorAll('[data-role=assistant] .content')].at(-1)
       if (c?.textContent) grown.add(c.textContent.length)
     }).observe(document.body, {subtree: true, childList: true, characterData: true}) }""")
-    ask(page, "What is the capital of France?")
+    ask(page, "Tell me three things about Paris, the capital of France.")
     answer = page.locator("[data-role=assistant]")
     expect(answer.locator(".content")).to_have_text(re.compile(r"\w[\s\S]{20}"), timeout=60_000)   # whatever it knows of France
     page.evaluate("() => document.querySelector('#stop-btn').click()")    # a small model may ramble on
