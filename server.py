@@ -1697,7 +1697,7 @@ def file_link(name, address, size, more=''):
     "A file that goes with a prompt: a click opens it."
     amount = f'{size/1e6:.1f} MB' if size > 1e6 else f'{max(size, 100)/1e3:.1f} kB'
     sign = icon('file') if is_text(address) else Img(src=address, alt='')
-    cls = 'chip' if is_text(address) else 'chip picture'
+    cls = 'chip' if is_text(address) else 'chip thumb'
     return A(sign, Span(name), Small(amount, more), href=address, target='_blank', cls=cls)
 
 def content_of(m, html):

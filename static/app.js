@@ -737,7 +737,7 @@ function enlarge(link) {
 
 on('click', event => {
   const { target, ctrlKey, metaKey } = event
-  const link = target.closest('.zoom')
+  const link = target.closest('.zoom, .thumb')
   const table = target.closest('.table')
   if (link && !ctrlKey && !metaKey) {
     event.preventDefault()
