@@ -41,8 +41,8 @@ function showChat() {
   const title = byId('chat-title')
   if (!title) return
   const address = `/chat/${openChat()}`
-  document.title = openChat() ? `${title.textContent} · ${$('.brand').textContent}` : document.title
   const isListed = $(`#chat-${openChat()}`)
+  if (isListed) document.title = `${title.textContent} · ${$('.brand').textContent}`
   if (isListed && location.pathname === '/chat/new') history.replaceState({}, '', address)
   for (const link of htmx.findAll('#chat-list a')) {
     link.ariaCurrent = link.pathname === address ? 'page' : null
