@@ -4604,6 +4604,8 @@ async def result_of(function, chat, values):
     async for part in function(chat, **values):
         chat.send(part)
 
+# ---- 26. Running: the threads of jobs, what they print, and their forms --------------------------
+
 def start_process(process, start=BaseProcess.start):
     "A process of multiprocessing knows whose it is: Cancel ends those of its job."
     chat = at_work.get()
@@ -4772,7 +4774,7 @@ async def forget(job: str, name: str, sess):
     write_private(SECRETS, json.dumps(kept))
     return job_form(function, get_profile(None, sess).id, is_open=True)
 
-# ---- 26. Notebooks: a notebook is a job as it is -------------------------------------------------
+# ---- 27. Notebooks: a notebook is a job as it is -------------------------------------------------
 
 # What only sets Jupyter up is left out; of `%time f()` the call stays.
 SETUP = re.compile(r'^([ \t]*)%(?:(?:matplotlib|config|autoreload|load_ext|reload_ext)\b.*|'
@@ -5034,7 +5036,7 @@ def notebooks():
 
 MORE_JOBS.append(notebooks)
 
-# ---- 27. Conversion: what `--job` prints, a notebook as a job in Python --------------------------
+# ---- 28. Conversion: what `--job` prints, a notebook as a job in Python --------------------------
 
 FILE_OF_JOB = """{doc!r}
 from fasthtml.common import *
@@ -5117,7 +5119,7 @@ if PRINTED:
     print(python_job(PRINTED))
     sys.exit()
 
-# ---- 28. Chats: the list of them -----------------------------------------------------------------
+# ---- 29. Chats: the list of them -----------------------------------------------------------------
 
 class Chats(Listing):
     "A profile's chats. The one with the latest message stands first, and nobody moves them."
@@ -5180,7 +5182,7 @@ def chats_section(profile):
 
 SIDE.insert(0, chats_section)
 
-# ---- 29. Chat: the page, what it is made of, and its routes --------------------------------------
+# ---- 30. Chat: the page, what it is made of, and its routes --------------------------------------
 
 KEYS = {
     '?': 'This sheet', '/': 'Search', 'Alt+N': 'New chat', 'Alt+M': 'Write a message',
@@ -5370,7 +5372,7 @@ async def watch_backend():
 
 BACKGROUND.append(watch_backend)
 
-# ---- 30. Search: todos and messages, by their words ----------------------------------------------
+# ---- 31. Search: todos and messages, by their words ----------------------------------------------
 
 # Languages without spaces between words: each of their characters is one to the search, which
 # takes what stands between the signs of no width for a word.
@@ -5430,7 +5432,7 @@ def hit(kind, profile, name, place, chat, title, text):
     address = page if kind == 'chat' else f'{page}?at={place}#{place}'
     return Li(A(Safe(text), where, href=address))
 
-# ---- 31. Actions: what the buttons of the chat do ------------------------------------------------
+# ---- 32. Actions: what the buttons of the chat do ------------------------------------------------
 
 @app.get
 async def older_messages(before: int, x_tab: str = ''):
@@ -5600,7 +5602,7 @@ async def export(chat: int):
     return Response('\n\n'.join(texts) + '\n', media_type='text/markdown',
                     headers={'content-disposition': 'attachment'})
 
-# ---- 32. Attachments: files that go with a prompt ------------------------------------------------
+# ---- 33. Attachments: files that go with a prompt ------------------------------------------------
 
 MOST_FILES = 20  # that go with a prompt
 
@@ -5702,7 +5704,7 @@ async def check_files(prompt, profile):
     await loaded_models()
     check_length(weight(text), room(profile, model)[1])
 
-# ---- 33. Wire: scripts, the socket, and the start ------------------------------------------------
+# ---- 34. Wire: scripts, the socket, and the start ------------------------------------------------
 
 @app.post('/chatq')
 async def from_script(text: str = None, progress: str = '', done: str = '', id: str = '',
@@ -5901,7 +5903,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 from starlette.responses import PlainTextResponse
 
-# ---- 34. Profiles: whose lists and chat it is ----------------------------------------------------
+# ---- 35. Profiles: whose lists and chat it is ----------------------------------------------------
 
 class Profiles(Listing):
     "The list of all profiles, for the header."
@@ -5954,7 +5956,7 @@ HEAD.append(profile_panel)
 
 app.post('/profile')(profile_list.post)
 
-# ---- 35. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -------------
+# ---- 36. Todos: a list with a filter and a count, as TodoMVC specifies it, and tools -------------
 
 class Todo:
     "One thing to do."
@@ -6089,7 +6091,7 @@ def summarise_my_todos(chat):
     chat.model('Summarise this todo list in a few sentences: what is open, what is done, what to '
                f'begin with.\n\n{as_markdown(rows[:500])}')
 
-# ---- 36. Audit: a sample job that fetches pages --------------------------------------------------
+# ---- 37. Audit: a sample job that fetches pages --------------------------------------------------
 
 SELECTORS = {'title': 'title', 'description': 'meta[name=description i]', 'h1': 'h1',
              'canonical': 'link[rel~=canonical i]'}
@@ -6233,7 +6235,7 @@ def read_page(text):
     page.strip_tags(['title', 'script', 'style', 'noscript'])
     return facts | {'words': len(page.text(separator=' ').split())}
 
-# ---- 37. Main: the start -------------------------------------------------------------------------
+# ---- 38. Main: the start -------------------------------------------------------------------------
 
 if __name__ == '__main__':
     run()
