@@ -208,7 +208,9 @@ def pytest_runtest_makereport(item, call):
 
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no worker is left with one of them at the end."""
-    items.sort(key=lambda item: item.path.stem not in ("test_chat", "test_start", "test_access", "test_lists", "test_markdown"))
+    longest = "start chat access forks lists tables backup attach second robust profiles markdown".split()
+    rank = {f"test_{name}": n for n, name in enumerate(longest)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def pytest_runtest_setup(item):

@@ -393,6 +393,7 @@ def test_the_focus_stays_where_one_works_in_the_chat(chat):
     page = chat.page
     chat.ask("Hi", Script(text="one two three", gate=True))
     chat.fake.release(1)
+    expect(page.locator("#stop-btn")).to_be_visible()
     page.locator("#stop-btn").focus()
     page.keyboard.press("Enter")
     expect(page.locator("#announce")).to_have_text("Stopped.")
