@@ -77,6 +77,10 @@ def look(chat):
 SIZES = {"wide": (1280, 800), "middle": (900, 700), "narrow": (390, 740), "zoomed": (640, 400)}
 
 
+# For what looks much the same in all sizes: the largest and the smallest.
+TWO_SIZES = pytest.mark.parametrize("seen", [("wide", "dark"), ("narrow", "light")], indirect=True, ids="-".join)
+
+
 @pytest.fixture(params=[("wide", "light"), ("middle", "dark"), ("narrow", "light"), ("zoomed", "dark")], ids="-".join)
 def seen(request, chat):
     """The page in a size and in a theme."""
@@ -155,6 +159,7 @@ def test_the_page_in_its_states(chat, seen, look):
     look.done()
 
 
+@TWO_SIZES
 def test_the_profiles_in_their_states(chat, seen, look):
     page = seen
     chat.post("todo", title="Milk", profile=chat.profile)
@@ -194,6 +199,7 @@ def test_the_chat_in_its_states(chat, seen, look):
     look.done()
 
 
+@TWO_SIZES
 def test_the_jobs_in_their_states(chat, seen, look):
     page, chat.window.allow_errors = seen, "422|Response Status Error"
     open_lists(page)

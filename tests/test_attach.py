@@ -11,7 +11,7 @@ from conftest import Server, free_port, until, wait_done
 from fake_ollama import FakeOllama, Script, model
 from PIL import Image
 from playwright.sync_api import expect
-from test_access import look, seen  # noqa: F401
+from test_access import TWO_SIZES, look, seen  # noqa: F401
 from test_backup import run
 from wire import Chat as Socket
 from working import Work, insert
@@ -430,6 +430,7 @@ def test_the_button_of_a_refusal_chooses_a_model_that_sees(chat, page):
     assert chat.fake.chats[-1]["messages"][-1]["images"]
 
 
+@TWO_SIZES
 def test_attachments_are_for_everybody(chat, page, seen, look):  # noqa: F811
     files(page, ("shot.png", picture(400, 300)), ("a name of some length.md", b"# Notes\n" * 100))
     expect(page.locator("#chips li")).to_have_count(2)

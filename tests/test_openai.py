@@ -269,7 +269,7 @@ def test_ollama_is_told_how_to_think_only_where_the_model_can(chat, old):
 
 def test_a_long_list_can_be_searched_by_keyboard(chat):
     page, field = chat.page, chat.page.get_by_label("Find a model")
-    expect(page.locator("#model option")).to_have_count(4)
+    expect(page.locator("#model option")).to_have_count(4, timeout=10_000)    # it looks every 5 s
     expect(field).to_have_count(0)
     chat.fake.models += [model(f"vendor-{n}/some-{n % 7}b-model:q{n}") for n in range(300)]
     chat.answered()
