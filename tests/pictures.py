@@ -23,7 +23,7 @@ def main():
             for name in "clicks.ipynb", "clicks.csv":
                 shutil.copy(HERE/name, server.dir)
             server.start()
-            page = browser.new_context(viewport={"width": 1280, "height": 1040}).new_page()
+            page = browser.new_context(viewport={"width": 1280, "height": 1040}, reduced_motion="reduce").new_page()
             page.goto(server.url)
             for earlier in "Titles for the tomato guides", "Redirects after the move":
                 fake.script(Script(text="Done."))
