@@ -71,6 +71,7 @@ import csv
 import ctypes
 import errno
 import functools
+import gzip
 import hashlib
 import importlib.util
 import io
@@ -80,6 +81,7 @@ import keyword
 import linecache
 import logging
 import os
+import mimetypes
 import platform
 import re
 import secrets
@@ -1467,11 +1469,21 @@ app = FastHTML(
 app.router.redirect_slashes = False
 
 @app.get('/static/{name}')
-async def static_file(name: str):
+async def static_file(req, name: str):
     "The few files that are served as files; an address with a version never changes."
     if name not in FILES:
         raise HTTPException(404)
-    return FileResponse(FILES[name], headers={'cache-control': 'max-age=31536000, immutable'})
+    headers = {'cache-control': 'max-age=31536000, immutable', 'vary': 'accept-encoding'}
+    if 'gzip' not in req.headers.get('accept-encoding', ''):
+        return FileResponse(FILES[name], headers=headers)
+    headers['content-encoding'] = 'gzip'
+    kind = mimetypes.guess_type(name)[0]
+    content = compressed(FILES[name], FILES[name].stat().st_mtime_ns)
+    return Response(content, headers=headers, media_type=kind)
+
+@lru_cache
+def compressed(path, version):
+    return gzip.compress(path.read_bytes())
 
 # No file may ever run as a page of the app, also when its address is opened directly.
 FILE_HEADERS = {'content-security-policy': "sandbox; default-src 'none'; style-src 'unsafe-inline'",
@@ -5131,7 +5143,7 @@ if PRINTED:
 
 class Chats(Listing):
     "A profile's chats. The one with the latest message stands first, and nobody moves them."
-    text, part, can_move, has_tools = 'title', 30, False, False
+    text, part, can_move, has_tools = 'title', 20, False, False
     listed = "deleted = 0 and title <> ''"  # not one with events alone
     # One with the title of its first message is found by that.
     searched = "not new.deleted and new.title_from = 'person'"
