@@ -5143,7 +5143,7 @@ if PRINTED:
 
 class Chats(Listing):
     "A profile's chats. The one with the latest message stands first, and nobody moves them."
-    text, part, can_move, has_tools = 'title', 20, False, False
+    text, part, can_move, has_tools = 'title', 12, False, False
     listed = "deleted = 0 and title <> ''"  # not one with events alone
     # One with the title of its first message is found by that.
     searched = "not new.deleted and new.title_from = 'person'"
