@@ -179,6 +179,7 @@ def test_the_profiles_in_their_states(chat, seen, look):
     look.done()
 
 
+@TWO_SIZES
 def test_the_chat_in_its_states(chat, seen, look):
     page = seen
     chat.ask("One", Script(text="one two three", gate=True))
