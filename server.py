@@ -953,7 +953,7 @@ FORMULA = re.compile(r"""(?xs)
     \\\( (?:[^\\]|\\[^()])++ \\\)
     | \\\[ (?:[^\\]|\\[^\[\]])++ \\\]
     | \$\$ (?:[^$\\]|\\.)++ \$\$
-    | (?<!\d)\$ (?![\s$]) (?:[^$\\`]|\\.){1,500}+ (?<!\s)\$ (?!\d)""")
+    | (?<!\d)\$ (?![\s$]) (?:[^$\\`]|\\.){1,300}+ (?<!\s)\$ (?!\d)""")
 DISPLAY = '\\[', '$$'
 MOST_TEX = 10_000  # characters of a formula; a longer one stays as it was written
 MOST_LEVELS = 100  # of braces in braces

@@ -120,7 +120,7 @@ def test_a_formula_appears_when_it_is_whole(chat, size):
 
 
 def test_wide_formulas_scroll_in_themselves(chat, open_page):
-    wide = " + ".join(f"x_{{{n}}}" for n in range(40))
+    wide = " + ".join(f"x_{{{n}}}" for n in range(24))
     chat.post("chatq", text=f"\\[{wide}\\]\n\nIn a text: ${wide}$ and on.", profile=chat.profile)
     page = open_page(viewport={"width": 390, "height": 800})
     page.goto(chat.url)
