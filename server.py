@@ -2569,7 +2569,8 @@ def sort_into_chats():
         save(chats, chat)
         messages.update(id=m.id, chat=chat.id, deleted=m.deleted)
 
-sort_into_chats()
+with db.conn:  # all of them or none
+    sort_into_chats()
 
 class Chatq:
     """The queue through which everything reaches the person. `await chatq('text')` puts a finished
@@ -2646,7 +2647,7 @@ class Chatq:
             self.loop.call_later(1, self.store_when_possible, row)
 
     def changed(self, row, **fields):
-        "Stores a new or changed message and shows it in every tab of its profile."
+        "Stores a new or changed message and shows it in every tab of its chat."
         self.store(row, **fields)
         if row.status == 'queued':
             self.due.set()
@@ -4325,8 +4326,7 @@ class Listing(Rows):
         its text alone, and can be edited and deleted."""
         name = self.name(row)
         try:
-            content, actions = self.content(row), self.actions(row)
-            html_of(content, actions)
+            content, actions = Safe(html_of(self.content(row))), Safe(html_of(self.actions(row)))
         except Exception:
             traceback.print_exc()
             content, actions = Span(name, cls='title'), None
@@ -4689,6 +4689,7 @@ def ask_person(prompt='', terminal=input):
     return chat.ask(f'{prompt}')
 
 builtins.input = ask_person
+
 def start_in_context(thread, start=threading.Thread.start):
     "A thread that a job starts belongs to it: it prints and shows in its message."
     if at_work.get() and not chatq.is_here():
@@ -4754,8 +4755,7 @@ def job_form(function, profile, typed=None, wrong=MappingProxyType({}), is_open=
         row = Button(icon('play'), title, aria_label=f'Run {title}', title=doc, cls='row')
     encoding = 'multipart/form-data' if any(field.kind is File for field in fields) else None
     return Form(row, id=f'job-{name}', novalidate=True, hx_target='this', hx_swap='outerHTML',
-                hx_encoding=encoding,
-                hx_post=start.to(name=name, profile=profile))
+                hx_encoding=encoding, hx_post=start.to(name=name, profile=profile))
 
 def kept_secret(job, field):
     button = Button('Forget', aria_label=f'Forget {field.label}', type='button', cls='quiet',
@@ -4773,8 +4773,6 @@ SIDE.append(job_section)
 async def start(name: str, req, sess, profile: int = None):
     "Starts a job from its form; answers the form, and 422 with a word beside each wrong field."
     function = job_named(name)
-    if not function:
-        raise HTTPException(404)
     typed = {}  # a field may be called as a parameter of the address is
     for field, value in (await req.form()).multi_items():
         typed[field] = await sent_value(value) or typed.get(field, '')  # a kept file comes first
@@ -5886,8 +5884,8 @@ def run():
     app.state.port = sock.getsockname()[1]
     os.chdir(FILE.parent)  # for paths in jobs, wherever one happens to stand
     catch_output()
-    # Compression would cost more than it saves on one machine; asyncio is as fast as uvloop for
-    # one person.
+    # Compressing what the socket sends would cost more than it saves on one machine; asyncio is as
+    # fast as uvloop for one person.
     config = uvicorn.Config(
         Guard(app), loop='asyncio', log_level='warning', access_log=False, server_header=False,
         ws_per_message_deflate=False, ws_max_size=MAX_BODY, timeout_graceful_shutdown=2)
