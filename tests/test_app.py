@@ -107,6 +107,15 @@ def test_a_button_is_called(first_page, label):
     assert len(found) == 1
 
 
+def test_static_files_are_packed_for_whom_it_suits(client, server):
+    path = re.search(r"/static/app\.js\?v=\d+", client.get("/").text)[0]
+    packed = client.get(path, headers={"Accept-Encoding": "gzip"})
+    plain = client.get(path, headers={"Accept-Encoding": "identity"})
+    assert packed.headers["content-encoding"] == "gzip" and "content-encoding" not in plain.headers
+    assert packed.content == plain.content == (server.dir / "static/app.js").read_bytes()
+    assert packed.headers["content-type"] == plain.headers["content-type"]
+
+
 # ---- todos
 
 @pytest.mark.parametrize("headers", [{}, {"HX-Request": "true"}], ids=["a script", "htmx"])

@@ -59,6 +59,7 @@ def test_the_answer_goes_on_in_its_own_chat_and_a_dot_tells_so(chat):
     chat.fake.release(1)
     number = chat_of(chat)
     expect(page.locator(f"#chat-{number} .dot")).to_have_attribute("aria-label", "running")
+    assert page.locator(f"#chat-{number} .dot").bounding_box()["width"] >= 6
     for each in page, other:
         new_chat(each)
     expect(page.locator("#msg-list .msg")).to_have_count(0)
@@ -200,3 +201,42 @@ def test_messages_from_before_there_were_chats(app):
         tab.hear("Go on")
 
 
+
+
+def test_enter_opens_a_chat_and_f2_renames_it(chat):
+    page = chat.page
+    chat.answered("First one")
+    number = chat_of(chat)
+    new_chat(page)
+    row = page.locator(f"#chat-{number}")
+    row.focus()
+    page.keyboard.press("F2")
+    expect(row.locator("input")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(row.locator("input")).to_have_count(0)
+    row.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/chat/{number}")
+    expect(page).to_have_title(re.compile("^First one · "))
+
+
+def test_a_hit_names_its_chat_and_a_renamed_chat_is_found(chat):
+    chat.answered("Where do okapis live?", Script(text="In the forest."))
+    chat.post(f"rename?kind=chat&id={chat_of(chat)}", name="Quaggas")
+    hits = chat.page.locator("#search-results a")
+    chat.page.locator("#search").fill("forest")
+    expect(hits.locator("small")).to_have_text("Message · Quaggas")
+    chat.page.locator("#search").fill("quaggas")
+    expect(hits).to_have_count(1)
+    expect(hits.locator("small")).to_contain_text("Chat")
+
+
+def test_more_chats_come_as_one_scrolls(chat):
+    for n in range(15):
+        with Socket(chat.server, f"?profile={chat.profile}&chat=new") as tab:
+            tab.ask(f"Question {n}", chat.profile)
+    chat.page.reload()
+    rows = chat.page.locator("#chat-list li[id]:not(.part)")
+    expect(rows.first).to_contain_text("Question 14")
+    rows.nth(11).scroll_into_view_if_needed()
+    expect(rows).to_have_count(15)

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import symtable
+import sys
 from collections import Counter
 
 import fasthtml.common
@@ -648,3 +649,42 @@ def test_no_name_is_given_twice():
     names = [node.name for node in ast.parse(SOURCE).body
              if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
     assert not [name for name, times in Counter(names).items() if times > 1]
+
+
+BRITTLE = """
+class Vase:
+    "A thing whose rows cannot be drawn."
+    id: int
+    name: str = ''
+    profile: int = 0
+    priority: float = 0.
+    deleted: float = 0.
+
+class Vases(Listing):
+    def details(self, vase):
+        return vase.nothing
+
+vases = Vases(table(Vase))
+SIDE.append(vases.section('Vases', 'Which one?'))
+"""
+
+
+def test_a_row_that_cannot_be_drawn_shows_its_text_and_can_be_deleted(app):
+    """One broken row takes nothing else down."""
+    server = app(start=False)
+    server.file.write_text(pasted(BRITTLE))
+    with httpx.Client(base_url=server.start().url, trust_env=False) as web:
+        assert "Ming" in web.post("/add?kind=vase", data={"name": "Ming"}).raise_for_status().text
+        html = web.get("/").raise_for_status().text
+        assert "Delete Ming" in html and "nothing" in server.out()
+        web.post("/delete?kind=vase&id=1").raise_for_status()
+        assert "Delete Ming" not in web.get("/").text
+
+
+def test_the_engine_does_not_import_pandas(app):
+    """It is installed here, and fastlite would take it along."""
+    server = app(start=False)
+    asks = "import sys, importlib.util, server; print('pandas' in sys.modules, bool(importlib.util.find_spec('pandas')))"
+    done = subprocess.run([sys.executable, "-c", asks], cwd=server.dir, env=server.env, timeout=30,
+                          capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True"], done.stderr
