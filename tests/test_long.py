@@ -26,13 +26,18 @@ def whole(tab):
     return titles(tab)
 
 
+def comes_to_be_stored(tab, long):
+    """The page shows what is stored, as soon as the last change made elsewhere has come."""
+    until(lambda: whole(tab) == long.stored(), what="the list as it is stored")
+
+
 def test_its_parts_come_as_one_scrolls(long):
     tab = long.open()
     assert titles(tab) == [f"t{n}" for n in range(1, 201)]
     tab.counts("450 items left")
     tab.item("t190").scroll_into_view_if_needed()                     # before the end is reached
     expect(tab.item("t400")).to_be_attached()
-    assert whole(tab) == long.stored()
+    comes_to_be_stored(tab, long)
 
 
 def test_what_is_added_is_seen_and_stands_at_the_end(long):
@@ -86,7 +91,7 @@ def test_changes_elsewhere_above_below_and_across(long):
         long.post("move", kind="todo", id=long.ident(title), before=long.ident(before) if before else 0)
     for title in "t202", "t199":
         long.post("delete", kind="todo", id=long.ident(title))
-    assert whole(tab) == long.stored()
+    comes_to_be_stored(tab, long)
 
 
 def test_undo_far_down(long):
@@ -155,4 +160,4 @@ def test_the_row_before_the_next_part_is_moved_away_and_nothing_is_left_out(long
     tab = long.open()
     long.post("move", kind="todo", id=long.ident(moved), before=0)
     expect(tab.item(moved)).to_have_count(0)
-    assert whole(tab) == long.stored()
+    comes_to_be_stored(tab, long)
