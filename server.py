@@ -30,6 +30,10 @@ what stands in `__all__`, and nothing else.
 # ==== The engine: what makes an app work. To make one of your own, read `__all__` and go on to
 # ==== "The app" below.
 # ==================================================================================================
+import gc
+
+gc.disable()  # until the engine is there: nothing is garbage yet, and to look for it takes time
+
 from fasthtml.common import *
 
 __all__ = [
@@ -91,7 +95,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import sys
 import threading
 import time
 import traceback
@@ -123,13 +126,14 @@ import uvicorn
 from starlette.datastructures import MutableHeaders
 from starlette.responses import PlainTextResponse
 
-# Where pandas is installed, fastlite imports it with itself: a fifth of a second and 40 MB for
-# nothing. Who wants it imports it.
-sys.modules.setdefault('pandas', None)
+# Where pandas and numpy are installed, fastlite imports them with itself: a fifth of a second and
+# 40 MB for nothing. Who wants them imports them.
+unwanted = [name for name in ('numpy', 'pandas') if name not in sys.modules]
+sys.modules.update(dict.fromkeys(unwanted))
 from fastlite import Database
 
-if not sys.modules['pandas']:
-    del sys.modules['pandas']
+for name in unwanted:
+    del sys.modules[name]
 
 # ---- 1. Settings: what an app sets anew, above its `from server import *` or here in a copy ------
 
@@ -2044,7 +2048,8 @@ def figure_text(figure):
     inches = figure.get_figwidth()*figure.get_figheight()
     dpi = min(2*figure.dpi, (MOST_PIXELS/2/inches)**.5)
     file = io.BytesIO()
-    figure.savefig(file, format='png', dpi=dpi, bbox_inches='tight')
+    quickly = {'compress_level': 1}
+    figure.savefig(file, format='png', dpi=dpi, bbox_inches='tight', pil_kwargs=quickly)
     open_figures().pop(getattr(figure, 'number', None), None)
     return picture(file.getvalue(), 'png', next(filter(None, titles), '') or figure_name(), 2)
 
@@ -4626,6 +4631,11 @@ async def result_of(function, chat, values):
 
 # ---- 26. Running: the threads of jobs, what they print, and their forms --------------------------
 
+def free_memory():
+    "Gives the system back what malloc keeps of what was freed, on Linux: a job's 200 plots, say."
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
 def start_process(process, start=BaseProcess.start):
     "A process of multiprocessing knows whose it is: Cancel ends those of its job."
     chat = at_work.get()
@@ -4654,6 +4664,7 @@ async def in_thread(function, chat, values):
             show_figures()
         except BaseException as e:  # SystemExit too: a cell's sys.exit() ends the job, not the app
             error = e
+        free_memory()
         done.set_result((result, error))  # a future takes no StopIteration as its exception
     context = contextvars.copy_context()
     thread = threading.Thread(target=context.run, args=[work], name=function.__name__, daemon=True)
@@ -5395,12 +5406,13 @@ BACKGROUND.append(watch_backend)
 # Languages without spaces between words: each of their characters is one to the search, which
 # takes what stands between the signs of no width for a word.
 WIDTHLESS = '\u200b'
-NO_SPACES = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u31ff\u3400-\u9fff'
-                       '\uac00-\ud7a3\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]')
+NO_SPACES = ('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u31ff\u3400-\u9fff'
+             '\uac00-\ud7a3\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]')
 
 def as_found(text):
     "Text as the search knows it: what a person sees, and each word for itself."
-    return NO_SPACES.sub(f'{WIDTHLESS}\\g<0>{WIDTHLESS}', normalize('NFC', readable(text)))
+    apart = f'{WIDTHLESS}\\g<0>{WIDTHLESS}'
+    return re.sub(NO_SPACES, apart, normalize('NFC', readable(text)))
 
 db.conn.create_scalar_function('as_found', as_found)
 INDEXING = asyncio.Lock()
@@ -5891,6 +5903,9 @@ def run():
         ws_per_message_deflate=False, ws_max_size=MAX_BODY, timeout_graceful_shutdown=2)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[sock])
+
+gc.freeze()  # what the engine has made lasts as long as the app
+gc.enable()
 
 # What a copy of this file must not define anew.
 ENGINE_NAMES = {name: value for name, value in globals().items()
