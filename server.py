@@ -665,11 +665,12 @@ insert into find(rowid, text, kind, ref, profile)
 delete from find_due where {some};"""
 SEARCHED = {}  # this SQL by the name of the table
 
-def searchable(tbl, columns, when='not new.deleted', also=()):
-    "Full-text search over some columns of a table. `also`: further columns that `when` looks at."
+def searchable(tbl, columns, when='not new.deleted', also=(), more=''):
+    """Full-text search over some columns of a table. `also`: further columns that `when` or `more`
+    looks at; `more`: SQL of further text."""
     kind, number = tbl.name, zlib.crc32(tbl.name.encode()) % 1024  # for the rowids
     some = f"id in (select id from find_due where kind = '{kind}' order by id desc limit 50)"
-    text = ', '.join(f'new.[{column}]' for column in columns)
+    text = ', '.join(filter(None, [more, *(f'new.[{column}]' for column in columns)]))
     watched = 'id', *columns, 'profile', 'deleted', *also
     differs = ' or '.join(f'new.[{column}] is not old.[{column}]' for column in watched)
     db.conn.execute(TRIGGERS.format(**locals()))
@@ -680,7 +681,9 @@ purge(chats)
 purge(messages, 'updated')
 db.q('delete from message where chat > 0 and chat not in (select id from chat)')
 finished = "not new.deleted and new.status <> 'streaming'"
-searchable(messages, ['content'], finished, also=['status'])
+file_names = """(select group_concat(value ->> 'name', ' ')
+                 from json_each(iif(new.files = '', '[]', new.files)))"""
+searchable(messages, ['content'], finished, also=['status', 'files'], more=file_names)
 
 def refuse(sentence, status=400):
     "Ends a request, or what a person wanted, with one sentence that says what to do."
@@ -4452,13 +4455,17 @@ async def delete(listing: Listing, id: int, sure: int = 0, x_tab: str = ''):
     return listing.after_delete(row, x_tab)
 
 @app.post
-async def undo(listing: Listing, stamp: float):
-    "Brings back what was deleted with this stamp, at its place."
+async def undo(listing: Listing, stamp: float, htmx: HtmxHeaders):
+    """Brings back what was deleted with this stamp, at its place. What a page has shown before it
+    was deleted there is open again."""
     rows = listing.table('deleted and deleted = ?', [stamp])
     if not rows:
         raise HTTPException(404)
     back = count(len(rows), listing.kind)
     await listing.change_all(rows, f'Brought back {back}', deleted=0.)
+    row = f'{listing.kind}-{rows[0].id}'
+    if f'undone={row}' in (htmx.current_url or ''):
+        return Redirect(f'/{row.replace("-", "/")}')
     return toast('It is back.' if len(rows) == 1 else f'{back} are back.')
 
 @app.post
@@ -5162,7 +5169,7 @@ class Chats(Listing):
         return A(chat.title, href=f'/chat/{chat.id}', cls='title'), dot
 
     def linked(self):
-        return {'chat-title': chat_title, 'export': export_link}
+        return {'chat-title': chat_title, 'gauge': gauge, 'export': export_link}
 
     def show(self, chat, tab=''):
         if chat.title:
@@ -5200,6 +5207,14 @@ def chat_title(profile):
     chat = chat_with(profile.chat)
     return H1(chat and chat.title or 'New chat', id='chat-title', data_chat=profile.chat or None,
               hx_swap_oob='true')
+
+def gauge(profile):
+    "How much of the context its chat takes: what the last answer was made from, and the answer."
+    where = 'chat = ? and window and prompt_tokens and not deleted'
+    last = first_row(messages, where, [profile.chat], 'id desc')
+    share = f'{(last.prompt_tokens + last.tokens)/last.window:.2f}' if last else '0'
+    return Span(Meter(value=share, aria_label='Context in use'), f'{float(share):.0%}', id='gauge',
+                title='of the context is in use', hidden=not last, hx_swap_oob='true')
 
 def export_link(profile):
     return A('Save the chat as Markdown', href=export.to(chat=profile.chat), download='chat.md',
@@ -5275,7 +5290,7 @@ def chat_section(profile):
     since = as_id(profile.query.get('at', '').removeprefix('msg-'))  # a search hit further up
     bar = Div(icon_button('menu', 'Menu', data_side='open'),
               icon_button('sidebar', 'Show sidebar', data_side='shown'), chat_title(profile),
-              settings_panel(profile), theme_button(),
+              gauge(profile), settings_panel(profile), theme_button(),
               icon_button('keys', 'Keyboard shortcuts', popovertarget='keys'), cls='bar')
     more = Button(icon('down'), 'More below', id='more', hidden=True)
     dock = Div(more, *words(way_back(profile.query)), composer(profile), cls='dock')
@@ -5438,7 +5453,7 @@ from find join profile p on p.id = find.profile
           left join chat c on c.id = m.chat
 where not p.deleted and find match ? and not coalesce(c.deleted, 0)
 order by m.role is 'event', rank, m.id desc  -- what was done comes last
-limit 20"""
+limit 21"""
 
 @app.get
 async def find(q: str = ''):
@@ -5448,7 +5463,10 @@ async def find(q: str = ''):
     # After a great change the search sees the rest later, and says what it knows by now.
     await asyncio.wait([asyncio.create_task(update_index())], timeout=.5)
     hits = db.q(SEARCH, [' '.join(f'"{word}"*' for word in words)])
-    return Ul(*(hit(**row) for row in hits)) if hits else P('Nothing found.')
+    if not hits:
+        return P('Nothing found.')
+    more = P('There is more: type another word.') if len(hits) > 20 else None
+    return Ul(*(hit(**row) for row in hits[:20])), more
 
 def hit(kind, profile, name, place, chat, title, text):
     "A row of the search's answer."
