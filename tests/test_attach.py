@@ -119,6 +119,8 @@ def test_a_text_goes_whole_into_the_prompt_with_its_name(work):
     assert [file["name"] for file in json.loads(prompt["files"])] == ["sales.csv", "grüße.log"]
     assert work.web.get(f"/source?id={prompt['id']}").text == "[File: sales.csv]\n\n[File: grüße.log]\n\nAdd it up"
     assert "[File: sales.csv]" in work.web.get(f"/export?chat={prompt['chat']}").text
+    assert f"msg-{prompt['id']}" in work.web.get("/find?q=sales").text      # found by its file's name, too,
+    assert "Nothing found" in work.web.get("/find?q=address").text          # and by nothing else of it
 
 
 def test_a_picture_is_seen_and_stays_in_sight(work):

@@ -138,9 +138,20 @@ def test_a_chat_is_deleted_with_all_that_is_in_it_and_comes_back(chat):
     expect(other.locator("#toast")).to_contain_text("This chat is not there any more")
     expect(other.locator("#msg")).to_have_value("Are you there?")
     page.get_by_role("button", name="Undo").click()
+    page.wait_for_url(f"**/chat/{number}")                  # it was open, and is again
     expect(page.locator(f"#chat-{number}")).to_be_visible()
-    page.goto(f"{chat.server.url}/chat/{number}")
     expect(chat.content).to_contain_text("uno")
+
+
+def test_a_gauge_shows_how_much_of_the_context_a_chat_takes(chat):
+    expect(chat.page.locator("#gauge")).to_be_hidden()
+    chat.answered("Hi", Script(text="Hello", prompt_eval_count=1228))
+    expect(chat.page.locator("#gauge")).to_have_text("30%")     # of 4,096
+    chat.page.reload()
+    expect(chat.page.locator("#gauge")).to_have_text("30%")
+    expect(chat.page.locator("#gauge meter")).to_have_attribute("value", "0.30")
+    new_chat(chat.page)
+    expect(chat.page.locator("#gauge")).to_be_hidden()
 
 
 def test_a_search_hit_opens_its_chat_with_the_message_in_view(chat):

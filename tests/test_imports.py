@@ -681,10 +681,11 @@ def test_a_row_that_cannot_be_drawn_shows_its_text_and_can_be_deleted(app):
         assert "Delete Ming" not in web.get("/").text
 
 
-def test_the_engine_does_not_import_pandas(app):
-    """It is installed here, and fastlite would take it along."""
+def test_the_engine_imports_neither_pandas_nor_numpy(app):
+    """They are installed here, and fastlite would take them along."""
     server = app(start=False)
-    asks = "import sys, importlib.util, server; print('pandas' in sys.modules, bool(importlib.util.find_spec('pandas')))"
+    asks = ("import sys, importlib.util, server\nfor name in 'pandas', 'numpy':\n"
+            "    print(name in sys.modules, bool(importlib.util.find_spec(name)))")
     done = subprocess.run([sys.executable, "-c", asks], cwd=server.dir, env=server.env, timeout=30,
                           capture_output=True, text=True)
-    assert done.stdout.split() == ["False", "True"], done.stderr
+    assert done.stdout.split() == ["False", "True"] * 2, done.stderr

@@ -68,6 +68,16 @@ def test_hits_come_as_one_types(chat, hits, word):
     expect(chat.page.locator("#search-results")).to_have_text("Nothing found.")
 
 
+def test_a_search_with_many_hits_says_that_there_are_more(chat, hits, word):
+    add(chat, *(f"{word} {n}" for n in range(21)))
+    look_for(chat.page, word)
+    expect(hits).to_have_count(20)
+    expect(chat.page.locator("#search-results")).to_contain_text("There is more: type another word.")
+    look_for(chat.page, f"{word} 20")
+    expect(hits.filter(has_text=f"{word} 20")).not_to_have_count(0)
+    expect(chat.page.locator("#search-results")).not_to_contain_text("There is more")
+
+
 def test_an_empty_box_shows_no_hits(chat, hits, word):
     add(chat, word)
     look_for(chat.page, word)
