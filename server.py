@@ -116,7 +116,7 @@ from math import inf, isfinite
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from types import MappingProxyType, SimpleNamespace, UnionType
-from typing import Annotated, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Optional, Union, get_args, get_origin
 from unicodedata import normalize
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
@@ -4877,7 +4877,7 @@ def shown_expression(tree, source):
 # The form: nothing of the notebook is run for it.
 
 TYPES = {each.__name__: each for each in (*COLUMN_TYPES, Lines, Secret, File)}
-TYPES['Literal'] = Literal
+TYPES |= dict(Literal=Literal, Optional=Optional)
 READABLE = ('Expression Constant Name Load List Tuple Dict Subscript UnaryOp USub BinOp BitOr Call '
             'keyword').split()
 
@@ -4919,7 +4919,7 @@ def as_parameter(node, source):
 def fits(parameter):
     "Whether it can be a field, which gives back what it is given."
     default = parameter.default
-    is_cut = kind_of(parameter) is str and default is not REQUIRED and default != default.strip()
+    is_cut = kind_of(parameter) is str and isinstance(default, str) and default != default.strip()
     return can_be_field(parameter) and not is_cut and parameter.name[0] != '_'
 
 def parameters_of(cell):

@@ -63,13 +63,13 @@ def test_the_form_comes_from_the_tagged_cell(work, lay):
         "from datetime import date\nfrom typing import Literal\nopen('ran', 'w')\n"
         "text = 'words'\nmost: int = 3  # how many\nratio = .5\nis_sure = True\nday = date(2026, 1, 31)\n"
         "size: Literal['small', 'large'] = 'large'\nkey: 'Secret' = ''\nnotes: 'Lines' = ''\nurls = ['a', 'b']  # one a line\n"
-        "poem = '''one\ntwo'''\nneeded: str\nmaybe: 'int | None' = None\n"
+        "poem = '''one\ntwo'''\nneeded: str\nmaybe: 'int | None' = None\nword: Optional[str] = None\n"
         "_own = 1\nfound = open('ran', 'w')\ntable = {'a': 1}\nblank = ', '\na, b = 1, 2\n", "parameters"))
     assert form.h3.get_text() == "The weekly report" and form.p.get_text() == "What it is\nfor."
     fields = {f["name"]: f for f in form.find_all(["input", "select", "textarea"])}
-    assert list(fields) == ["text", "most", "ratio", "is_sure", "day", "size", "key", "notes", "urls", "poem", "needed", "maybe"]
-    assert [fields[n]["value"] for n in ("text", "most", "ratio", "day", "needed", "maybe")] == [
-        "words", "3", "0.5", "2026-01-31", "", ""]
+    assert list(fields) == ["text", "most", "ratio", "is_sure", "day", "size", "key", "notes", "urls", "poem", "needed", "maybe", "word"]
+    assert [fields[n]["value"] for n in ("text", "most", "ratio", "day", "needed", "maybe", "word")] == [
+        "words", "3", "0.5", "2026-01-31", "", "", ""]
     assert fields["key"]["type"] == "password" and fields["is_sure"].has_attr("checked")
     assert [fields[n].get_text() for n in ("notes", "urls", "poem")] == ["", "a\nb", "one\ntwo"]
     assert fields["size"].find("option", selected=True).get_text() == "large"
