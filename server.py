@@ -1915,8 +1915,14 @@ def literal(text):
 
 def display(*parts):
     "Shows things as a notebook would, in the message of the job that runs."
+    chat = at_work.get()
     for part in parts:
-        getattr(at_work.get(), 'send', print)(part)
+        if not chat:
+            print(part)
+        elif isinstance(part, str):  # no Markdown, as in Jupyter
+            chat.print(f'{part!r}\n')
+        elif part is not None:
+            chat.send(part)
 
 def as_text(part):
     """What a message keeps of what was sent: Markdown, a component as HTML of our own, and anything
@@ -4972,13 +4978,8 @@ class Notebook:
 def run_cells(chat, cells, values, loop):
     """Runs the code in a namespace of its own and sends the texts between. The values take the
     place of what the parameters' cell has set."""
-    def show(value):
-        if isinstance(value, str):  # no Markdown, as in Jupyter
-            print(repr(value))
-        elif value is not None:
-            display(value)
     # What stands in annotations of parameters need not be imported.
-    names = TYPES | dict(__name__='__main__', __show__=show, display=display)
+    names = TYPES | dict(__name__='__main__', __show__=display, display=display)
     names['__builtins__'] = vars(builtins) | dict(__import__=import_module)
     programs, me = {cell.number: compiled(cell) for cell in cells if cell.number}, os.getpid()
     for cell in cells:

@@ -116,10 +116,10 @@ def test_it_is_found_by_its_name_and_read_anew(work, lay):
 def test_a_cell_is_shown_as_jupyter_shows_it(work, lay):
     lay("shown", "# One\n\nSome **words**.", "2 + 3", "6 * 7;", "x = 1000", "None", "print('printed')",
         "import asyncio\nawait asyncio.sleep(.01)\nawait asyncio.sleep(.01, 'awaited')",
-        "__name__.strip('_')", "display(11 * 11)")
+        "__name__.strip('_')", "display(11 * 11)", "display('*no* Markdown', None)")
     ident = work.run("shown")
     text = said(work, ident)
-    words = ["One", "Some words.", "5", "printed", "awaited", "main", "121"]
+    words = ["One", "Some words.", "5", "printed", "awaited", "main", "121", "'*no* Markdown'"]
     assert [text.index(w) for w in words] == sorted(text.index(w) for w in words)
     assert "42" not in text and "1000" not in text and "None" not in text
     assert work.shown(ident).find(class_="content").find(["h1", "h2", "h3"]).get_text() == "One"
