@@ -4861,6 +4861,7 @@ def read_cells(path):
 def jupyter_line(cell):
     """The line of a cell that only Jupyter could run, if there is one; what only sets Jupyter up is
     taken out. Refuses what is no Python."""
+    cell.source = cell.source.replace('tqdm.notebook', 'tqdm.auto')  # which needs no widgets
     python = SETUP.sub(lambda found: found[1] + (found[2] or 'pass'), cell.source)
     for source in cell.source, python:  # what looks like magic may be a text
         try:

@@ -182,7 +182,7 @@ def test_a_mistake_in_a_later_cell_is_told_before_anything_runs(work, lay):
 def test_what_sets_jupyter_up_is_left_out(work, lay):
     lay("magic", "%load_ext autoreload\n%autoreload 2\n%config InlineBackend.figure_format = 'retina'",
         "if True:\n    %matplotlib inline",
-        "%%time\nx = 5", "%time y = x + 1", "text = ('%d of %d'\n        % (x, y))\ntext")
+        "from tqdm.notebook import tqdm\nfor n in tqdm(range(3)): pass", "%%time\nx = 5", "%time y = x + 1", "text = ('%d of %d'\n        % (x, y))\ntext")
     assert "5 of 6" in said(work, work.run("magic"))
 
 
