@@ -5029,14 +5029,16 @@ class DisplayModule(SimpleNamespace):
 DISPLAY_MODULE = DisplayModule(
     display=display, Markdown=shown_by('_repr_markdown_'), HTML=shown_by('_repr_html_'),
     Latex=shown_by('_repr_latex_'), SVG=shown_by('_repr_svg_'), Image=ipython_image,
-    clear_output=lambda *_, **__: None)
+    clear_output=lambda *_, **__: None, __spec__=None, __path__=[])
+if not importlib.util.find_spec('IPython'):  # for jobs that were notebooks
+    sys.modules['IPython.display'] = DISPLAY_MODULE
 
 def import_module(name, *args):
     "What `import` does in a notebook: what IPython displays is shown in the message."
     if name.partition('.')[0] != 'IPython':
         return __import__(name, *args)
     if not importlib.util.find_spec('IPython'):
-        is_module = name == 'IPython.display' and args[2]  # from IPython.display import ...
+        is_module = '.display' in name and args[2]  # from IPython.display import ...
         return DISPLAY_MODULE if is_module else SimpleNamespace(display=DISPLAY_MODULE)
     importlib.import_module('IPython.display').display = display
     return __import__(name, *args)
@@ -5081,7 +5083,8 @@ from fasthtml.common import *
 from {engine} import *
 
 from datetime import date, datetime
-from typing import Annotated, Literal
+from decimal import Decimal
+from typing import Annotated, Literal, Optional
 
 {imports}
 
@@ -5137,10 +5140,14 @@ def by_hand(cell, notebook, imports):
     inside = {n for node in ast.walk(tree) if isinstance(node, (ast.Constant, ast.JoinedStr))
               for n in range(node.lineno, node.end_lineno)}  # their lines stay as they are
     for node in tree.body:
+        if getattr(node, 'module', '') in ('IPython.display', '__future__'):  # `display` is ours
+            node.names = [x for x in node.names if x.name not in ('display', 'annotations')]
         text = ast.unparse(node)
         name = re.match(r'\w*', text)[0]
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            imports.append(text)
+            imports.extend([text]*bool(node.names))
+            text = ''
+        elif isinstance(node, ast.Pass):  # of what set Jupyter up
             text = ''
         elif is_first and name in notebook.parameters:
             is_list = isinstance(node.value, ast.List)
@@ -5150,7 +5157,8 @@ def by_hand(cell, notebook, imports):
         else:
             continue
         lines[node.lineno - 1:node.end_lineno] = [text] + ['']*(node.end_lineno - node.lineno)
-    text = '\n'.join(line if n in inside else f'    {line}' for n, line in enumerate(lines))
+    text = '\n'.join(line if n in inside or not line.strip() else f'    {line}'
+                     for n, line in enumerate(lines))
     return re.sub(r'(?m)^( +)global ', r'\1nonlocal ', text).rstrip().lstrip('\n')
 
 if PRINTED:

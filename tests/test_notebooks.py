@@ -414,16 +414,19 @@ def test_a_job_in_python_has_all_that_the_notebook_has(app, tmp_path):
     server = app(start=False)
     (server.dir / "class.ipynb").write_text(notebook(
         "# Class\n\nSays it's 'so'.", (
-            "import json; import re\nurls = ['a', 'b']  # one a line\nkey: 'Secret' = ''\ndepth = None", "parameters"),
+            "import json; import re\nurls = ['a', 'b']  # one a line\nkey: 'Secret' = ''\n"
+            "price: 'Decimal' = 1\ndepth = None", "parameters"),
+        "from __future__ import annotations\n%matplotlib inline\nfrom IPython.display import display, HTML, Markdown\nHTML('<b>bold</b>')",
         "total = 0\ndef add(n):\n    global total\n    total += n  # a comment stays\nadd(2)\ntext = '''\nas it\n  is'''",
         "# It's a \\ and '''quotes'''", "%time n = len(urls)\nn, total", "print(repr(text))", "add(3);"))
     text = by_hand(server, server.dir / "class.ipynb", "byhand.py")
     assert not server.db.exists() and not list(server.dir.glob("data/*"))
     assert "def notebook_class(chat, *," in text and "# a comment stays" in text
+    assert "import HTML, Markdown\n" in text and "    pass\n" not in text and "    \n" not in text
     server.file = server.dir / "byhand.py"
     work = Work(server.start())
-    text = said(work, work.run("notebook_class", urls="x\ny\nz"))
-    assert "as it\\n  is" in text and "(3, 2)" in text and "'''quotes'''" in text
+    text = said(work, work.run("notebook_class", urls="x\ny\nz", price="2"))
+    assert "as it\\n  is" in text and "(3, 2)" in text and "'''quotes'''" in text and "None" not in text
     work.web.close()
 
 
