@@ -1189,10 +1189,12 @@ def parse_markdown(text, env):
 def sanitizer():
     """What lets our own tags and attributes through, and nothing else."""
     import nh3
-    tags = ('a blockquote br button code del div em figcaption figure h1 h2 h3 h4 h5 h6 hr i li ol '
-            'img p pre span strong table tbody td th thead tr ul')
+    tags = ('a b blockquote br button caption code dd del div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 '
+            'hr i img kbd li mark ol p pre s small span strong sub sup table tbody td th thead tr '
+            'u ul')
+    spans = {'colspan', 'rowspan'}
     attributes = {'*': {'class', 'tabindex'}, 'a': {'href', 'title', 'download'},
-                  'ol': {'start'}, 'button': {'type'},
+                  'ol': {'start'}, 'button': {'type'}, 'td': spans, 'th': spans,
                   'img': {'src', 'alt', 'width', 'height', 'loading'}}
     attributes |= dict.fromkeys(MATH_TAGS.split(), set(MATH_ATTRIBUTES.split()))
     return nh3.Cleaner(
@@ -1983,7 +1985,7 @@ def html_text(html):
         return f'src="{keep_file(b64decode(found[2]), found[1])}"'
     html = sanitizer().clean(INLINE_PICTURE.sub(kept, without_signs(html)))
     html = re.sub('<img(?![^>]* src="/file/)[^>]*>', '', html)  # it would come from outside
-    html = re.sub(r'<td[^>]*>(?=\s*[-+]?[\d.,]+%?\s*</td>)', '<td class="right">', html)
+    html = re.sub(r'<td(?=[^>]*>\s*[-+]?[\d.,]+%?\s*</td>)', '<td class="right"', html)
     html = re.sub('<table[^>]*>', TABLE_START, html).replace('</table>', TABLE_END)
     return component_text(html) if '<img' in html or re.sub('<[^>]*>', '', html).strip() else None
 

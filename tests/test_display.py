@@ -80,7 +80,8 @@ async def shows_a_large_frame(chat):
 
 @job
 def shows_forms(chat):
-    yield Shows(html='<table><tr><td onclick="x()">framed</td><td>1,5</td></tr></table><script>alert(1)</script>')
+    yield Shows(html='<table><tr><td onclick="x()">framed</td><td>1,5</td></tr><tr><td colspan="2" id="x">7</td></tr></table>'
+                     '<b>bold</b><script>alert(1)</script>')
     yield Shows(html=None, markdown='some **bold**')
     yield Shows(html=ValueError('broken'), mimebundle=None, latex='$x^2$')
     yield Shows(mimebundle=({'image/png': base64.b64encode(png()).decode()}, {}))
@@ -281,9 +282,10 @@ def test_a_polars_frame(work):
 
 def test_what_objects_offer_to_notebooks(work):
     shown = content(work, "shows_forms")
-    assert cells(shown.table) == [["framed", "1,5"]] and shown.table.find_all("td")[1]["class"] == ["right"]
+    assert cells(shown.table) == [["framed", "1,5"], ["7"]] and shown.table.find_all("td")[1]["class"] == ["right"]
     assert shown.find("td").attrs == {} and not shown.find("script") and "broken" not in shown.get_text()
-    assert shown.strong.get_text() == "bold" and shown.find("math").get_text() == "x2"
+    assert shown.table.find_all("td")[2].attrs == {"class": ["right"], "colspan": "2"}
+    assert shown.strong.get_text() == shown.b.get_text() == "bold" and shown.find("math").get_text() == "x2"
     names = [(p["alt"], p["src"][-4:]) for p in shown.find_all("img")]
     assert names == [("Picture, 8 x 4", ".png"), ("Picture", ".svg"), ("Picture, 9 x 9", ".png"), ("kept", ".png")]
     assert all(p["src"].startswith("/file/") for p in shown.find_all("img"))
