@@ -2091,8 +2091,8 @@ def frame_text(x):
         writer.writeheader()
         writer.writerows(x)
         return table_text(file.getvalue(), len(x), len(columns))
-    if hasattr(x, 'to_frame'):  # a series
-        x = x.to_frame()
+    if hasattr(x, 'to_frame') and not hasattr(x, 'nlevels'):  # a series, no index
+        x = x.to_frame('' if x.name is None else x.name)
     rows, columns = x.shape
     most = MOST_KEPT//20 if chatq.is_here() else MOST_KEPT  # it would hold up the app
     x = x.head(most//max(columns, 1))

@@ -64,6 +64,8 @@ def shows_frames(chat):
     chat.send(frame())
     yield pandas.DataFrame({'a|b': ['x_y*', '=1+1', None, '<br>'], 'n': [1, 22, 333, 4]}, index=list('abcd'))
     display(pandas.Series([1, 2], index=['x', 'y'], name='counts'))
+    yield pandas.Series([5, 6])
+    yield pandas.Index(['k', 'l'])
     yield [{'word': 'one', 'times': 1}, {'word': 'two', 'link': 'z'}]
 
 @job
@@ -243,11 +245,12 @@ def test_drawings_with_what_draws_them(work, app):
 
 def test_frames_are_tables(work):
     shown = content(work, "shows_frames")
-    long, odd, series, dicts = shown.find_all("figure", class_="table")
+    long, odd, series, unnamed, dicts = shown.find_all("figure", class_="table")
     assert cells(long)[0] == ["c0", "c1", "c2"] and len(cells(long)) == 201 and cells(long)[2] == ["0.333333", "0.666667", "1.0"]
     assert all("right" in cell["class"] for cell in long.find_all(["th", "td"]))
     assert cells(odd) == [["", "a|b", "n"], ["a", "x_y*", "1"], ["b", "=1+1", "22"], ["c", "", "333"], ["d", "<br>", "4"]]
     assert cells(series) == [["", "counts"], ["x", "1"], ["y", "2"]]
+    assert cells(unnamed) == [[""], ["5"], ["6"]] and "Index(['k', 'l']" in shown.find(class_="output").get_text()
     assert cells(dicts) == [["word", "times", "link"], ["one", "1", ""], ["two", "", "z"]]
     link = shown.find("a", string="Save as CSV")
     assert link["download"] == "table.csv" and "200 rows × 3 columns" in link.parent.get_text()
