@@ -4994,6 +4994,7 @@ def run_cells(chat, cells, values, loop):
             waits = eval(programs[cell.number], names)
             if iscoroutine(waits):
                 loop.run(waits)
+            show_figures()  # the next cell draws its own
         finally:
             if os.getpid() != me:  # a child that the cell has forked ends with it
                 os._exit(0)
@@ -5161,7 +5162,9 @@ def by_hand(cell, notebook, imports):
         lines[node.lineno - 1:node.end_lineno] = [text] + ['']*(node.end_lineno - node.lineno)
     text = '\n'.join(line if n in inside or not line.strip() else f'    {line}'
                      for n, line in enumerate(lines))
-    return re.sub(r'(?m)^( +)global ', r'\1nonlocal ', text).rstrip().lstrip('\n')
+    text = re.sub(r'(?m)^( +)global ', r'\1nonlocal ', text).rstrip().lstrip('\n')
+    is_left = 'plt.' in text and 'plt.show(' not in text  # the next cell draws its own
+    return f'{text}\n    plt.show()' if is_left else text
 
 if PRINTED:
     print(python_job(PRINTED))

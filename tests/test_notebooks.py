@@ -140,6 +140,19 @@ def test_what_ipython_displays_is_shown(work, lay, way):
     assert len(shown.find_all("img")) == 2
 
 
+PLOTS = ("import matplotlib.pyplot as plt\nplt.plot([1])\nplt.title('One')", "plt.plot([2])\nplt.title('Two');", "display(3)")
+
+
+def test_each_cell_draws_figures_of_its_own(work, lay, app):
+    """One that is left open is shown at the end of its cell, as in Jupyter."""
+    lay("plots", *PLOTS)
+    shown = work.shown(work.ended(work.run("plots"), 30)["id"]).find(class_="content")
+    assert [p["alt"] for p in shown.find_all("img")] == ["One", "Two"] and shown.find_all("figure")[-1].get_text().strip() == "3"
+    server = app(start=False)
+    (server.dir / "plots.ipynb").write_text(notebook(*PLOTS))
+    assert by_hand(server, server.dir / "plots.ipynb", "byhand.py").count("    plt.show()\n") == 2
+
+
 @pytest.mark.skipif(importlib.util.find_spec("IPython"), reason="IPython is installed")
 def test_what_the_stand_in_for_ipython_lacks_is_a_sentence(work, lay):
     lay("lacks", "from IPython.display import Audio")
