@@ -118,7 +118,7 @@ from multiprocessing.process import BaseProcess
 from types import MappingProxyType, SimpleNamespace, UnionType
 from typing import Annotated, Literal, Optional, Union, get_args, get_origin
 from unicodedata import normalize
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 import apsw
 import httpx
@@ -4827,6 +4827,10 @@ MAGIC = re.compile(r'\s*([\w, ]+=\s*)?[!%?]|\s*[\w.]+\?+\s*$')
 
 HEADING = re.compile(r'^#+[ \t]+(.+)\n*((?:[^#\s].*\n?)*)', re.M)  # and the paragraph under it
 MARKS = re.compile(r'\[([^]]*)\]\([^)]*\)|[*`]')  # Markdown around words
+# HTML in texts, which is not shown, but in code; <br> within the row of a table stays.
+TAGS = re.compile(r'(?s)(```.*?```|`[^`\n]*`|<br ?/?>(?=[^\n]*\|))|<br ?/?>\n?|<!--.*?-->|'
+                  r'</?[a-z][a-z\d]*(?:\s[^<>]*)?/?>')
+BESIDE = re.compile(r'!\[([^]]*)\]\(([^)\s:]+(\.\w+))[^)]*\)')  # a picture in a file
 
 @dataclass
 class Cell:
@@ -4844,6 +4848,8 @@ def read_cells(path):
     try:
         for cell in json.loads(path.read_bytes())['cells']:
             source, kind = ''.join(cell['source']), cell['cell_type']
+            if kind == 'markdown':
+                source = TAGS.sub(lambda found: found[1] or '  \n'*('<br' in found[0]), source)
             is_tagged = 'parameters' in (cell.get('metadata', {}).get('tags') or ())
             if source.strip() and kind in ('code', 'markdown'):
                 count += kind == 'code'
@@ -4987,7 +4993,7 @@ def run_cells(chat, cells, values, loop):
     programs, me = {cell.number: compiled(cell) for cell in cells if cell.number}, os.getpid()
     for cell in cells:
         if not cell.number:
-            chat.send(f'\n\n{cell.source}\n\n')
+            chat.send(f'\n\n{BESIDE.sub(picture_beside, cell.source)}\n\n')
             continue
         chat.progress(cell.number - 1, len(programs))
         try:
@@ -5003,6 +5009,12 @@ def run_cells(chat, cells, values, loop):
                 is_list = isinstance(names.get(name), list)
                 names[name] = value.splitlines() if is_list else value
     chat.progress(100)
+
+def picture_beside(found):
+    "A picture in a text, which lies beside the notebook."
+    with contextlib.suppress(OSError, HTTPException):
+        return file_text(found[1] + found[3], Path(unquote(found[2])).read_bytes())
+    return found[0]
 
 def compiled(cell):
     "A cell's program, which shows its last expression; tracebacks find its lines."

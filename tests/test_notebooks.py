@@ -159,6 +159,17 @@ def test_what_the_stand_in_for_ipython_lacks_is_a_sentence(work, lay):
     assert work.ended(work.run("lacks"))["error"] == "ImportError: IPython.display.Audio wants IPython: pip install ipython"
 
 
+def test_html_in_a_text_is_not_shown_and_its_pictures_are(work, lay):
+    (work.server.dir / "a dot.png").write_bytes(base64.b64decode(DOT))
+    form = lay("html", "# <a id='top'></a>Top\n\n<div class='x'>\nWhat <b>it</b><br>is\n</div>\n\n<!-- no -->\n\n`<b>` 1<2 <http://x.org>\n\n"
+               "```\n<i>\n```\n\n| a<br>b | c |\n|---|---|\n\n![Dot](a%20dot.png) ![gone](gone.png)", "1")
+    assert form.get_text() == "Top"
+    ident = work.run("html")
+    text, shown = said(work, ident), work.shown(ident).find(class_="content")
+    assert all(words in text for words in ("What it", "<b> 1<2 http://x.org", "<i>\n", "gone")) and text.count("<") == 3
+    assert [p["alt"] for p in shown.find_all("img")] == ["dot"] and len(shown.find_all("br")) == 2
+
+
 def test_each_run_begins_with_nothing(work, lay):
     lay("fresh", "x = globals().get('x', 0) + 1\nx")
     assert [said(work, work.run("fresh")).strip() for _ in range(2)] == ["1", "1"]
