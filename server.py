@@ -1189,9 +1189,9 @@ def parse_markdown(text, env):
 def sanitizer():
     """What lets our own tags and attributes through, and nothing else."""
     import nh3
-    tags = ('a b blockquote br button caption code dd del div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 '
-            'hr i img kbd li mark ol p pre s small span strong sub sup table tbody td th thead tr '
-            'u ul')
+    tags = ('a b blockquote br button caption code dd del div dl dt em figcaption figure h1 h2 h3 '
+            'h4 h5 h6 hr i img kbd li mark ol p pre s small span strong sub sup table tbody td th '
+            'thead tr u ul')
     spans = {'colspan', 'rowspan'}
     attributes = {'*': {'class', 'tabindex'}, 'a': {'href', 'title', 'download'},
                   'ol': {'start'}, 'button': {'type'}, 'td': spans, 'th': spans,
@@ -1665,8 +1665,11 @@ def readable(content):
     """The content of a message as a person reads it: components as their text, tables as Markdown,
     pictures by their names."""
     def text_of_html(found):
-        html = re.sub('<img[^>]* alt="([^"]*)"[^>]*>', r'[Picture: \1]', found[1])
-        html = re.sub('</tr>', ' |\n', re.sub('<t[dh][^>]*>', ' | ', html))
+        html = found[1].replace(TABLE_START, '\n')  # without the names of its buttons
+        html = re.sub('<img[^>]* alt="([^"]*)"[^>]*>', r'[Picture: \1]', html)
+        html = re.sub(r'(?:\s|&#10;){0,99}(</?t[^>]*>)(?:\s|&#10;){0,99}', r'\1', html)
+        html = re.sub('</t[dh]>', ' ', re.sub(r'<t[dh]\b[^>]*>', '| ', html))
+        html = re.sub('</tr>', '|\n', html)
         return unescape(re.sub('<[^>]*>', '', html)).strip(' ')
 
     def text_of_link(found):

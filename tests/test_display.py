@@ -287,6 +287,7 @@ def test_what_objects_offer_to_notebooks(work):
     shown = content(work, "shows_forms")
     assert cells(shown.table) == [["framed", "1,5"], ["7"]] and shown.table.find_all("td")[1]["class"] == ["right"]
     assert shown.find("td").attrs == {} and not shown.find("script") and "broken" not in shown.get_text()
+    assert shown.source.strip().startswith("| framed | 1,5 |\n| 7 |\n") and "Copy table" not in shown.source
     assert shown.table.find_all("td")[2].attrs == {"class": ["right"], "colspan": "2"}
     assert shown.strong.get_text() == shown.b.get_text() == "bold" and shown.find("math").get_text() == "x2"
     names = [(p["alt"], p["src"][-4:]) for p in shown.find_all("img")]
