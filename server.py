@@ -5795,6 +5795,8 @@ async def from_script(text: str = None, progress: str = '', done: str = '', id: 
         text = clean(text, MAX_TEXT, 'The text')
     if done not in ('', '0', '1'):
         refuse('done is 1 or 0.')
+    if isinstance(file, str) and file:
+        refuse('The field file has to be a file: with curl, -F file=@plot.png.')
     sent = await file.read() if file else b''
     if len(sent) > MAX_FILE:
         refuse(*too_much(MAX_FILE))

@@ -411,6 +411,7 @@ def test_files_are_taken(work):
     assert shown.img["src"].endswith(".svg") and post(work, "Plot.png", image()).img["width"] == "30"
     assert cells(post(work, "t.csv", "a;b\n1;ü\n".encode())) == [["a", "b"], ["1", "ü"]]
     assert "Say something" in post(work, None, None, 400)
+    assert "file=@plot.png" in post(work, None, None, 400, file="plot.png")
 
 
 @pytest.mark.parametrize(("name", "data"), [
