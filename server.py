@@ -2121,8 +2121,8 @@ def table_text(text, rows, columns, delimiter=','):
     link = f'{size} [Save as CSV]({keep_file(text.encode(), "csv")} "table.csv")'
     if not head:
         return link
-    are_numbers = [all(map(NUMBER.fullmatch, column)) for column in zip(*cells, strict=False)]
-    marks = ['--:' if each else '---' for each in are_numbers or head]
+    columns = itertools.islice(itertools.zip_longest(head, *cells, fillvalue=''), len(head))
+    marks = ['--:' if all(map(NUMBER.fullmatch, column[1:])) else '---' for column in columns]
     table = [map(cell_text, head), marks, *(map(cell_text, row) for row in cells)]
     return '\n'.join(f'| {" | ".join(row)} |' for row in table) + f'\n\n{link}'
 
@@ -2130,7 +2130,7 @@ def cell_text(text):
     "A cell in Markdown: with a number's first six decimals."
     if LONG_NUMBER.fullmatch(text):
         return str(round(float(text), 6))
-    return plain(shorten(text.strip(), 300)).replace('\n', '<br>')
+    return re.sub('\r\n?|\n', '<br>', plain(shorten(text.strip(), 300)))
 
 def file_text(name, data):
     "A file that was sent, in Markdown. Refuses what is not what its name says."
@@ -2145,7 +2145,7 @@ def file_text(name, data):
         if ending == 'csv' and '\0' not in text and text.strip():
             first = text.partition('\n')[0]
             mark = max(',;\t', key=first.count)
-            rows = len(text.splitlines()) - 1
+            rows = sum(1 for _ in csv.reader(io.StringIO(text), delimiter=mark)) - 1
             return table_text(text, rows, first.count(mark) + 1, mark)
     except (ValueError, csv.Error):
         pass

@@ -410,6 +410,8 @@ def test_files_are_taken(work):
         assert work.web.get(shown.img["src"]).content == data
     assert shown.img["src"].endswith(".svg") and post(work, "Plot.png", image()).img["width"] == "30"
     assert cells(post(work, "t.csv", "a;b\n1;ü\n".encode())) == [["a", "b"], ["1", "ü"]]
+    assert cells(post(work, "t.csv", b'a,b,c\r\n1\r\n2,"x\r\ny",3\r\n')) == [["a", "b", "c"], ["1", "", ""], ["2", "x\ny", "3"]]
+    assert "2 rows" in post(work, "t.csv", b'a\n"x\n"\n"\ny"\n').get_text()
     assert "Say something" in post(work, None, None, 400)
     assert "file=@plot.png" in post(work, None, None, 400, file="plot.png")
 
