@@ -2134,7 +2134,8 @@ def cell_text(text):
 
 def file_text(name, data):
     "A file that was sent, in Markdown. Refuses what is not what its name says."
-    stem, _, ending = name.lower().rpartition('.')
+    stem, _, ending = name.rpartition('.')
+    ending = ending.lower()
     try:
         if ending in ('png', 'jpg', 'jpeg') and all(size_of(data)):
             is_png = data[:1] == b'\x89'

@@ -406,7 +406,7 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"><script>alert(
 def test_files_are_taken(work):
     for name, data in ("Plot.png", image()), ("photo.jpg", image("jpeg")), ("x.svg", SVG):
         shown = post(work, name, data, text="Look: **this**")
-        assert shown.strong.get_text() == "this" and shown.img["alt"] == name.lower().split(".")[0]
+        assert shown.strong.get_text() == "this" and shown.img["alt"] == name.split(".")[0]
         assert work.web.get(shown.img["src"]).content == data
     assert shown.img["src"].endswith(".svg") and post(work, "Plot.png", image()).img["width"] == "30"
     assert cells(post(work, "t.csv", "a;b\n1;ü\n".encode())) == [["a", "b"], ["1", "ü"]]

@@ -167,7 +167,7 @@ def test_html_in_a_text_is_not_shown_and_its_pictures_are(work, lay):
     ident = work.run("html")
     text, shown = said(work, ident), work.shown(ident).find(class_="content")
     assert all(words in text for words in ("What it", "<b> 1<2 http://x.org", "<i>\n", "gone")) and text.count("<") == 3
-    assert [p["alt"] for p in shown.find_all("img")] == ["dot"] and len(shown.find_all("br")) == 2
+    assert [p["alt"] for p in shown.find_all("img")] == ["Dot"] and len(shown.find_all("br")) == 2
 
 
 def test_each_run_begins_with_nothing(work, lay):
