@@ -4723,7 +4723,9 @@ builtins.input = ask_person
 def start_in_context(thread, start=threading.Thread.start):
     "A thread that a job starts belongs to it: it prints and shows in its message."
     if at_work.get() and not chatq.is_here():
-        thread.run = functools.partial(contextvars.copy_context().run, thread.run)
+        # What calls its `run`, and says on standard error how that failed.
+        run = functools.partial(contextvars.copy_context().run, thread._bootstrap_inner)
+        thread._bootstrap_inner = run
     start(thread)
 
 threading.Thread.start = start_in_context

@@ -175,6 +175,18 @@ def test_each_run_begins_with_nothing(work, lay):
     assert [said(work, work.run("fresh")).strip() for _ in range(2)] == ["1", "1"]
 
 
+def test_what_a_notebook_ignores_others_are_told(work, lay):
+    lay("quiet", "import warnings\nwarnings.filterwarnings('ignore')\nwarnings.warn('not this')")
+    assert "not this" not in said(work, work.run("quiet"))
+    lay("loud", "import warnings\nwarnings.warn('this')")
+    assert "UserWarning: this" in said(work, work.run("loud"))
+
+
+def test_how_a_thread_of_a_cell_failed_is_told(work, lay):
+    lay("threaded", "import threading\nt = threading.Thread(target=lambda: 1 / 0)\nt.start(); t.join()")
+    assert "ZeroDivisionError: division by zero" in said(work, work.run("threaded"))
+
+
 @pytest.mark.parametrize(("end", "status", "error"), [
     ("import sys\nsys.exit()", "done", ""), ("exit(0)", "done", ""), ("import sys\nsys.exit('why')", "stopped", "why")])
 def test_it_may_exit(work, lay, end, status, error):
