@@ -98,6 +98,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 import zipfile
 import zlib
 from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
@@ -4984,7 +4985,7 @@ class Notebook:
             return chat.finish('error', error=self.broken)
         work_in(self.path.parent)
         try:
-            with asyncio.Runner() as loop:
+            with asyncio.Runner() as loop, warnings.catch_warnings():
                 run_cells(chat, self.cells, values, loop)
         except SystemExit as e:
             if e.code:
