@@ -67,7 +67,8 @@ def test_the_form_comes_from_the_tagged_cell(work, lay):
         "_own = 1\nfound = open('ran', 'w')\ntable = {'a': 1}\nblank = ', '\na, b = 1, 2\n", "parameters"))
     assert form.h3.get_text() == "The weekly report" and form.p.get_text() == "What it is\nfor."
     fields = {f["name"]: f for f in form.find_all(["input", "select", "textarea"])}
-    assert list(fields) == ["text", "most", "ratio", "is_sure", "day", "size", "key", "notes", "urls", "poem", "needed", "maybe", "word"]
+    assert list(fields) == ["text", "most", "ratio", "is_sure", "day", "size", "key", "notes", "urls", "poem",
+                            "needed", "maybe", "word"]
     assert [fields[n]["value"] for n in ("text", "most", "ratio", "day", "needed", "maybe", "word")] == [
         "words", "3", "0.5", "2026-01-31", "", "", ""]
     assert fields["key"]["type"] == "password" and fields["is_sure"].has_attr("checked")
@@ -161,7 +162,8 @@ def test_what_the_stand_in_for_ipython_lacks_is_a_sentence(work, lay):
 
 def test_html_in_a_text_is_not_shown_and_its_pictures_are(work, lay):
     (work.server.dir / "a dot.png").write_bytes(base64.b64decode(DOT))
-    form = lay("html", "# <a id='top'></a>Top\n\n<div class='x'>\nWhat <b>it</b><br>is\n</div>\n\n<!-- no -->\n\n`<b>` 1<2 <http://x.org>\n\n"
+    form = lay("html", "# <a id='top'></a>Top\n\n<div class='x'>\nWhat <b>it</b><br>is\n</div>\n\n<!-- no -->\n\n"
+               "`<b>` 1<2 <http://x.org>\n\n"
                "```\n<i>\n```\n\n| a<br>b | c |\n|---|---|\n\n![Dot](a%20dot.png) ![gone](gone.png)", "1")
     assert form.get_text() == "Top"
     ident = work.run("html")
@@ -218,7 +220,8 @@ def test_a_mistake_in_a_later_cell_is_told_before_anything_runs(work, lay):
 def test_what_sets_jupyter_up_is_left_out(work, lay):
     lay("magic", "%load_ext autoreload\n%autoreload 2\n%config InlineBackend.figure_format = 'retina'",
         "if True:\n    %matplotlib inline",
-        "from tqdm.notebook import tqdm\nfor n in tqdm(range(3)): pass", "%%time\nx = 5", "%time y = x + 1", "text = ('%d of %d'\n        % (x, y))\ntext")
+        "from tqdm.notebook import tqdm\nfor n in tqdm(range(3)): pass",
+        "%%time\nx = 5", "%time y = x + 1", "text = ('%d of %d'\n        % (x, y))\ntext")
     assert "5 of 6" in said(work, work.run("magic"))
 
 
@@ -452,7 +455,8 @@ def test_a_job_in_python_has_all_that_the_notebook_has(app, tmp_path):
         "# Class\n\nSays it's 'so'.", (
             "import json; import re\nurls = ['a', 'b']  # one a line\nkey: 'Secret' = ''\n"
             "price: 'Decimal' = 1\ndepth = None", "parameters"),
-        "from __future__ import annotations\n%matplotlib inline\nfrom IPython.display import display, HTML, Markdown\nHTML('<b>bold</b>')",
+        "from __future__ import annotations\n%matplotlib inline\nfrom IPython.display import display, HTML, Markdown\n"
+        "HTML('<b>bold</b>')",
         "total = 0\ndef add(n):\n    global total\n    total += n  # a comment stays\nadd(2)\ntext = '''\nas it\n  is'''",
         "# It's a \\ and '''quotes'''", "%time n = len(urls)\nn, total", "print(repr(text))", "add(3);"))
     text = by_hand(server, server.dir / "class.ipynb", "byhand.py")
