@@ -98,6 +98,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 import zipfile
 import zlib
 from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
@@ -116,9 +117,9 @@ from math import inf, isfinite
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from types import MappingProxyType, SimpleNamespace, UnionType
-from typing import Annotated, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Optional, Union, get_args, get_origin
 from unicodedata import normalize
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 import apsw
 import httpx
@@ -1189,10 +1190,12 @@ def parse_markdown(text, env):
 def sanitizer():
     """What lets our own tags and attributes through, and nothing else."""
     import nh3
-    tags = ('a blockquote br button code del div em figcaption figure h1 h2 h3 h4 h5 h6 hr i li ol '
-            'img p pre span strong table tbody td th thead tr ul')
+    tags = ('a b blockquote br button caption code dd del div dl dt em figcaption figure h1 h2 h3 '
+            'h4 h5 h6 hr i img kbd li mark ol p pre s small span strong sub sup table tbody td th '
+            'thead tr u ul')
+    spans = {'colspan', 'rowspan'}
     attributes = {'*': {'class', 'tabindex'}, 'a': {'href', 'title', 'download'},
-                  'ol': {'start'}, 'button': {'type'},
+                  'ol': {'start'}, 'button': {'type'}, 'td': spans, 'th': spans,
                   'img': {'src', 'alt', 'width', 'height', 'loading'}}
     attributes |= dict.fromkeys(MATH_TAGS.split(), set(MATH_ATTRIBUTES.split()))
     return nh3.Cleaner(
@@ -1663,8 +1666,11 @@ def readable(content):
     """The content of a message as a person reads it: components as their text, tables as Markdown,
     pictures by their names."""
     def text_of_html(found):
-        html = re.sub('<img[^>]* alt="([^"]*)"[^>]*>', r'[Picture: \1]', found[1])
-        html = re.sub('</tr>', ' |\n', re.sub('<t[dh][^>]*>', ' | ', html))
+        html = found[1].replace(TABLE_START, '\n')  # without the names of its buttons
+        html = re.sub('<img[^>]* alt="([^"]*)"[^>]*>', r'[Picture: \1]', html)
+        html = re.sub(r'(?:\s|&#10;){0,99}(</?t[^>]*>)(?:\s|&#10;){0,99}', r'\1', html)
+        html = re.sub('</t[dh]>', ' ', re.sub(r'<t[dh]\b[^>]*>', '| ', html))
+        html = re.sub('</tr>', '|\n', html)
         return unescape(re.sub('<[^>]*>', '', html)).strip(' ')
 
     def text_of_link(found):
@@ -1915,8 +1921,14 @@ def literal(text):
 
 def display(*parts):
     "Shows things as a notebook would, in the message of the job that runs."
+    chat = at_work.get()
     for part in parts:
-        getattr(at_work.get(), 'send', print)(part)
+        if not chat:
+            print(part)
+        elif isinstance(part, str):  # no Markdown, as in Jupyter
+            chat.print(f'{part!r}\n')
+        elif part is not None:
+            chat.send(part)
 
 def as_text(part):
     """What a message keeps of what was sent: Markdown, a component as HTML of our own, and anything
@@ -1977,7 +1989,7 @@ def html_text(html):
         return f'src="{keep_file(b64decode(found[2]), found[1])}"'
     html = sanitizer().clean(INLINE_PICTURE.sub(kept, without_signs(html)))
     html = re.sub('<img(?![^>]* src="/file/)[^>]*>', '', html)  # it would come from outside
-    html = re.sub(r'<td[^>]*>(?=\s*[-+]?[\d.,]+%?\s*</td>)', '<td class="right">', html)
+    html = re.sub(r'<td(?=[^>]*>\s*[-+]?[\d.,]+%?\s*</td>)', '<td class="right"', html)
     html = re.sub('<table[^>]*>', TABLE_START, html).replace('</table>', TABLE_END)
     return component_text(html) if '<img' in html or re.sub('<[^>]*>', '', html).strip() else None
 
@@ -2083,8 +2095,8 @@ def frame_text(x):
         writer.writeheader()
         writer.writerows(x)
         return table_text(file.getvalue(), len(x), len(columns))
-    if hasattr(x, 'to_frame'):  # a series
-        x = x.to_frame()
+    if hasattr(x, 'to_frame') and not hasattr(x, 'nlevels'):  # a series, no index
+        x = x.to_frame('' if x.name is None else x.name)
     rows, columns = x.shape
     most = MOST_KEPT//20 if chatq.is_here() else MOST_KEPT  # it would hold up the app
     x = x.head(most//max(columns, 1))
@@ -2110,8 +2122,8 @@ def table_text(text, rows, columns, delimiter=','):
     link = f'{size} [Save as CSV]({keep_file(text.encode(), "csv")} "table.csv")'
     if not head:
         return link
-    are_numbers = [all(map(NUMBER.fullmatch, column)) for column in zip(*cells, strict=False)]
-    marks = ['--:' if each else '---' for each in are_numbers or head]
+    columns = itertools.islice(itertools.zip_longest(head, *cells, fillvalue=''), len(head))
+    marks = ['--:' if all(map(NUMBER.fullmatch, column[1:])) else '---' for column in columns]
     table = [map(cell_text, head), marks, *(map(cell_text, row) for row in cells)]
     return '\n'.join(f'| {" | ".join(row)} |' for row in table) + f'\n\n{link}'
 
@@ -2119,11 +2131,12 @@ def cell_text(text):
     "A cell in Markdown: with a number's first six decimals."
     if LONG_NUMBER.fullmatch(text):
         return str(round(float(text), 6))
-    return plain(shorten(text.strip(), 300)).replace('\n', '<br>')
+    return re.sub('\r\n?|\n', '<br>', plain(shorten(text.strip(), 300)))
 
 def file_text(name, data):
     "A file that was sent, in Markdown. Refuses what is not what its name says."
-    stem, _, ending = name.lower().rpartition('.')
+    stem, _, ending = name.rpartition('.')
+    ending = ending.lower()
     try:
         if ending in ('png', 'jpg', 'jpeg') and all(size_of(data)):
             is_png = data[:1] == b'\x89'
@@ -2134,7 +2147,7 @@ def file_text(name, data):
         if ending == 'csv' and '\0' not in text and text.strip():
             first = text.partition('\n')[0]
             mark = max(',;\t', key=first.count)
-            rows = len(text.splitlines()) - 1
+            rows = sum(1 for _ in csv.reader(io.StringIO(text), delimiter=mark)) - 1
             return table_text(text, rows, first.count(mark) + 1, mark)
     except (ValueError, csv.Error):
         pass
@@ -4711,7 +4724,9 @@ builtins.input = ask_person
 def start_in_context(thread, start=threading.Thread.start):
     "A thread that a job starts belongs to it: it prints and shows in its message."
     if at_work.get() and not chatq.is_here():
-        thread.run = functools.partial(contextvars.copy_context().run, thread.run)
+        # What calls its `run`, and says on standard error how that failed.
+        run = functools.partial(contextvars.copy_context().run, thread._bootstrap_inner)
+        thread._bootstrap_inner = run
     start(thread)
 
 threading.Thread.start = start_in_context
@@ -4819,6 +4834,10 @@ MAGIC = re.compile(r'\s*([\w, ]+=\s*)?[!%?]|\s*[\w.]+\?+\s*$')
 
 HEADING = re.compile(r'^#+[ \t]+(.+)\n*((?:[^#\s].*\n?)*)', re.M)  # and the paragraph under it
 MARKS = re.compile(r'\[([^]]*)\]\([^)]*\)|[*`]')  # Markdown around words
+# HTML in texts, which is not shown, but in code; <br> within the row of a table stays.
+TAGS = re.compile(r'(?s)(```.*?```|`[^`\n]*`|<br ?/?>(?=[^\n]*\|))|<br ?/?>\n?|<!--.*?-->|'
+                  r'</?[a-z][a-z\d]*(?:\s[^<>]*)?/?>')
+BESIDE = re.compile(r'!\[([^]]*)\]\(([^)\s:]+(\.\w+))[^)]*\)')  # a picture in a file
 
 @dataclass
 class Cell:
@@ -4836,6 +4855,8 @@ def read_cells(path):
     try:
         for cell in json.loads(path.read_bytes())['cells']:
             source, kind = ''.join(cell['source']), cell['cell_type']
+            if kind == 'markdown':
+                source = TAGS.sub(lambda found: found[1] or '  \n'*('<br' in found[0]), source)
             is_tagged = 'parameters' in (cell.get('metadata', {}).get('tags') or ())
             if source.strip() and kind in ('code', 'markdown'):
                 count += kind == 'code'
@@ -4855,6 +4876,7 @@ def read_cells(path):
 def jupyter_line(cell):
     """The line of a cell that only Jupyter could run, if there is one; what only sets Jupyter up is
     taken out. Refuses what is no Python."""
+    cell.source = cell.source.replace('tqdm.notebook', 'tqdm.auto')  # which needs no widgets
     python = SETUP.sub(lambda found: found[1] + (found[2] or 'pass'), cell.source)
     for source in cell.source, python:  # what looks like magic may be a text
         try:
@@ -4877,7 +4899,7 @@ def shown_expression(tree, source):
 # The form: nothing of the notebook is run for it.
 
 TYPES = {each.__name__: each for each in (*COLUMN_TYPES, Lines, Secret, File)}
-TYPES['Literal'] = Literal
+TYPES |= dict(Literal=Literal, Optional=Optional)
 READABLE = ('Expression Constant Name Load List Tuple Dict Subscript UnaryOp USub BinOp BitOr Call '
             'keyword').split()
 
@@ -4919,7 +4941,7 @@ def as_parameter(node, source):
 def fits(parameter):
     "Whether it can be a field, which gives back what it is given."
     default = parameter.default
-    is_cut = kind_of(parameter) is str and default is not REQUIRED and default != default.strip()
+    is_cut = kind_of(parameter) is str and isinstance(default, str) and default != default.strip()
     return can_be_field(parameter) and not is_cut and parameter.name[0] != '_'
 
 def parameters_of(cell):
@@ -4963,7 +4985,7 @@ class Notebook:
             return chat.finish('error', error=self.broken)
         work_in(self.path.parent)
         try:
-            with asyncio.Runner() as loop:
+            with asyncio.Runner() as loop, warnings.catch_warnings():
                 run_cells(chat, self.cells, values, loop)
         except SystemExit as e:
             if e.code:
@@ -4972,24 +4994,20 @@ class Notebook:
 def run_cells(chat, cells, values, loop):
     """Runs the code in a namespace of its own and sends the texts between. The values take the
     place of what the parameters' cell has set."""
-    def show(value):
-        if isinstance(value, str):  # no Markdown, as in Jupyter
-            print(repr(value))
-        elif value is not None:
-            display(value)
     # What stands in annotations of parameters need not be imported.
-    names = TYPES | dict(__name__='__main__', __show__=show, display=display)
+    names = TYPES | dict(__name__='__main__', __show__=display, display=display)
     names['__builtins__'] = vars(builtins) | dict(__import__=import_module)
     programs, me = {cell.number: compiled(cell) for cell in cells if cell.number}, os.getpid()
     for cell in cells:
         if not cell.number:
-            chat.send(f'\n\n{cell.source}\n\n')
+            chat.send(f'\n\n{BESIDE.sub(picture_beside, cell.source)}\n\n')
             continue
         chat.progress(cell.number - 1, len(programs))
         try:
             waits = eval(programs[cell.number], names)
             if iscoroutine(waits):
                 loop.run(waits)
+            show_figures()  # the next cell draws its own
         finally:
             if os.getpid() != me:  # a child that the cell has forked ends with it
                 os._exit(0)
@@ -4998,6 +5016,12 @@ def run_cells(chat, cells, values, loop):
                 is_list = isinstance(names.get(name), list)
                 names[name] = value.splitlines() if is_list else value
     chat.progress(100)
+
+def picture_beside(found):
+    "A picture in a text, which lies beside the notebook."
+    with contextlib.suppress(OSError, HTTPException):
+        return file_text(found[1] + found[3], Path(unquote(found[2])).read_bytes())
+    return found[0]
 
 def compiled(cell):
     "A cell's program, which shows its last expression; tracebacks find its lines."
@@ -5027,14 +5051,16 @@ class DisplayModule(SimpleNamespace):
 DISPLAY_MODULE = DisplayModule(
     display=display, Markdown=shown_by('_repr_markdown_'), HTML=shown_by('_repr_html_'),
     Latex=shown_by('_repr_latex_'), SVG=shown_by('_repr_svg_'), Image=ipython_image,
-    clear_output=lambda *_, **__: None)
+    clear_output=lambda *_, **__: None, __spec__=None, __path__=[])
+if not importlib.util.find_spec('IPython'):  # for jobs that were notebooks
+    sys.modules['IPython.display'] = DISPLAY_MODULE
 
 def import_module(name, *args):
     "What `import` does in a notebook: what IPython displays is shown in the message."
     if name.partition('.')[0] != 'IPython':
         return __import__(name, *args)
     if not importlib.util.find_spec('IPython'):
-        is_module = name == 'IPython.display' and args[2]  # from IPython.display import ...
+        is_module = '.display' in name and args[2]  # from IPython.display import ...
         return DISPLAY_MODULE if is_module else SimpleNamespace(display=DISPLAY_MODULE)
     importlib.import_module('IPython.display').display = display
     return __import__(name, *args)
@@ -5079,7 +5105,8 @@ from fasthtml.common import *
 from {engine} import *
 
 from datetime import date, datetime
-from typing import Annotated, Literal
+from decimal import Decimal
+from typing import Annotated, Literal, Optional
 
 {imports}
 
@@ -5135,10 +5162,14 @@ def by_hand(cell, notebook, imports):
     inside = {n for node in ast.walk(tree) if isinstance(node, (ast.Constant, ast.JoinedStr))
               for n in range(node.lineno, node.end_lineno)}  # their lines stay as they are
     for node in tree.body:
+        if getattr(node, 'module', '') in ('IPython.display', '__future__'):  # `display` is ours
+            node.names = [x for x in node.names if x.name not in ('display', 'annotations')]
         text = ast.unparse(node)
         name = re.match(r'\w*', text)[0]
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            imports.append(text)
+            imports.extend([text]*bool(node.names))
+            text = ''
+        elif isinstance(node, ast.Pass):  # of what set Jupyter up
             text = ''
         elif is_first and name in notebook.parameters:
             is_list = isinstance(node.value, ast.List)
@@ -5148,8 +5179,11 @@ def by_hand(cell, notebook, imports):
         else:
             continue
         lines[node.lineno - 1:node.end_lineno] = [text] + ['']*(node.end_lineno - node.lineno)
-    text = '\n'.join(line if n in inside else f'    {line}' for n, line in enumerate(lines))
-    return re.sub(r'(?m)^( +)global ', r'\1nonlocal ', text).rstrip().lstrip('\n')
+    text = '\n'.join(line if n in inside or not line.strip() else f'    {line}'
+                     for n, line in enumerate(lines))
+    text = re.sub(r'(?m)^( +)global ', r'\1nonlocal ', text).rstrip().lstrip('\n')
+    is_left = 'plt.' in text and 'plt.show(' not in text  # the next cell draws its own
+    return f'{text}\n    plt.show()' if is_left else text
 
 if PRINTED:
     print(python_job(PRINTED))
@@ -5765,6 +5799,8 @@ async def from_script(text: str = None, progress: str = '', done: str = '', id: 
         text = clean(text, MAX_TEXT, 'The text')
     if done not in ('', '0', '1'):
         refuse('done is 1 or 0.')
+    if isinstance(file, str) and file:
+        refuse('The field file has to be a file: with curl, -F file=@plot.png.')
     sent = await file.read() if file else b''
     if len(sent) > MAX_FILE:
         refuse(*too_much(MAX_FILE))

@@ -64,6 +64,8 @@ def shows_frames(chat):
     chat.send(frame())
     yield pandas.DataFrame({'a|b': ['x_y*', '=1+1', None, '<br>'], 'n': [1, 22, 333, 4]}, index=list('abcd'))
     display(pandas.Series([1, 2], index=['x', 'y'], name='counts'))
+    yield pandas.Series([5, 6])
+    yield pandas.Index(['k', 'l'])
     yield [{'word': 'one', 'times': 1}, {'word': 'two', 'link': 'z'}]
 
 @job
@@ -80,7 +82,8 @@ async def shows_a_large_frame(chat):
 
 @job
 def shows_forms(chat):
-    yield Shows(html='<table><tr><td onclick="x()">framed</td><td>1,5</td></tr></table><script>alert(1)</script>')
+    yield Shows(html='<table><tr><td onclick="x()">framed</td><td>1,5</td></tr><tr><td colspan="2" id="x">7</td></tr></table>'
+                     '<b>bold</b><script>alert(1)</script>')
     yield Shows(html=None, markdown='some **bold**')
     yield Shows(html=ValueError('broken'), mimebundle=None, latex='$x^2$')
     yield Shows(mimebundle=({'image/png': base64.b64encode(png()).decode()}, {}))
@@ -242,11 +245,12 @@ def test_drawings_with_what_draws_them(work, app):
 
 def test_frames_are_tables(work):
     shown = content(work, "shows_frames")
-    long, odd, series, dicts = shown.find_all("figure", class_="table")
+    long, odd, series, unnamed, dicts = shown.find_all("figure", class_="table")
     assert cells(long)[0] == ["c0", "c1", "c2"] and len(cells(long)) == 201 and cells(long)[2] == ["0.333333", "0.666667", "1.0"]
     assert all("right" in cell["class"] for cell in long.find_all(["th", "td"]))
     assert cells(odd) == [["", "a|b", "n"], ["a", "x_y*", "1"], ["b", "=1+1", "22"], ["c", "", "333"], ["d", "<br>", "4"]]
     assert cells(series) == [["", "counts"], ["x", "1"], ["y", "2"]]
+    assert cells(unnamed) == [[""], ["5"], ["6"]] and "Index(['k', 'l']" in shown.find(class_="output").get_text()
     assert cells(dicts) == [["word", "times", "link"], ["one", "1", ""], ["two", "", "z"]]
     link = shown.find("a", string="Save as CSV")
     assert link["download"] == "table.csv" and "200 rows × 3 columns" in link.parent.get_text()
@@ -281,9 +285,11 @@ def test_a_polars_frame(work):
 
 def test_what_objects_offer_to_notebooks(work):
     shown = content(work, "shows_forms")
-    assert cells(shown.table) == [["framed", "1,5"]] and shown.table.find_all("td")[1]["class"] == ["right"]
+    assert cells(shown.table) == [["framed", "1,5"], ["7"]] and shown.table.find_all("td")[1]["class"] == ["right"]
     assert shown.find("td").attrs == {} and not shown.find("script") and "broken" not in shown.get_text()
-    assert shown.strong.get_text() == "bold" and shown.find("math").get_text() == "x2"
+    assert shown.source.strip().startswith("| framed | 1,5 |\n| 7 |\n") and "Copy table" not in shown.source
+    assert shown.table.find_all("td")[2].attrs == {"class": ["right"], "colspan": "2"}
+    assert shown.strong.get_text() == shown.b.get_text() == "bold" and shown.find("math").get_text() == "x2"
     names = [(p["alt"], p["src"][-4:]) for p in shown.find_all("img")]
     assert names == [("Picture, 8 x 4", ".png"), ("Picture", ".svg"), ("Picture, 9 x 9", ".png"), ("kept", ".png")]
     assert all(p["src"].startswith("/file/") for p in shown.find_all("img"))
@@ -400,11 +406,14 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"><script>alert(
 def test_files_are_taken(work):
     for name, data in ("Plot.png", image()), ("photo.jpg", image("jpeg")), ("x.svg", SVG):
         shown = post(work, name, data, text="Look: **this**")
-        assert shown.strong.get_text() == "this" and shown.img["alt"] == name.lower().split(".")[0]
+        assert shown.strong.get_text() == "this" and shown.img["alt"] == name.split(".")[0]
         assert work.web.get(shown.img["src"]).content == data
     assert shown.img["src"].endswith(".svg") and post(work, "Plot.png", image()).img["width"] == "30"
     assert cells(post(work, "t.csv", "a;b\n1;ü\n".encode())) == [["a", "b"], ["1", "ü"]]
+    assert cells(post(work, "t.csv", b'a,b,c\r\n1\r\n2,"x\r\ny",3\r\n')) == [["a", "b", "c"], ["1", "", ""], ["2", "x\ny", "3"]]
+    assert "2 rows" in post(work, "t.csv", b'a\n"x\n"\n"\ny"\n').get_text()
     assert "Say something" in post(work, None, None, 400)
+    assert "file=@plot.png" in post(work, None, None, 400, file="plot.png")
 
 
 @pytest.mark.parametrize(("name", "data"), [

@@ -63,13 +63,14 @@ def test_the_form_comes_from_the_tagged_cell(work, lay):
         "from datetime import date\nfrom typing import Literal\nopen('ran', 'w')\n"
         "text = 'words'\nmost: int = 3  # how many\nratio = .5\nis_sure = True\nday = date(2026, 1, 31)\n"
         "size: Literal['small', 'large'] = 'large'\nkey: 'Secret' = ''\nnotes: 'Lines' = ''\nurls = ['a', 'b']  # one a line\n"
-        "poem = '''one\ntwo'''\nneeded: str\nmaybe: 'int | None' = None\n"
+        "poem = '''one\ntwo'''\nneeded: str\nmaybe: 'int | None' = None\nword: Optional[str] = None\n"
         "_own = 1\nfound = open('ran', 'w')\ntable = {'a': 1}\nblank = ', '\na, b = 1, 2\n", "parameters"))
     assert form.h3.get_text() == "The weekly report" and form.p.get_text() == "What it is\nfor."
     fields = {f["name"]: f for f in form.find_all(["input", "select", "textarea"])}
-    assert list(fields) == ["text", "most", "ratio", "is_sure", "day", "size", "key", "notes", "urls", "poem", "needed", "maybe"]
-    assert [fields[n]["value"] for n in ("text", "most", "ratio", "day", "needed", "maybe")] == [
-        "words", "3", "0.5", "2026-01-31", "", ""]
+    assert list(fields) == ["text", "most", "ratio", "is_sure", "day", "size", "key", "notes", "urls", "poem",
+                            "needed", "maybe", "word"]
+    assert [fields[n]["value"] for n in ("text", "most", "ratio", "day", "needed", "maybe", "word")] == [
+        "words", "3", "0.5", "2026-01-31", "", "", ""]
     assert fields["key"]["type"] == "password" and fields["is_sure"].has_attr("checked")
     assert [fields[n].get_text() for n in ("notes", "urls", "poem")] == ["", "a\nb", "one\ntwo"]
     assert fields["size"].find("option", selected=True).get_text() == "large"
@@ -116,10 +117,10 @@ def test_it_is_found_by_its_name_and_read_anew(work, lay):
 def test_a_cell_is_shown_as_jupyter_shows_it(work, lay):
     lay("shown", "# One\n\nSome **words**.", "2 + 3", "6 * 7;", "x = 1000", "None", "print('printed')",
         "import asyncio\nawait asyncio.sleep(.01)\nawait asyncio.sleep(.01, 'awaited')",
-        "__name__.strip('_')", "display(11 * 11)")
+        "__name__.strip('_')", "display(11 * 11)", "display('*no* Markdown', None)")
     ident = work.run("shown")
     text = said(work, ident)
-    words = ["One", "Some words.", "5", "printed", "awaited", "main", "121"]
+    words = ["One", "Some words.", "5", "printed", "awaited", "main", "121", "'*no* Markdown'"]
     assert [text.index(w) for w in words] == sorted(text.index(w) for w in words)
     assert "42" not in text and "1000" not in text and "None" not in text
     assert work.shown(ident).find(class_="content").find(["h1", "h2", "h3"]).get_text() == "One"
@@ -140,15 +141,52 @@ def test_what_ipython_displays_is_shown(work, lay, way):
     assert len(shown.find_all("img")) == 2
 
 
+PLOTS = ("import matplotlib.pyplot as plt\nplt.plot([1])\nplt.title('One')", "plt.plot([2])\nplt.title('Two');", "display(3)")
+
+
+def test_each_cell_draws_figures_of_its_own(work, lay, app):
+    """One that is left open is shown at the end of its cell, as in Jupyter."""
+    lay("plots", *PLOTS)
+    shown = work.shown(work.ended(work.run("plots"), 30)["id"]).find(class_="content")
+    assert [p["alt"] for p in shown.find_all("img")] == ["One", "Two"] and shown.find_all("figure")[-1].get_text().strip() == "3"
+    server = app(start=False)
+    (server.dir / "plots.ipynb").write_text(notebook(*PLOTS))
+    assert by_hand(server, server.dir / "plots.ipynb", "byhand.py").count("    plt.show()\n") == 2
+
+
 @pytest.mark.skipif(importlib.util.find_spec("IPython"), reason="IPython is installed")
 def test_what_the_stand_in_for_ipython_lacks_is_a_sentence(work, lay):
     lay("lacks", "from IPython.display import Audio")
     assert work.ended(work.run("lacks"))["error"] == "ImportError: IPython.display.Audio wants IPython: pip install ipython"
 
 
+def test_html_in_a_text_is_not_shown_and_its_pictures_are(work, lay):
+    (work.server.dir / "a dot.png").write_bytes(base64.b64decode(DOT))
+    form = lay("html", "# <a id='top'></a>Top\n\n<div class='x'>\nWhat <b>it</b><br>is\n</div>\n\n<!-- no -->\n\n"
+               "`<b>` 1<2 <http://x.org>\n\n"
+               "```\n<i>\n```\n\n| a<br>b | c |\n|---|---|\n\n![Dot](a%20dot.png) ![gone](gone.png)", "1")
+    assert form.get_text() == "Top"
+    ident = work.run("html")
+    text, shown = said(work, ident), work.shown(ident).find(class_="content")
+    assert all(words in text for words in ("What it", "<b> 1<2 http://x.org", "<i>\n", "gone")) and text.count("<") == 3
+    assert [p["alt"] for p in shown.find_all("img")] == ["Dot"] and len(shown.find_all("br")) == 2
+
+
 def test_each_run_begins_with_nothing(work, lay):
     lay("fresh", "x = globals().get('x', 0) + 1\nx")
     assert [said(work, work.run("fresh")).strip() for _ in range(2)] == ["1", "1"]
+
+
+def test_what_a_notebook_ignores_others_are_told(work, lay):
+    lay("quiet", "import warnings\nwarnings.filterwarnings('ignore')\nwarnings.warn('not this')")
+    assert "not this" not in said(work, work.run("quiet"))
+    lay("loud", "import warnings\nwarnings.warn('this')")
+    assert "UserWarning: this" in said(work, work.run("loud"))
+
+
+def test_how_a_thread_of_a_cell_failed_is_told(work, lay):
+    lay("threaded", "import threading\nt = threading.Thread(target=lambda: 1 / 0)\nt.start(); t.join()")
+    assert "ZeroDivisionError: division by zero" in said(work, work.run("threaded"))
 
 
 @pytest.mark.parametrize(("end", "status", "error"), [
@@ -182,6 +220,7 @@ def test_a_mistake_in_a_later_cell_is_told_before_anything_runs(work, lay):
 def test_what_sets_jupyter_up_is_left_out(work, lay):
     lay("magic", "%load_ext autoreload\n%autoreload 2\n%config InlineBackend.figure_format = 'retina'",
         "if True:\n    %matplotlib inline",
+        "from tqdm.notebook import tqdm\nfor n in tqdm(range(3)): pass",
         "%%time\nx = 5", "%time y = x + 1", "text = ('%d of %d'\n        % (x, y))\ntext")
     assert "5 of 6" in said(work, work.run("magic"))
 
@@ -414,16 +453,20 @@ def test_a_job_in_python_has_all_that_the_notebook_has(app, tmp_path):
     server = app(start=False)
     (server.dir / "class.ipynb").write_text(notebook(
         "# Class\n\nSays it's 'so'.", (
-            "import json; import re\nurls = ['a', 'b']  # one a line\nkey: 'Secret' = ''\ndepth = None", "parameters"),
+            "import json; import re\nurls = ['a', 'b']  # one a line\nkey: 'Secret' = ''\n"
+            "price: 'Decimal' = 1\ndepth = None", "parameters"),
+        "from __future__ import annotations\n%matplotlib inline\nfrom IPython.display import display, HTML, Markdown\n"
+        "HTML('<b>bold</b>')",
         "total = 0\ndef add(n):\n    global total\n    total += n  # a comment stays\nadd(2)\ntext = '''\nas it\n  is'''",
         "# It's a \\ and '''quotes'''", "%time n = len(urls)\nn, total", "print(repr(text))", "add(3);"))
     text = by_hand(server, server.dir / "class.ipynb", "byhand.py")
     assert not server.db.exists() and not list(server.dir.glob("data/*"))
     assert "def notebook_class(chat, *," in text and "# a comment stays" in text
+    assert "import HTML, Markdown\n" in text and "    pass\n" not in text and "    \n" not in text
     server.file = server.dir / "byhand.py"
     work = Work(server.start())
-    text = said(work, work.run("notebook_class", urls="x\ny\nz"))
-    assert "as it\\n  is" in text and "(3, 2)" in text and "'''quotes'''" in text
+    text = said(work, work.run("notebook_class", urls="x\ny\nz", price="2"))
+    assert "as it\\n  is" in text and "(3, 2)" in text and "'''quotes'''" in text and "None" not in text
     work.web.close()
 
 
