@@ -75,6 +75,7 @@ import csv
 import ctypes
 import errno
 import functools
+import getpass
 import gzip
 import hashlib
 import importlib.util
@@ -2133,6 +2134,17 @@ def cell_text(text):
         return str(round(float(text), 6))
     return re.sub('\r\n?|\n', '<br>', plain(shorten(text.strip(), 300)))
 
+BINARY = re.compile('[\0-\x08\x0e-\x1a\x1c-\x1f]')
+
+def as_plain_text(data):
+    "The text of a file; '' where it is none."
+    coding = 'utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
+    for each in coding, 'cp1252':
+        with contextlib.suppress(UnicodeDecodeError):
+            text = data.decode(each)
+            return '' if BINARY.search(text) else without_signs(text)
+    return ''
+
 def file_text(name, data):
     "A file that was sent, in Markdown. Refuses what is not what its name says."
     stem, _, ending = name.rpartition('.')
@@ -2141,10 +2153,10 @@ def file_text(name, data):
         if ending in ('png', 'jpg', 'jpeg') and all(size_of(data)):
             is_png = data[:1] == b'\x89'
             return picture(data, 'png' if is_png else 'jpeg', stem)
-        text = data.decode('utf-8-sig')
+        text = as_plain_text(data)
         if ending == 'svg' and re.search(r'<svg[\s>]', text):
             return picture(data, 'svg', stem)
-        if ending == 'csv' and '\0' not in text and text.strip():
+        if ending == 'csv' and text.strip():
             first = text.partition('\n')[0]
             mark = max(',;\t', key=first.count)
             rows = sum(1 for _ in csv.reader(io.StringIO(text), delimiter=mark)) - 1
@@ -2881,7 +2893,6 @@ BACKGROUND.append(chatq.work)
 PICTURES = 'png', 'jpeg', 'gif', 'webp'
 FIRST_BYTES = re.compile(rb'(?s)(?P<png>\x89PNG\r\n)|(?P<jpeg>\xff\xd8\xff)|(?P<gif>GIF8)|'
                          rb'(?P<webp>RIFF....WEBP)|(?P<pdf>%PDF-)')
-BINARY = re.compile('[\0-\x08\x0e-\x1a\x1c-\x1f]')
 PICTURE_MARK = re.compile(f'{START}(/file/[^{END}]*){END}')  # in a prompt, until it is sent
 WEIGHT = 2000     # a picture counts as so many characters of a prompt
 MOST_SIDE = 2048  # pixels that the model is given
@@ -2930,15 +2941,6 @@ def what_it_is(name, data):
     if not text.strip():
         refuse(f'{name} is empty or has no text in it: attach a picture, a text or a PDF.')
     return 'txt', text.encode()
-
-def as_plain_text(data):
-    "The text of a file; '' where it is none."
-    coding = 'utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
-    for each in coding, 'cp1252':
-        with contextlib.suppress(UnicodeDecodeError):
-            text = data.decode(each)
-            return '' if BINARY.search(text) else without_signs(text)
-    return ''
 
 def pdf_text(name, data):
     if not importlib.util.find_spec('pypdf'):
@@ -4719,7 +4721,13 @@ def ask_person(prompt='', terminal=input):
         raise RuntimeError('an async def asks by await chat.ask(...), not by input()')
     return chat.ask(f'{prompt}')
 
-builtins.input = ask_person
+def ask_secretly(prompt='Password: ', stream=None, terminal=getpass.getpass):
+    "What `getpass` does: there is no asking in a chat that keeps what is said."
+    if at_work.get():
+        raise RuntimeError("ask for it in the form: a parameter key: Secret = '' is kept safely")
+    return terminal(prompt, stream)
+
+builtins.input, getpass.getpass = ask_person, ask_secretly
 
 def start_in_context(thread, start=threading.Thread.start):
     "A thread that a job starts belongs to it: it prints and shows in its message."
@@ -5089,7 +5097,8 @@ def notebooks():
     "The notebooks beside the app's file, each read again where it has changed."
     found, names = [], [function.__name__ for function in (*JOBS, *TOOLS)]
     for path in sorted(FILE.parent.glob(NOTEBOOKS)) if NOTEBOOKS else ():
-        if path.is_file() and '.ipynb_checkpoints' not in path.parts:
+        hidden = '/.' in path.relative_to(FILE.parent.parent).as_posix()
+        if path.is_file() and not hidden:
             stat = path.stat()
             found.append(notebook(path, (stat.st_mtime_ns, stat.st_size)))
             found[-1].__name__ = identifier(path.stem, names)
@@ -5790,7 +5799,7 @@ async def check_files(prompt, profile):
 
 @app.post('/chatq')
 async def from_script(text: str = None, progress: str = '', done: str = '', id: str = '',
-                      profile: str = '', chat: str = '', file: UploadFile = None):
+                      profile: str = '', chat: str = '', file: UploadFile = None, req=None):
     """A message from a script, cron or a notebook: `text` alone is a finished one; with `progress`
     (0..100) it stays open until `done=1`; with `id` it replaces what that message said; `file` is a
     picture or CSV that stands below the text. It comes into the chat with the id `chat`, else into
@@ -5801,6 +5810,8 @@ async def from_script(text: str = None, progress: str = '', done: str = '', id: 
         refuse('done is 1 or 0.')
     if isinstance(file, str) and file:
         refuse('The field file has to be a file: with curl, -F file=@plot.png.')
+    if len((await req.form()).getlist('file')) > 1:
+        refuse('One file at a time: send each by itself.')
     sent = await file.read() if file else b''
     if len(sent) > MAX_FILE:
         refuse(*too_much(MAX_FILE))
