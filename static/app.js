@@ -211,8 +211,9 @@ on('htmx:beforeSwap', ({ target }) => {
 
 // ---- Writing
 
-// The key under which a reload finds what is in the composer, and of what kind.
-const draft = (kind = '') => $('main').getAttribute('ws-connect') + kind
+// The key under which a reload finds what is in the composer, and of what kind. A new chat that
+// has got its number leaves nothing to the next new one.
+const draft = (kind = '') => (openChat() ?? $('main').getAttribute('ws-connect')) + kind
 
 function type(text) {
   byId('msg').value = text
