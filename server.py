@@ -5191,6 +5191,7 @@ class Chats(Listing):
         for m in messages("chat = ? and status = 'queued'", [row.id]):
             chatq.changed(m, status='stopped' if m.role == 'user' else 'slot')
         chatq.stop(row.id, 'assistant', 'job')
+        chats.update(id=row.id, state='')  # Undo brings it back at rest
         return await super().delete(row, said, tab)
 
     def after_delete(self, chat, tab):
