@@ -97,7 +97,7 @@ const ENDS = { done: 'The answer is here.', stopped: 'Stopped.', error: 'It ende
 on('htmx:oobBeforeSwap', ({ target, detail }) => {
   if (detail.fragment.dataset?.refused) {
     putBack()
-    endEdit()
+    if (!$(`#msg-${byId('edit').value}[data-role]`)) endEdit()  // what was edited is gone
   }
   if (target === log()) lastTop = 0  // it comes anew, and is not scrolled yet
   const el = detail.fragment.firstElementChild
@@ -600,7 +600,8 @@ on('focusin', ({ target }) => {
   if (target.matches('.editing [autofocus]')) target.selectionStart = 999
   const row = target.closest(ROW)
   const neighbours = row ? [beside(row, 1), beside(row, -1)] : []
-  near = [target.closest('[id]'), row, ...neighbours].map(el => el?.id)
+  const send = $('#chat-form:focus-within #send-btn')  // Stop turns into it
+  near = [target.closest('[id]'), row, ...neighbours, send].map(el => el?.id)
   area = target.closest('section')
 })
 
