@@ -2915,7 +2915,8 @@ def what_it_is(name, data):
         refuse(f'{name} is not what its name says: it is no {ending.upper()} that can be read.')
     text = pdf_text(name, data) if kind == 'pdf' else as_plain_text(data)
     if not text.strip():
-        refuse(f'{name} is empty or has no text in it: attach a picture, a text or a PDF.')
+        refuse(f'{name} is empty or has no text in it: attach a picture (PNG, JPEG, WebP, GIF), '
+               'a text or a PDF.')
     return 'txt', text.encode()
 
 def as_plain_text(data):

@@ -31,7 +31,7 @@ const request = (...args) => htmx.ajax(...args).catch(() => {})
 const TAB = Math.random().toString(36).slice(2)
 let online = false
 let sending = ''  // the prompt on its way, until the server has stored it
-let unsent = ''   // the prompt that is to be sent as soon as the connection is back
+let unsent = ''   // the prompt that is to be sent as soon as that is possible
 
 // The chat that this page shows; a new one has no number before its first message.
 const openChat = () => byId('chat-title')?.dataset.chat
@@ -67,7 +67,7 @@ const showConnection = () => { byId('offline').hidden = online }
 on('htmx:wsOpen', () => {
   online = true
   showConnection()
-  if (unsent) byId('chat-form').requestSubmit()
+  sendWhatWaits()
 })
 
 on('htmx:wsClose', ({ detail }) => {
@@ -78,12 +78,24 @@ on('htmx:wsClose', ({ detail }) => {
   setTimeout(detail.socketWrapper.reconnect, 1000)
 })
 
-// While the connection is down a prompt waits where it was typed.
+// While the connection is down, or a file is on its way, a prompt waits where it was typed.
 on('htmx:wsConfigSend', event => {
-  if (online) return
+  const isAttaching = $('#files.htmx-request')
+  if (online && !isAttaching) return
   event.preventDefault()
   unsent = byId('msg').value
+  if (isAttaching) toast('It is sent as soon as the file is here.')
 })
+
+on('htmx:afterRequest', ({ target, detail }) => {
+  if (target.id !== 'files') return
+  if (!detail.successful) unsent = ''
+  queueMicrotask(sendWhatWaits)  // when the next file is on its way
+})
+
+function sendWhatWaits() {
+  if (unsent && online && !$('#files.htmx-request')) byId('chat-form').requestSubmit()
+}
 
 on('htmx:wsAfterSend', () => {
   sending = byId('msg').value.trim()
