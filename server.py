@@ -2939,7 +2939,8 @@ def what_it_is(name, data):
         refuse(f'{name} is not what its name says: it is no {ending.upper()} that can be read.')
     text = pdf_text(name, data) if kind == 'pdf' else as_plain_text(data)
     if not text.strip():
-        refuse(f'{name} is empty or has no text in it: attach a picture, a text or a PDF.')
+        refuse(f'{name} is empty or has no text in it: attach a picture (PNG, JPEG, WebP, GIF), '
+               'a text or a PDF.')
     return 'txt', text.encode()
 
 def pdf_text(name, data):
@@ -3062,7 +3063,7 @@ class Model:
     with_tools = with_vision = thinking = frozenset()  # names of those that can, or may
     refused = {}               # name -> parts of a request that its server does not take
     chars_per_token = {}       # by name, as measured
-    windows = {}               # name -> tokens of its context, of those that are loaded
+    windows = {}               # name -> tokens of its context, where it is loaded or told
     talking = asyncio.Lock()   # one answer at a time, a job's too
     speaker = None             # the Chatter that it is for
     busy = ''                  # until when the server is left in peace, in words
@@ -3167,6 +3168,13 @@ def told_of(model):
     keys = 'capabilities', 'architecture', 'supported_parameters'
     return ''.join(json.dumps(model[key]) for key in keys if model.get(key))
 
+WINDOWS = 'max_model_len', 'n_ctx', 'context_length', 'context_window', 'max_context_length'
+
+def told_window(model):
+    "The tokens of a model's context, which each server tells in its own way; None: it does not."
+    told = model | (model.get('meta') or {})
+    return next((told[key] for key in WINDOWS if told.get(key)), None)
+
 def can_chat(name, told):
     "Whether a model is one for a chat, and none that only embeds texts."
     if told and not OPENAI:
@@ -3187,6 +3195,8 @@ async def list_models(url):
         rows = data['models'] if 'models' in data else data['data']
         found = {model.get('id') or model['name']: model for model in rows}
         Model.can |= {name: told for name, model in found.items() if (told := told_of(model))}
+        if OPENAI:
+            Model.windows = {name: told_window(model) for name, model in found.items()}
         return {name: int(model.get('size') or 0) for name, model in found.items()
                 if can_chat(name, Model.can.get(name))}
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -3218,8 +3228,9 @@ async def ask_ollama(method, path, **body):
 
 async def loaded_models():
     "The models that Ollama has in memory now, with the context in force for each, in tokens."
-    data = await ask_ollama('GET', '/api/ps')
-    Model.windows = {m['name']: m.get('context_length') for m in data.get('models') or []}
+    if not OPENAI:
+        data = await ask_ollama('GET', '/api/ps')
+        Model.windows = {m['name']: m.get('context_length') for m in data.get('models') or []}
     return Model.windows
 
 def is_fixed():
@@ -3448,11 +3459,12 @@ class Sorter:
             if '<think>'.startswith(self.rest.strip()) and not is_end:
                 return
             self.kind = 'Answering'
-            if found := re.match(r'\s*<think>', self.rest):
+            if found := re.match(r'\s*<think>\s*', self.rest):
                 self.kind, self.rest = 'Thinking', self.rest[found.end():]
         if self.kind == 'Thinking' and '</think>' in self.rest:
             thinking, self.rest = re.split(r'</think>\s*', self.rest, maxsplit=1)
-            yield self.kind, joined_halves(thinking)
+            if thinking:  # some models are told not to, and say so by an empty one
+                yield self.kind, joined_halves(thinking)
             self.kind = 'Answering'
         # What may be the beginning of a mark, or of a character, waits for the rest of it.
         held = '' if is_end else re.search(r'(<[/a-z]{0,6}|[\ud800-\udbff])?\Z', self.rest)[0]
@@ -5234,6 +5246,7 @@ class Chats(Listing):
         for m in messages("chat = ? and status = 'queued'", [row.id]):
             chatq.changed(m, status='stopped' if m.role == 'user' else 'slot')
         chatq.stop(row.id, 'assistant', 'job')
+        chats.update(id=row.id, state='')  # Undo brings it back at rest
         return await super().delete(row, said, tab)
 
     def after_delete(self, chat, tab):

@@ -31,7 +31,7 @@ const request = (...args) => htmx.ajax(...args).catch(() => {})
 const TAB = Math.random().toString(36).slice(2)
 let online = false
 let sending = ''  // the prompt on its way, until the server has stored it
-let unsent = ''   // the prompt that is to be sent as soon as the connection is back
+let unsent = ''   // the prompt that is to be sent as soon as that is possible
 
 // The chat that this page shows; a new one has no number before its first message.
 const openChat = () => byId('chat-title')?.dataset.chat
@@ -67,7 +67,7 @@ const showConnection = () => { byId('offline').hidden = online }
 on('htmx:wsOpen', () => {
   online = true
   showConnection()
-  if (unsent) byId('chat-form').requestSubmit()
+  sendWhatWaits()
 })
 
 on('htmx:wsClose', ({ detail }) => {
@@ -78,12 +78,24 @@ on('htmx:wsClose', ({ detail }) => {
   setTimeout(detail.socketWrapper.reconnect, 1000)
 })
 
-// While the connection is down a prompt waits where it was typed.
+// While the connection is down, or a file is on its way, a prompt waits where it was typed.
 on('htmx:wsConfigSend', event => {
-  if (online) return
+  const isAttaching = $('#files.htmx-request')
+  if (online && !isAttaching) return
   event.preventDefault()
   unsent = byId('msg').value
+  if (isAttaching) toast('It is sent as soon as the file is here.')
 })
+
+on('htmx:afterRequest', ({ target, detail }) => {
+  if (target.id !== 'files') return
+  if (!detail.successful) unsent = ''
+  queueMicrotask(sendWhatWaits)  // when the next file is on its way
+})
+
+function sendWhatWaits() {
+  if (unsent && online && !$('#files.htmx-request')) byId('chat-form').requestSubmit()
+}
 
 on('htmx:wsAfterSend', () => {
   sending = byId('msg').value.trim()
@@ -97,7 +109,7 @@ const ENDS = { done: 'The answer is here.', stopped: 'Stopped.', error: 'It ende
 on('htmx:oobBeforeSwap', ({ target, detail }) => {
   if (detail.fragment.dataset?.refused) {
     putBack()
-    endEdit()
+    if (!$(`#msg-${byId('edit').value}[data-role]`)) endEdit()  // what was edited is gone
   }
   if (target === log()) lastTop = 0  // it comes anew, and is not scrolled yet
   const el = detail.fragment.firstElementChild
@@ -211,8 +223,9 @@ on('htmx:beforeSwap', ({ target }) => {
 
 // ---- Writing
 
-// The key under which a reload finds what is in the composer, and of what kind.
-const draft = (kind = '') => $('main').getAttribute('ws-connect') + kind
+// The key under which a reload finds what is in the composer, and of what kind. A new chat that
+// has got its number leaves nothing to the next new one.
+const draft = (kind = '') => (openChat() ?? $('main').getAttribute('ws-connect')) + kind
 
 function type(text) {
   byId('msg').value = text
@@ -599,7 +612,8 @@ on('focusin', ({ target }) => {
   if (target.matches('.editing [autofocus]')) target.selectionStart = 999
   const row = target.closest(ROW)
   const neighbours = row ? [beside(row, 1), beside(row, -1)] : []
-  near = [target.closest('[id]'), row, ...neighbours].map(el => el?.id)
+  const send = $('#chat-form:focus-within #send-btn')  // Stop turns into it
+  near = [target.closest('[id]'), row, ...neighbours, send].map(el => el?.id)
   area = target.closest('section')
 })
 

@@ -409,7 +409,7 @@ def test_the_focus_stays_where_one_works_in_the_chat(chat):
     page.locator("#stop-btn").focus()
     page.keyboard.press("Enter")
     expect(page.locator("#announce")).to_have_text("Stopped.")
-    at_rest(page, "#msg-list")
+    at_rest(page, "#send-btn")
     stopped = chat.answer.get_attribute("data-rev")
     chat.button("Try again").focus()
     page.keyboard.press("Enter")

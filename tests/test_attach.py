@@ -200,6 +200,7 @@ BAD = {
     "no picture": ("shot.png", b"<html>", 400, "no PNG that can be read"),
     "half a picture": ("shot.jpg", b"\xff\xd8\xff\xe0", 400, "no JPEG that can be read"),
     "no PDF": ("paper.pdf", b"text", 400, "no PDF that can be read"),
+    "a phone's picture": ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", 400, "picture (PNG, JPEG, WebP, GIF)"),
     "a program": ("a.exe", b"MZ\0\1\2\3", 400, "no text in it"),
     "huge": ("huge.png", HUGE, 400, "50,000 x 50,000 pixels"),
     "large": ("large.bin", b"x" * (21 * 2**20), 413, "more than 20 MB"),
@@ -401,6 +402,31 @@ def test_drops_and_pastes_are_caught(chat, page):
     expect(page.locator("#toast")).to_contain_text("too long")
     expect(page.locator("#msg")).to_have_value("Sum up")
     expect(chips).to_have_count(4)
+
+
+def test_a_prompt_waits_for_its_files(chat, page):
+    held = []
+    page.goto(chat.url)
+    page.route("**/attach?*", lambda route: held.append(route))
+
+    def take():
+        until(lambda: held or page.wait_for_timeout(20))
+        held.pop().continue_()
+    for prompt, data in ("sent", b"Some notes"), ("kept", b""):
+        page.set_input_files("#files", [{"name": f"{n}.txt", "mimeType": "", "buffer": data} for n in (1, 2)])
+        page.locator("#msg").fill(prompt)
+        page.locator("#msg").press("Enter")
+        expect(page.locator("#toast")).to_have_text("It is sent as soon as the file is here.")
+        take()
+        expect(page.locator("#chips li" if data else "#toast:has-text('is empty')")).to_have_count(1)
+        expect(page.locator("#msg")).to_have_value(prompt)
+        take()
+        expect(page.locator("#msg")).to_have_value("" if data else "kept")
+        expect(page.locator("#files")).not_to_have_class(re.compile("htmx-request"))
+    wait_done(page)
+    [row] = chat.rows("role = 'user'")
+    assert row["content"] == "sent" and len(json.loads(row["files"])) == 2
+    chat.window.allow_errors = "400"
 
 
 def test_what_is_too_large_or_too_many_is_said_in_the_page(chat, page):

@@ -140,6 +140,7 @@ def test_a_chat_is_deleted_with_all_that_is_in_it_and_comes_back(chat):
     page.get_by_role("button", name="Undo").click()
     page.wait_for_url(f"**/chat/{number}")                  # it was open, and is again
     expect(page.locator(f"#chat-{number}")).to_be_visible()
+    expect(page.locator(f"#chat-{number} .dot")).to_have_count(0)
     expect(chat.content).to_contain_text("uno")
 
 
@@ -164,6 +165,23 @@ def test_a_search_hit_opens_its_chat_with_the_message_in_view(chat):
     hit.click()
     chat.page.wait_for_url(f"**/chat/{number}?at=msg-*")
     expect(chat.content).to_be_in_viewport()
+
+
+def test_what_is_typed_stays_with_a_chat_that_was_new(chat):
+    page = chat.page
+    new_chat(page)
+    chat.ask("First", Script(text="One"))
+    wait_done(page)
+    page.get_by_role("button", name="Edit", exact=True).first.click()
+    page.locator("#msg").fill("First, but better")
+    address = page.url
+    page.reload()
+    expect(page.locator("#msg")).to_have_value("First, but better")
+    expect(page.locator("#no-edit")).to_be_visible()
+    new_chat(page)
+    expect(page.locator("#msg")).to_have_value("")
+    page.goto(address)
+    expect(page.locator("#msg")).to_have_value("First, but better")
 
 
 def test_two_new_chats_side_by_side_do_not_mix(chat):

@@ -412,6 +412,10 @@ def test_files_are_taken(work):
     assert cells(post(work, "t.csv", "a;b\n1;ü\n".encode())) == [["a", "b"], ["1", "ü"]]
     assert cells(post(work, "t.csv", b'a,b,c\r\n1\r\n2,"x\r\ny",3\r\n')) == [["a", "b", "c"], ["1", "", ""], ["2", "x\ny", "3"]]
     assert "2 rows" in post(work, "t.csv", b'a\n"x\n"\n"\ny"\n').get_text()
+    for coding in "cp1252", "utf-16":         # as Excel saves them
+        assert cells(post(work, "t.csv", "a;b\n1;ü\n".encode(coding))) == [["a", "b"], ["1", "ü"]]
+    two = [("file", ("a.csv", b"a\n1")), ("file", ("b.csv", b"a\n1"))]
+    assert "One file at a time" in work.web.post("/chatq", files=two).text
     assert "Say something" in post(work, None, None, 400)
     assert "file=@plot.png" in post(work, None, None, 400, file="plot.png")
 

@@ -181,6 +181,12 @@ def test_an_error_in_the_stream_is_told_and_what_came_is_kept(work, event):
     assert "GPU on fire" in row["error"] and not set("{}") & set(row["error"])
 
 
+def test_empty_thinking_is_none(work):
+    row = work.asks(sse({"content": "<think>\n"}, {"content": "\n"}, {"content": "</think>\n\nYes"}))
+    assert (row["content"], row["thinking"], row["thought"]) == ("Yes", "", 0)
+    assert not work.shown(row["id"]).select(".thinking")
+
+
 # ---- A busy server
 
 def test_a_server_that_says_when_is_asked_again_then(work):
@@ -218,6 +224,19 @@ def test_what_a_list_tells_is_used(work):
     assert listed(work, "chatty", "deep")[1].has_attr("hidden")
     work.post("choose_model", profile=work.profile, model="deep")
     assert [o["value"] for o in offered(work)[1].select("option")] == ["", "off", "on"]
+
+
+@pytest.mark.parametrize("told", [{"max_model_len": 50_000}, {"context_length": 50_000}, {"meta": {"n_ctx": 50_000}}])
+def test_what_fits_is_what_a_list_tells(work, told):
+    name = work.fake.models[0]["name"]
+    work.fake.tells = {name: told}
+    assert work.asks(Script(text="word " * 4000))["window"] == 50_000
+    work.asks()
+    assert len(str(work.fake.chats[-1]["messages"])) > 20_000          # nothing was left out
+    work.web.post(f"/attach?profile={work.profile}", files={"file": ("long.txt", b"word " * 8000)})
+    assert "context" in work.html()
+    work.fake.tells = {}
+    assert work.asks()["window"] == 4096
 
 
 def test_how_a_model_thinks_is_chosen(work):

@@ -262,6 +262,26 @@ def test_an_edit_of_a_message_that_is_gone_is_refused_and_kept(chat):
     assert not elsewhere.rows("deleted") and not chat.rows(f"id = {there['id']} and deleted")
 
 
+def test_an_edit_that_is_refused_is_still_one(chat):
+    page = chat.page
+    chat.answered("Mine", Script(text="a1"))
+    edit(page)
+    page.set_input_files("#files", {"name": "long.txt", "mimeType": "", "buffer": b"word " * 9000})
+    expect(page.locator("#chips li")).to_have_count(1)
+    field(page).fill("Mine, changed")
+    field(page).press("Enter")
+    expect(page.locator("#toast")).to_contain_text("too long for this model")
+    expect(field(page)).to_have_value("Mine, changed")
+    expect(editing(page)).to_be_visible()
+    page.locator("#chips button").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#chips li")).to_have_count(0)
+    expect(page.locator("#send-btn")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(chat.prompts.locator(".content")).to_have_text("Mine, changed")
+    wait_done(page)
+
+
 def test_an_edit_is_kept_while_the_connection_is_down(wire, chat):
     page = chat.page
     chat.answered("Mine", Script(text="a1"))
