@@ -5288,7 +5288,7 @@ KEYS = {
     '?': 'This sheet', '/': 'Search', 'Alt+N': 'New chat', 'Alt+M': 'Write a message',
     '↑': 'Edit your last message, where nothing is typed',
     'Alt+T': 'Light or dark', 'Enter': 'Send the message', 'Shift+Enter': 'A new line in it',
-    '↑ ↓': 'Go from one item of a list to the next', 'Enter F2': 'Edit the item',
+    '↑ ↓': 'Go from one item of a list to the next', 'Enter F2': 'Edit the item, or open it',
     'Escape': 'Give up editing', 'Space': 'Tick the item off', 'Alt+↑ Alt+↓': 'Move the item',
     'Delete': 'Delete the item', 'Ctrl+Z': 'Bring back what was deleted'}
 
