@@ -5247,7 +5247,12 @@ class Chats(Listing):
             chatq.changed(m, status='stopped' if m.role == 'user' else 'slot')
         chatq.stop(row.id, 'assistant', 'job')
         chats.update(id=row.id, state='')  # Undo brings it back at rest
-        return await super().delete(row, said, tab)
+        row = await super().delete(row, said, tab)
+        gone = 'This chat was deleted in another tab: choose one, or begin a new one.'
+        for each in chatq.tabs_of(row.id):
+            if each.key != tab:
+                each.push('gone', lambda _: toast(gone, self.undo_url(row.deleted)))
+        return row
 
     def after_delete(self, chat, tab):
         gone = chatq.tab(tab)

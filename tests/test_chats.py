@@ -133,6 +133,7 @@ def test_a_chat_is_deleted_with_all_that_is_in_it_and_comes_back(chat):
     found = httpx.get(f"{chat.server.url}/find?q=uno", trust_env=False).text
     assert "Long one" not in found and "uno" not in found.replace("q=uno", "")
     expect(other.locator("#chat-list li")).to_have_count(0)
+    expect(other.locator("#toast")).to_contain_text("deleted in another tab")
     other.locator("#msg").fill("Are you there?")
     other.locator("#msg").press("Enter")
     expect(other.locator("#toast")).to_contain_text("This chat is not there any more")
