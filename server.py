@@ -1051,14 +1051,15 @@ COMPONENT = re.compile('\x02([^\x02\x03]*)\x03')
 # With more marks a text is shown as it is: the parser's time grows with their square.
 MOST_MARKS, MOST_OPEN = 2000, 50  # the latter: [ without its ]
 ADDRESS = re.compile(
-    r"""(?i)https?://(?:[^\s<>()\[\]*`"|\\]|\([^\s<>()]*\))+(?<![.,:;!?'_~])""")
+    r"""(?i)https?://(?:[^\s<>()\[\]*`"|\\、-】！-／：-？]|\([^\s<>()]*\))+(?<![.,:;!?'_~])""")
 BOXES = {'[ ] ': '☐ ', '[x] ': '☑ ', '[X] ': '☑ '}
-# Code, a formula and an escaped mark, as they stay; or a formula that has not ended.
-SPAN = re.compile(rf'''(?xs) (?<![\\`])(`++).*?(?<!`)\1(?!`) | {FORMULA.pattern[5:]}
+# Code, a formula and an escaped mark, as they stay; or code or a formula that has not ended.
+SPAN = re.compile(rf'''(?xs) (?<![\\`])(`++)(?:.*?(?<!`)\1(?!`) | (?P<code>.*))
+    | {FORMULA.pattern[5:]}
     | (?P<open> (?:\\[([]|\$\$).*  |  (?<!\d)\$(?![\s\d])[^$\n]{{,80}}\Z) | \\.''')
 # A link or an entity that has not ended, at the end of a text.
 OPEN_LINK = re.compile(
-    r'!?\[([^\[\]]*)(?:\](?:\[[^\[\]]*\]?|\([^()]*)?)?$|<(http[^\s<>]*)?$|&#?\w*$')
+    r'!?\[([^\[\]]*)(?:\](?:\[[^\[\]]*\]?|\([^()]*)?)?$|<(h(t(t(p[^\s<>]*)?)?)?)?$|&#?\w*$')
 MERMAID = re.compile('<i class="mermaid (.*?)"></i>')  # where a diagram belongs
 # A line that says where a link leads to, and what links look like that need one.
 DEFINITION = re.compile(r'(?m)^[ >]*\[((?:\\.|[^\[\]\\]){1,99})\]:')
@@ -1102,7 +1103,8 @@ def prepare_texts(state):
         start = text.content[:4]
         text.content = BOXES.get(start, start) + text.content[4:]
         if outer.tag in ('th', 'td'):
-            text.content = re.sub(r'(?<!\\)<br ?/?>', '\\\\\n', text.content)
+            text.content = re.sub(r'(?i)(`++.*?`++)|(?<!\\)<br ?/?>',
+                                  lambda found: found[1] or '\\\n', text.content)
         marks = FORMULA.sub('', text.content)
         if len(re.findall(r'[^\w\s]|_', marks)) > MOST_MARKS or (
                 marks.count('[') - marks.count(']') > MOST_OPEN):
@@ -1124,15 +1126,14 @@ def hide_unfinished(text):
     kept = []
 
     def keep(found):
-        if found['open']:
+        code = found['code'] and found['code'].rstrip(' \n`')
+        if found['open'] or code == '':
             return ''
-        kept.append(found[0])
+        kept.append(found[1] + code + found[1] if code else found[0])
         return '\x02'
     # Behind a last dollar a digit may follow: then it is a price.
     text = SPAN.sub(keep, re.sub(r'(?<!\$)\$\Z', '', text)).rstrip(' \n\\*_~`[')
-    code = re.search('`+', text)
-    text = text + code[0] if code else OPEN_LINK.sub(r'\1\2', text)
-    return re.sub('\x02', lambda _: kept.pop(0), text)
+    return re.sub('\x02', lambda _: kept.pop(0), OPEN_LINK.sub(r'\1\2', text))
 
 def close_marks(state):
     """What is bold at the end of that text is closed by marks that don't show. A mark within a word
