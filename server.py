@@ -3241,7 +3241,7 @@ def error_text(data):
     "What an error says, which may be text, or JSON, or JSON within JSON."
     with contextlib.suppress(ValueError, TypeError):
         data = json.loads(data)
-    for key in 'error', 'detail', 'message':
+    for key in 'error', 'detail', 'message', 'code':
         if isinstance(data, dict) and data.get(key):
             return error_text(data[key])
     return str(data)
@@ -3282,7 +3282,9 @@ async def lines_of(reply):
 def parse_line(line, model):
     try:
         data = json.loads(line)
-        is_error = data.get('error') or data.get('object') == 'error'  # vLLM
+        # vLLM's have an `object`, others a text where an answer has none.
+        is_error = data.get('error') or data.get('object') == 'error' or isinstance(
+            data.get('message') or data.get('detail'), str)
     except (ValueError, AttributeError):
         raise ModelError(f'What answers at {Model.url} does not speak the protocol of a '
                          'model server. Check its address.')
@@ -3307,7 +3309,7 @@ async def replies(url, path, body):
                 yield parse_line(await reply.aread(), model)
                 return
             async for line in lines_of(reply):
-                line = line.removeprefix(b'data:').strip()
+                line = re.sub(b'^(data|error):', b'', line).strip()  # llama-server has the latter
                 if line == b'[DONE]':
                     yield dict(done=True)
                     return
@@ -3364,9 +3366,17 @@ async def be_patient(wait):
 def text_of(data, key):
     "The text of a field, whatever a server sent: a list of parts too, and nothing but text."
     value = data.get(key) or ''
-    if isinstance(value, list):
-        value = ''.join(str(part.get('text') or '') for part in value if isinstance(part, dict))
-    return re.sub('[\x00-\x08\x0b-\x1f\x7f]', '', str(value))
+    parts = value if isinstance(value, list) else [value]
+    text = ''.join(str((part.get('text') or '') if isinstance(part, dict) else part)
+                   for part in parts)
+    return re.sub('[\x00-\x08\x0b-\x1f\x7f]', '', text)
+
+def count_of(data, key):
+    "The number of a field, which some servers write as text; 0 for what is none."
+    try:
+        return int(float(data.get(key) or 0))
+    except (ValueError, TypeError, OverflowError):
+        return 0
 
 def chat_request(prompt, model, options, tools, think):
     """The path and the body of a chat: POST /api/chat (Ollama, docs/api.md), else POST
@@ -3414,7 +3424,8 @@ def as_ollama(data):
     part = choice.get('delta') or choice.get('message') or {}  # the latter where it did not stream
     usage = data.get('usage') or {}
     thinking = part.get('reasoning_content') or part.get('reasoning')
-    return dict(message=dict(thinking=thinking, content=part.get('content')),
+    return dict(message=dict(thinking=thinking,
+                             content=part.get('content') or part.get('refusal')),
                 calls=part.get('tool_calls'),
                 done=data.get('done') or choice.get('finish_reason'),
                 done_reason=choice.get('finish_reason'),
@@ -3424,24 +3435,24 @@ def as_ollama(data):
 class Sorter:
     """Sorts the content of an answer into thinking and answer: some servers leave <think> in it,
     and cut it anywhere, even within a character."""
-    def __init__(self):
-        self.rest, self.kind = '', ''
+    def __init__(self, kind=''):
+        self.rest, self.kind = '', kind
 
     def feed(self, text, is_end=False):
         "Gives (kind, text) of what is clear by now, at the end of all that is left."
         self.rest += text
         if not self.kind:
-            if '<think>'.startswith(self.rest.strip()) and not is_end:
+            if re.fullmatch(r'\s*(<[a-z]{,9})?', self.rest) and not is_end:
                 return
             self.kind = 'Answering'
-            if found := re.match(r'\s*<think>', self.rest):
+            if found := re.match(r'\s*<(think|thinking|thought)>', self.rest):
                 self.kind, self.rest = 'Thinking', self.rest[found.end():]
-        if self.kind == 'Thinking' and '</think>' in self.rest:
-            thinking, self.rest = re.split(r'</think>\s*', self.rest, maxsplit=1)
-            yield self.kind, joined_halves(thinking)
-            self.kind = 'Answering'
+        end = r'</(think|thinking|thought)>\s*'
+        if self.kind == 'Thinking' and (found := re.search(end, self.rest)):
+            yield self.kind, joined_halves(self.rest[:found.start()])
+            self.kind, self.rest = 'Answering', self.rest[found.end():]
         # What may be the beginning of a mark, or of a character, waits for the rest of it.
-        held = '' if is_end else re.search(r'(<[/a-z]{0,6}|[\ud800-\udbff])?\Z', self.rest)[0]
+        held = '' if is_end else re.search(r'(<[/a-z]{0,9}|[\ud800-\udbff])?\Z', self.rest)[0]
         clear, self.rest = self.rest.removesuffix(held), held
         if clear:
             yield self.kind, joined_halves(clear)
@@ -3479,7 +3490,7 @@ async def stream(prompt, model, options, tools=(), think=''):
     ('Answering', text), and at the end ('end', fields of Message, and the tool `calls`, and `cut`:
     it ran out of room). Raises ModelError, also where an answer ends without its figures."""
     path, body = await asyncio.to_thread(chat_request, prompt, model, options, tools, think)
-    start, calls, latest, end, sort = None, [], {}, {}, Sorter()
+    start, calls, latest, end, sorters = None, [], {}, {}, (Sorter('Thinking'), Sorter())
     async with turn_to_talk(model) as watch:
         async for data in patient_replies(Model.url or await start_built_in(), path, body):
             watch.cancel()
@@ -3488,21 +3499,25 @@ async def stream(prompt, model, options, tools=(), think=''):
                 data = as_ollama(data)
                 join_calls(calls, latest, data['calls'] or [])
             part = data.get('message') or {}
-            if thinking := text_of(part, 'thinking'):
-                yield 'Thinking', as_unicode(thinking)
-            for piece in sort.feed(text_of(part, 'content')):
-                yield piece
+            for sorter, key in zip(sorters, ('thinking', 'content'), strict=True):
+                for piece in sorter.feed(text_of(part, key)):
+                    yield piece
             calls += part.get('tool_calls') or []  # whole, in any object, the last one too
             end |= {key: value for key, value in data.items() if value}
-    for piece in sort.feed('', is_end=True):
-        yield piece
+    for sorter in sorters:
+        for piece in sorter.feed('', is_end=True):
+            yield piece
     if not end.get('done'):
         raise ModelError('The answer broke off before its end: the model server stopped without a '
                          'word. Go on from there, or try again.')
-    yield 'end', dict(tokens=end.get('eval_count', 0), calls=calls,
-                      prompt_tokens=end.get('prompt_eval_count', 0),
-                      seconds=end.get('eval_duration', 0)/1e9 or time.perf_counter() - start,
-                      cut=end.get('done_reason') == 'length')
+    reason = end.get('done_reason')
+    if reason == 'content_filter':
+        raise ModelError('A filter of the model server ended the answer. '
+                         'Ask in other words, or choose another model.')
+    yield 'end', dict(tokens=count_of(end, 'eval_count'), calls=calls,
+                      prompt_tokens=count_of(end, 'prompt_eval_count'),
+                      seconds=count_of(end, 'eval_duration')/1e9 or time.perf_counter() - start,
+                      cut=reason == 'length')
 
 # ---- 20. Forms: what a type is in a form, and to the model ---------------------------------------
 
@@ -3836,6 +3851,8 @@ async def write_answer(pieces, chat):
     async for kind, value in pieces:
         if kind == 'end':
             return chat.text()[before:], value
+        if kind == 'Thinking' != doing and not value.strip():
+            continue  # <think></think> of a model that was told not to
         if kind != doing:
             if doing == 'Thinking':
                 chat.thought_for(time.perf_counter() - since)
