@@ -1658,6 +1658,8 @@ START, END = '\x02', '\x03'
 COMPONENT_HTML = re.compile(f'{START}([^{START}{END}]*){END}')
 FENCE = '`'*30  # what was printed stands between two of these
 KEPT_LINK = re.compile(r'(!?)\[((?:\\.|[^\[\]\\]){0,500}+)\]\(/file/[^)]*\)')
+# What begins or ends a line in HTML.
+BREAK = r'</?(?:p|div|ul|ol|h\d|pre|summary|details)\b[^>]*>|</(?:li|d[td])>|<[bh]r\b[^>]*>|&#10;'
 LONG_TABLE = re.compile(r'(?m)((?:^\|.*\n){12})((?:^\|.*\n){5,})')
 
 def readable(content):
@@ -1665,8 +1667,15 @@ def readable(content):
     pictures by their names."""
     def text_of_html(found):
         html = re.sub('<img[^>]* alt="([^"]*)"[^>]*>', r'[Picture: \1]', found[1])
-        html = re.sub('</tr>', ' |\n', re.sub('<t[dh][^>]*>', ' | ', html))
-        return unescape(re.sub('<[^>]*>', '', html)).strip(' ')
+        html = re.sub('(?s)<tr[^>]*>(.*?)</tr>', text_of_row, html)
+        html = re.sub('<li[^>]*>', '- ', re.sub(BREAK, '\n', html))
+        return unescape(re.sub('<[^>]*>', '', html)).strip()
+
+    def text_of_row(found):
+        cells = re.findall('(?s)<t[dh][^>]*>(.*?)</t[dh]>', found[1])
+        texts = (re.sub(BREAK, ' ', cell).strip().replace('|', '\\|') for cell in cells)
+        row = f'| {" | ".join(texts)} |\n'
+        return row if '<td' in found[1] else row + '|---'*len(cells) + '|\n'
 
     def text_of_link(found):
         name = unescape(re.sub(r'\\(.)', r'\1', found[2]))

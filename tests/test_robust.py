@@ -115,6 +115,7 @@ def pool(chat, way: Literal['fork', 'spawn', 'executor', 'process'] = 'fork'):
 @job
 def shows(chat):
     chat.send(Table(Tr(Th('Fruit')), Tr(Td('Papaya'))))
+    chat.send(Div(P('Quince'), Ul(Li('Medlar'), Li('Sorb', Br(), 'Service')), Table(Tr(Td('a|b'), Td('c\nd', Strong('e'))))))
     return 'It was shown.'
 
 @job
@@ -274,7 +275,10 @@ def test_what_is_copied_and_exported_is_what_a_person_sees(work):
     work.ended(ident)
     for path in f"/source?id={ident}", f"/export?chat={work.row(ident)['chat']}":
         text = work.web.get(path).text
-        assert "| Papaya |" in text and "<t" not in text and "\x02" not in text
+        assert "| Fruit |\n|---|\n| Papaya |" in text and "| a\\|b | c de |" in text
+        assert re.search(r"Quince\n+- Medlar\n- Sorb\nService\n", text), text
+        assert "<t" not in text and "\x02" not in text
+    assert all(f"msg-{ident}" in work.web.get("/find", params={"q": word}).text for word in ("Medlar", "Service"))
 
 
 # ---- Names and secrets
