@@ -1779,7 +1779,8 @@ def question(m):
     if not m.question:
         return Div(*asked, id=f'q-{m.id}', cls='question')
     text, answers, begun = m.question
-    controls = [post_button(answer, qp('/reply', id=m.id, n=n)) for n, answer in enumerate(answers)]
+    controls = [post_button(as_unicode(str(answer)), qp('/reply', id=m.id, n=n))
+                for n, answer in enumerate(answers)]
     if not answers:
         # What is typed stays where the message is drawn anew, but not for the next question.
         field = Input(name='answer', id=f'a-{begun}', aria_label=text or 'Answer',
@@ -2274,7 +2275,8 @@ class Chatter:
                 if not answers:
                     self.append(f'\n\n{plain(text)} – {plain(answer)}\n\n')
                 elif self.row.role == 'job':  # which may be in the midst of a table
-                    self.set(question, asked=(*self.row.asked, f'{text} – {answer}'))
+                    said = as_unicode(f'{text} – {answer}')
+                    self.set(question, asked=(*self.row.asked, said))
                 return answer
             finally:
                 self.set(question, question=None)

@@ -30,6 +30,10 @@ def odd_text(chat, fail: bool = False):
     return os.fsdecode(b'the end \xe9')
 
 @job
+async def odd_question(chat):
+    return await chat.ask(os.fsdecode(b'Open caf\xe9?'), os.fsdecode(b'caf\xe9'), 2)
+
+@job
 def colours(chat):
     print('\x1b[1;31mred\x1b[0m and \x1b]8;;http://x\x07linked\x1b]8;;\x07 text')
 
@@ -167,6 +171,13 @@ def test_a_job_may_print_what_is_no_text(work, fail):
     assert "caf\ufffd.txt" in row["content"]
     assert (row["status"], "no caf\ufffd" in row["error"]) == (("error", True) if fail else ("done", False))
     assert "caf\ufffd.txt" in work.html()
+
+
+def test_a_job_may_ask_what_is_no_text(work):
+    ident = work.run("odd_question")
+    work.reply(ident, "caf\ufffd")
+    row = work.ended(ident)
+    assert row["status"] == "done" and "Open caf\ufffd? – caf\ufffd" in row["content"]
 
 
 def test_a_prompt_with_a_replacement_character_is_a_prompt(chat):
