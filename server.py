@@ -4062,6 +4062,7 @@ class Rows:
         if not row.profile and not self.shared:
             chat = at_work.get()
             row.profile = chat.profile if chat else first_profile().id
+        await writable()
         row.priority = self.end(row.profile)
         save(self.table, row)
         self.show(row, tab)
@@ -4072,6 +4073,7 @@ class Rows:
     async def change(self, row, said='', tab='', verb='Changed', /, **columns):
         """Changes columns of a row (or of the row with this id), and gives the changed row; see
         `add`."""
+        await writable()
         before = one(self.table, getattr(row, 'id', row))
         row = save(self.table, replace(before, **self.checked(columns)))
         self.show(row, tab)
@@ -4089,6 +4091,7 @@ class Rows:
         if not rows:
             return
         columns = self.checked(columns)
+        await writable()
         with db.conn:
             rows = [save(self.table, replace(row, **columns)) for row in rows]
         if len(rows) == 1:

@@ -59,6 +59,16 @@ async def waits(chat):
     return 'the very end'
 
 @job
+def adds_in_thread(chat):
+    time.sleep(.3)
+    todos.change(todos.add(title='Added'), done=True)
+
+@job
+async def adds_on_loop(chat):
+    await asyncio.sleep(.3)
+    await todos.change(await todos.add(title='Added'), done=True)
+
+@job
 def first_service(chat, api_key: Secret): return f'first: {api_key}'
 
 @job
@@ -208,6 +218,19 @@ def test_a_lock_is_waited_for_and_holds_up_nobody(work):
     adding.join(10)
     assert answers == [200] and work.todos() == [("Waited", False)]
     assert max(took) < 1, took
+
+
+@pytest.mark.parametrize("way", ["in_thread", "on_loop"])
+def test_a_job_that_waits_for_a_lock_holds_up_nobody(work, way):
+    ident = work.run(f"adds_{way}")
+    with locked(work.server):
+        begin = monotonic()
+        while monotonic() - begin < 1.5:
+            since = monotonic()
+            assert work.web.get("/static/app.js").is_success and monotonic() - since < 1
+            threading.Event().wait(.1)
+    row = work.ended(ident)
+    assert (row["status"], work.todos()) == ("done", [("Added", True)]), row["error"]
 
 
 def test_a_message_that_ends_while_the_database_is_locked_is_stored_later(work):
