@@ -4764,14 +4764,19 @@ class Print:
         getattr(chat, self.way)(text)
         return len(text)
 
-def catch_output():
-    "Has jobs speak in their messages: by print, standard error, warnings and logging, plots."
+def refuse_child(*_):
+    raise RuntimeError('a child process has no lists and no chat: return what it found to its job')
+
+def catch_output(sock):
+    """Has jobs speak in their messages: by print, standard error, warnings and logging, plots. Their
+    children have nothing of it, and not our `sock`, which might outlive us in them."""
     terminal = dict(stdout=sys.stdout, stderr=sys.stderr)
     sys.stdout, sys.stderr = Print(sys.stdout, 'print'), Print(sys.stderr, 'warn')
 
     def in_child():
-        "A child process has no chat to print to, and can be ended."
         vars(sys).update(terminal)
+        chatq.awaited = chatq.read = refuse_child
+        sock.close()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(os, 'register_at_fork'):
         os.register_at_fork(after_in_child=in_child)
@@ -5945,7 +5950,7 @@ def run():
     sock = listen()
     app.state.port = sock.getsockname()[1]
     os.chdir(FILE.parent)  # for paths in jobs, wherever one happens to stand
-    catch_output()
+    catch_output(sock)
     # Compressing what the socket sends would cost more than it saves on one machine; asyncio is as
     # fast as uvloop for one person.
     config = uvicorn.Config(

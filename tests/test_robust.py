@@ -15,7 +15,7 @@ from fake_ollama import Script, model
 from playwright.sync_api import expect
 from readme import pasted
 from wire import send, soup
-from working import Work, app_with
+from working import Work, app_with, insert
 
 pytest_plugins = "chatting", "working"
 
@@ -108,6 +108,13 @@ def shout(n):
 def children(chat, way: Literal['fork', 'spawn'] = 'fork'):
     import multiprocessing
     with multiprocessing.get_context(way).Pool(2) as pool: return f'sum {sum(pool.map(shout, range(4)))}'
+
+def adds(n): return todos.add(title='From a child')
+
+@job
+def child_adds(chat):
+    import multiprocessing
+    with multiprocessing.get_context('fork').Pool(1) as pool: pool.map(adds, [1])
 
 def sleeps(n):
     import time
@@ -300,6 +307,22 @@ def test_child_processes_open_nothing_and_print_to_the_terminal(work, way):
     row = work.ended(work.run("children", way=way), timeout=30)
     assert (row["status"], row["content"].strip()) == ("done", "sum 12"), row["error"]
     assert work.server.out().count("from a child") >= 1200
+
+
+def test_a_forked_child_can_not_change_a_list(work):
+    row = work.ended(work.run("child_adds"))
+    assert row["status"] == "error" and "a child process has no lists" in row["error"] and work.todos() == []
+
+
+def test_a_child_that_is_left_does_not_keep_the_port(app):
+    work = Work(insert(app(start=False), JOBS).start())
+    work.run("pool", way="fork")
+    left = until(lambda: len(found := children(work.server)) == 2 and found, what="two children")
+    try:
+        work.server.restart("kill")
+    finally:
+        for pid in left:
+            psutil.Process(pid).kill()
 
 
 # ---- What is copied
