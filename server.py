@@ -73,6 +73,7 @@ import contextlib
 import contextvars
 import csv
 import ctypes
+import dis
 import errno
 import functools
 import gzip
@@ -5945,8 +5946,10 @@ def run():
     "Starts the app of the file that was started, and serves it until the program is ended."
     if IS_CHILD:
         return
-    if taken := [name for name, value in ENGINE_NAMES.items() if globals()[name] is not value]:
-        sys.exit(f'{", ".join(taken)} is a name that the engine uses: call yours otherwise.')
+    now = vars(builtins) | globals()
+    taken = {name for name, value in ENGINE_NAMES.items() if now.get(name) is not value}
+    if taken and (taken := taken & {*OWN, *used_names()}):
+        sys.exit(f'{", ".join(sorted(taken))} is a name that the engine uses: call yours otherwise.')
     sock = listen()
     app.state.port = sock.getsockname()[1]
     os.chdir(FILE.parent)  # for paths in jobs, wherever one happens to stand
@@ -5962,9 +5965,21 @@ def run():
 gc.freeze()  # what the engine has made lasts as long as the app
 gc.enable()
 
-# What a copy of this file must not define anew.
-ENGINE_NAMES = {name: value for name, value in globals().items()
-                if getattr(value, '__module__', '') == __name__}
+# What a copy of this file must not define anew: what the engine has defined, and functions, classes
+# and modules from elsewhere that it uses.
+OWN = {name: value for name, value in globals().items()
+       if getattr(value, '__module__', '') == __name__}
+ENGINE_NAMES = {name: value for name, value in (vars(builtins) | globals()).items()
+                if callable(value) or isinstance(value, type(sys))}
+
+def used_names():
+    "The names that the engine's functions look up."
+    codes = [each.__code__ for own in OWN.values() for each in (own, *vars(own).values())
+             if isinstance(each, type(run))]
+    for code in codes:  # which grow by the functions in them
+        codes += [each for each in code.co_consts if hasattr(each, 'co_names')]
+        yield from (each.argval for each in dis.get_instructions(code)
+                    if each.opname == 'LOAD_GLOBAL')
 
 # ==================================================================================================
 # ==== The app: yours. Change it here in a copy, or in an app of your own that imports this file.
@@ -6326,4 +6341,4 @@ def read_page(text):
 # ---- 38. Main: the start -------------------------------------------------------------------------
 
 if __name__ == '__main__':
-    run()
+    ENGINE_NAMES['run']()  # whatever an app may call `run`

@@ -340,14 +340,23 @@ def test_what_is_copied_and_exported_is_what_a_person_sees(work):
 
 # ---- Names and secrets
 
-@pytest.mark.parametrize("code", ["def page(n): return n", "@job\ndef export(chat): return 'x'"])
+@pytest.mark.parametrize("code", [
+    "def page(n): return n", "@job\ndef export(chat): return 'x'", "@job\ndef list(chat): return 'x'",
+    "@job\ndef run(chat): return 'x'", "from time import time", "class Article: id: int"])
 def test_a_name_of_the_engine_is_refused_at_the_start(app, code):
     server = app(start=False)
     server.file.write_text(pasted(code))
     server.start(wait=False)
     assert server.wait() == 1
-    name = re.search(r"def (\w+)", code)[1]
+    name = re.search(r"(?:def|class|import) (\w+)", code)[1]
     assert f"{name} is a name that the engine uses" in server.out() and "Traceback" not in server.out()
+
+
+def test_a_name_that_the_engine_does_not_use_is_free(app):
+    server = app(start=False)
+    server.file.write_text(pasted("class Link: id: int\n\n@job\ndef hex(chat): return 'x'\n\nfrom math import *"))
+    with httpx.Client(base_url=server.start().url, trust_env=False) as web:
+        assert web.get("/").status_code == 200
 
 
 def test_each_job_has_its_own_secret_unless_it_is_shared_by_name(work):
