@@ -1780,7 +1780,7 @@ def question(m):
     if not m.question:
         return Div(*asked, id=f'q-{m.id}', cls='question')
     text, answers, begun = m.question
-    controls = [post_button(as_unicode(str(answer)), qp('/reply', id=m.id, n=n))
+    controls = [post_button(without_signs(str(answer)), qp('/reply', id=m.id, n=n))
                 for n, answer in enumerate(answers)]
     if not answers:
         # What is typed stays where the message is drawn anew, but not for the next question.
@@ -1908,7 +1908,8 @@ MOST_COLUMNS = 50
 MOST_KEPT = 5_000_000     # cells of a table as CSV
 csv.field_size_limit(2**31 - 1)
 
-ANSI = re.compile(r'\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))')  # a terminal's colours
+# A terminal's colours, links, and other commands.
+ANSI = re.compile(r'\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[()][0-9A-Z]|[78=>DEHMc])')
 NUMBER = re.compile(r'([-+]?[\d.,]+(e[-+]?\d+)?%?)?')
 LONG_NUMBER = re.compile(r'-?\d+\.\d{7,}')
 INLINE_PICTURE = re.compile(r'src="data:image/(png|jpeg);base64,([^"]*)"')
@@ -1936,7 +1937,7 @@ def as_text(part):
     if isinstance(part, str):
         return without_signs(part)
     if hasattr(part, '__ft__') or isinstance(part, FT):
-        return component_text(as_unicode(html_of(part)))
+        return component_text(without_signs(html_of(part)))
     return f'\n\n{shown(part)}\n\n'
 
 def component_text(html):
@@ -2268,7 +2269,7 @@ class Chatter:
         async with self.one_question:
             if not self.running:
                 raise asyncio.CancelledError
-            self.answered, text = chatq.loop.create_future(), as_unicode(text)
+            self.answered, text = chatq.loop.create_future(), without_signs(text)
             try:
                 self.set(question, question=(text, answers, time.time_ns()))
                 self.set(note)
@@ -2276,7 +2277,7 @@ class Chatter:
                 if not answers:
                     self.append(f'\n\n{plain(text)} – {plain(answer)}\n\n')
                 elif self.row.role == 'job':  # which may be in the midst of a table
-                    said = as_unicode(f'{text} – {answer}')
+                    said = without_signs(f'{text} – {answer}')
                     self.set(question, asked=(*self.row.asked, said))
                 return answer
             finally:
@@ -2346,7 +2347,7 @@ class Chatter:
     @on_loop
     def set(self, component, **fields):
         "Changes fields of the row, and has the part that shows them drawn in the next frame."
-        vars(self.row).update((name, as_unicode(value) if isinstance(value, str) else value)
+        vars(self.row).update((name, without_signs(value) if isinstance(value, str) else value)
                               for name, value in fields.items())
         for tab in chatq.tabs_of(self.chat):
             if tab.messages.get(self.id):
@@ -2653,7 +2654,7 @@ class Chatq:
         self.rev += 1
         is_new = row.id is UNSET
         vars(row).update(fields, rev=self.rev, updated=time.time())
-        row.error = as_unicode(row.error)
+        row.error = without_signs(row.error)
         save(messages, row)
         if row.role != 'event':
             self.update_chat(row, is_new)
@@ -4536,7 +4537,7 @@ def job(f):
     return f
 
 def can_be_field(parameter):
-    if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+    if parameter.kind not in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
         return False
     kind = kind_of(parameter)
     return kind in (*COLUMN_TYPES, Lines, File) or is_secret(kind) or bool(choices(kind))
@@ -4769,8 +4770,8 @@ def refuse_child(*_):
     raise RuntimeError('a child process has no lists and no chat: return what it found to its job')
 
 def catch_output(sock):
-    """Has jobs speak in their messages: by print, standard error, warnings and logging, plots. Their
-    children have nothing of it, and not our `sock`, which might outlive us in them."""
+    """Has jobs speak in their messages: by print, standard error, warnings and logging, plots.
+    Their children have nothing of it, and not our `sock`, which might outlive us in them."""
     terminal = dict(stdout=sys.stdout, stderr=sys.stderr)
     sys.stdout, sys.stderr = Print(sys.stdout, 'print'), Print(sys.stderr, 'warn')
 
@@ -6325,6 +6326,8 @@ def decode(reply, body):
         charset = codecs.lookup(reply.encoding).name
     except LookupError:
         charset = 'utf-8'
+    if charset in ('ascii', 'iso8859-1'):  # what browsers take for it has quotes and dashes
+        charset = 'cp1252'
     return body.decode(charset, 'replace').removeprefix('\ufeff')
 
 def read_page(text):

@@ -35,7 +35,12 @@ async def odd_question(chat):
 
 @job
 def colours(chat):
-    print('\x1b[1;31mred\x1b[0m and \x1b]8;;http://x\x07linked\x1b]8;;\x07 text')
+    print('\x1b[1;31mred\x1b(B\x1b[m and \x1b]8;;http://x\x07linked\x1b]8;;\x07 text')
+
+@job
+def red_words(chat):
+    chat.ask('\x1b[31mRed\x1b[0m?', '\x1b[31mYes\x1b[0m')
+    raise ValueError('\x1b[31mRed\x1b[0m indeed')
 
 @job
 async def too_far(chat):
@@ -207,6 +212,13 @@ def test_colours_of_a_terminal_are_left_out(work):
     assert work.shown(row["id"]).find(class_="output").get_text().strip() == "red and linked text"
 
 
+def test_colours_are_left_out_of_questions_and_errors(work):
+    ident = work.run("red_words")
+    work.reply(ident, "Yes")
+    row = work.ended(ident)
+    assert row["error"] == "ValueError: Red indeed" and "Red? – Yes" in row["content"] and "\x1b" not in row["content"]
+
+
 # ---- Locks of other programs
 
 def test_a_lock_is_waited_for_and_holds_up_nobody(work):
@@ -292,6 +304,7 @@ def test_signatures_make_what_they_say(work):
 
 @pytest.mark.parametrize(("code", "word"), [
     ("@job\ndef sums(chat, tags: list[str]): pass", "tags"), ("@job\ndef sums(chat, *more): pass", "more"),
+    ("@job\ndef sums(chat, first: int, /): pass", "first"),
     ("@job\ndef sums(): pass", "first parameter"), ("class Odd:\n    name: str\ntable(Odd)", "no column `id: int`"),
     ("class Odd:\n    id: int\n    tags: list[str] = None\ntable(Odd)", "column tags")])
 def test_what_can_be_no_form_or_table_is_a_sentence_at_the_start(app, code, word):
