@@ -73,6 +73,7 @@ import contextlib
 import contextvars
 import csv
 import ctypes
+import dis
 import errno
 import functools
 import getpass
@@ -1053,14 +1054,15 @@ COMPONENT = re.compile('\x02([^\x02\x03]*)\x03')
 # With more marks a text is shown as it is: the parser's time grows with their square.
 MOST_MARKS, MOST_OPEN = 2000, 50  # the latter: [ without its ]
 ADDRESS = re.compile(
-    r"""(?i)https?://(?:[^\s<>()\[\]*`"|\\]|\([^\s<>()]*\))+(?<![.,:;!?'_~])""")
+    r"""(?i)https?://(?:[^\s<>()\[\]*`"|\\、-】！-／：-？]|\([^\s<>()]*\))+(?<![.,:;!?'_~])""")
 BOXES = {'[ ] ': '☐ ', '[x] ': '☑ ', '[X] ': '☑ '}
-# Code, a formula and an escaped mark, as they stay; or a formula that has not ended.
-SPAN = re.compile(rf'''(?xs) (?<![\\`])(`++).*?(?<!`)\1(?!`) | {FORMULA.pattern[5:]}
+# Code, a formula and an escaped mark, as they stay; or code or a formula that has not ended.
+SPAN = re.compile(rf'''(?xs) (?<![\\`])(`++)(?:.*?(?<!`)\1(?!`) | (?P<code>.*))
+    | {FORMULA.pattern[5:]}
     | (?P<open> (?:\\[([]|\$\$).*  |  (?<!\d)\$(?![\s\d])[^$\n]{{,80}}\Z) | \\.''')
 # A link or an entity that has not ended, at the end of a text.
 OPEN_LINK = re.compile(
-    r'!?\[([^\[\]]*)(?:\](?:\[[^\[\]]*\]?|\([^()]*)?)?$|<(http[^\s<>]*)?$|&#?\w*$')
+    r'!?\[([^\[\]]*)(?:\](?:\[[^\[\]]*\]?|\([^()]*)?)?$|<(h(t(t(p[^\s<>]*)?)?)?)?$|&#?\w*$')
 MERMAID = re.compile('<i class="mermaid (.*?)"></i>')  # where a diagram belongs
 # A line that says where a link leads to, and what links look like that need one.
 DEFINITION = re.compile(r'(?m)^[ >]*\[((?:\\.|[^\[\]\\]){1,99})\]:')
@@ -1104,7 +1106,8 @@ def prepare_texts(state):
         start = text.content[:4]
         text.content = BOXES.get(start, start) + text.content[4:]
         if outer.tag in ('th', 'td'):
-            text.content = re.sub(r'(?<!\\)<br ?/?>', '\\\\\n', text.content)
+            text.content = re.sub(r'(?i)(`++.*?`++)|(?<!\\)<br ?/?>',
+                                  lambda found: found[1] or '\\\n', text.content)
         marks = FORMULA.sub('', text.content)
         if len(re.findall(r'[^\w\s]|_', marks)) > MOST_MARKS or (
                 marks.count('[') - marks.count(']') > MOST_OPEN):
@@ -1126,15 +1129,14 @@ def hide_unfinished(text):
     kept = []
 
     def keep(found):
-        if found['open']:
+        code = found['code'] and found['code'].rstrip(' \n`')
+        if found['open'] or code == '':
             return ''
-        kept.append(found[0])
+        kept.append(found[1] + code + found[1] if code else found[0])
         return '\x02'
     # Behind a last dollar a digit may follow: then it is a price.
     text = SPAN.sub(keep, re.sub(r'(?<!\$)\$\Z', '', text)).rstrip(' \n\\*_~`[')
-    code = re.search('`+', text)
-    text = text + code[0] if code else OPEN_LINK.sub(r'\1\2', text)
-    return re.sub('\x02', lambda _: kept.pop(0), text)
+    return re.sub('\x02', lambda _: kept.pop(0), OPEN_LINK.sub(r'\1\2', text))
 
 def close_marks(state):
     """What is bold at the end of that text is closed by marks that don't show. A mark within a word
@@ -1661,6 +1663,8 @@ START, END = '\x02', '\x03'
 COMPONENT_HTML = re.compile(f'{START}([^{START}{END}]*){END}')
 FENCE = '`'*30  # what was printed stands between two of these
 KEPT_LINK = re.compile(r'(!?)\[((?:\\.|[^\[\]\\]){0,500}+)\]\(/file/[^)]*\)')
+# What begins or ends a line in HTML.
+BREAK = r'</?(?:p|div|ul|ol|h\d|pre|summary|details)\b[^>]*>|</(?:li|d[td])>|<[bh]r\b[^>]*>|&#10;'
 LONG_TABLE = re.compile(r'(?m)((?:^\|.*\n){12})((?:^\|.*\n){5,})')
 
 def readable(content):
@@ -1669,10 +1673,15 @@ def readable(content):
     def text_of_html(found):
         html = found[1].replace(TABLE_START, '\n')  # without the names of its buttons
         html = re.sub('<img[^>]* alt="([^"]*)"[^>]*>', r'[Picture: \1]', html)
-        html = re.sub(r'(?:\s|&#10;){0,99}(</?t[^>]*>)(?:\s|&#10;){0,99}', r'\1', html)
-        html = re.sub('</t[dh]>', ' ', re.sub(r'<t[dh]\b[^>]*>', '| ', html))
-        html = re.sub('</tr>', '|\n', html)
-        return unescape(re.sub('<[^>]*>', '', html)).strip(' ')
+        html = re.sub('(?s)<tr[^>]*>(.*?)</tr>', text_of_row, html)
+        html = re.sub('<li[^>]*>', '- ', re.sub(BREAK, '\n', html))
+        return unescape(re.sub('<[^>]*>', '', html)).strip()
+
+    def text_of_row(found):
+        cells = re.findall('(?s)<t[dh][^>]*>(.*?)</t[dh]>', found[1])
+        texts = (re.sub(BREAK, ' ', cell).strip().replace('|', '\\|') for cell in cells)
+        row = f'| {" | ".join(texts)} |\n'
+        return row if '<td' in found[1] else row + '|---'*len(cells) + '|\n'
 
     def text_of_link(found):
         name = unescape(re.sub(r'\\(.)', r'\1', found[2]))
@@ -1776,7 +1785,8 @@ def question(m):
     if not m.question:
         return Div(*asked, id=f'q-{m.id}', cls='question')
     text, answers, begun = m.question
-    controls = [post_button(answer, qp('/reply', id=m.id, n=n)) for n, answer in enumerate(answers)]
+    controls = [post_button(without_signs(str(answer)), qp('/reply', id=m.id, n=n))
+                for n, answer in enumerate(answers)]
     if not answers:
         # What is typed stays where the message is drawn anew, but not for the next question.
         field = Input(name='answer', id=f'a-{begun}', aria_label=text or 'Answer',
@@ -1903,7 +1913,8 @@ MOST_COLUMNS = 50
 MOST_KEPT = 5_000_000     # cells of a table as CSV
 csv.field_size_limit(2**31 - 1)
 
-ANSI = re.compile(r'\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))')  # a terminal's colours
+# A terminal's colours, links, and other commands.
+ANSI = re.compile(r'\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[()][0-9A-Z]|[78=>DEHMc])')
 NUMBER = re.compile(r'([-+]?[\d.,]+(e[-+]?\d+)?%?)?')
 LONG_NUMBER = re.compile(r'-?\d+\.\d{7,}')
 INLINE_PICTURE = re.compile(r'src="data:image/(png|jpeg);base64,([^"]*)"')
@@ -1937,7 +1948,7 @@ def as_text(part):
     if isinstance(part, str):
         return without_signs(part)
     if hasattr(part, '__ft__') or isinstance(part, FT):
-        return component_text(as_unicode(html_of(part)))
+        return component_text(without_signs(html_of(part)))
     return f'\n\n{shown(part)}\n\n'
 
 def component_text(html):
@@ -2281,7 +2292,7 @@ class Chatter:
         async with self.one_question:
             if not self.running:
                 raise asyncio.CancelledError
-            self.answered, text = chatq.loop.create_future(), as_unicode(text)
+            self.answered, text = chatq.loop.create_future(), without_signs(text)
             try:
                 self.set(question, question=(text, answers, time.time_ns()))
                 self.set(note)
@@ -2289,7 +2300,8 @@ class Chatter:
                 if not answers:
                     self.append(f'\n\n{plain(text)} – {plain(answer)}\n\n')
                 elif self.row.role == 'job':  # which may be in the midst of a table
-                    self.set(question, asked=(*self.row.asked, f'{text} – {answer}'))
+                    said = without_signs(f'{text} – {answer}')
+                    self.set(question, asked=(*self.row.asked, said))
                 return answer
             finally:
                 self.set(question, question=None)
@@ -2358,7 +2370,7 @@ class Chatter:
     @on_loop
     def set(self, component, **fields):
         "Changes fields of the row, and has the part that shows them drawn in the next frame."
-        vars(self.row).update((name, as_unicode(value) if isinstance(value, str) else value)
+        vars(self.row).update((name, without_signs(value) if isinstance(value, str) else value)
                               for name, value in fields.items())
         for tab in chatq.tabs_of(self.chat):
             if tab.messages.get(self.id):
@@ -2665,7 +2677,7 @@ class Chatq:
         self.rev += 1
         is_new = row.id is UNSET
         vars(row).update(fields, rev=self.rev, updated=time.time())
-        row.error = as_unicode(row.error)
+        row.error = without_signs(row.error)
         save(messages, row)
         if row.role != 'event':
             self.update_chat(row, is_new)
@@ -3266,7 +3278,7 @@ def error_text(data):
     "What an error says, which may be text, or JSON, or JSON within JSON."
     with contextlib.suppress(ValueError, TypeError):
         data = json.loads(data)
-    for key in 'error', 'detail', 'message':
+    for key in 'error', 'detail', 'message', 'code':
         if isinstance(data, dict) and data.get(key):
             return error_text(data[key])
     return str(data)
@@ -3307,7 +3319,9 @@ async def lines_of(reply):
 def parse_line(line, model):
     try:
         data = json.loads(line)
-        is_error = data.get('error') or data.get('object') == 'error'  # vLLM
+        # vLLM's have an `object`, others a text where an answer has none.
+        is_error = data.get('error') or data.get('object') == 'error' or isinstance(
+            data.get('message') or data.get('detail'), str)
     except (ValueError, AttributeError):
         raise ModelError(f'What answers at {Model.url} does not speak the protocol of a '
                          'model server. Check its address.')
@@ -3332,7 +3346,7 @@ async def replies(url, path, body):
                 yield parse_line(await reply.aread(), model)
                 return
             async for line in lines_of(reply):
-                line = line.removeprefix(b'data:').strip()
+                line = re.sub(b'^(data|error):', b'', line).strip()  # llama-server has the latter
                 if line == b'[DONE]':
                     yield dict(done=True)
                     return
@@ -3389,9 +3403,17 @@ async def be_patient(wait):
 def text_of(data, key):
     "The text of a field, whatever a server sent: a list of parts too, and nothing but text."
     value = data.get(key) or ''
-    if isinstance(value, list):
-        value = ''.join(str(part.get('text') or '') for part in value if isinstance(part, dict))
-    return re.sub('[\x00-\x08\x0b-\x1f\x7f]', '', str(value))
+    parts = value if isinstance(value, list) else [value]
+    text = ''.join(str((part.get('text') or '') if isinstance(part, dict) else part)
+                   for part in parts)
+    return re.sub('[\x00-\x08\x0b-\x1f\x7f]', '', text)
+
+def count_of(data, key):
+    "The number of a field, which some servers write as text; 0 for what is none."
+    try:
+        return int(float(data.get(key) or 0))
+    except (ValueError, TypeError, OverflowError):
+        return 0
 
 def chat_request(prompt, model, options, tools, think):
     """The path and the body of a chat: POST /api/chat (Ollama, docs/api.md), else POST
@@ -3439,7 +3461,8 @@ def as_ollama(data):
     part = choice.get('delta') or choice.get('message') or {}  # the latter where it did not stream
     usage = data.get('usage') or {}
     thinking = part.get('reasoning_content') or part.get('reasoning')
-    return dict(message=dict(thinking=thinking, content=part.get('content')),
+    return dict(message=dict(thinking=thinking,
+                             content=part.get('content') or part.get('refusal')),
                 calls=part.get('tool_calls'),
                 done=data.get('done') or choice.get('finish_reason'),
                 done_reason=choice.get('finish_reason'),
@@ -3449,25 +3472,25 @@ def as_ollama(data):
 class Sorter:
     """Sorts the content of an answer into thinking and answer: some servers leave <think> in it,
     and cut it anywhere, even within a character."""
-    def __init__(self):
-        self.rest, self.kind = '', ''
+    def __init__(self, kind=''):
+        self.rest, self.kind = '', kind
 
     def feed(self, text, is_end=False):
         "Gives (kind, text) of what is clear by now, at the end of all that is left."
         self.rest += text
         if not self.kind:
-            if '<think>'.startswith(self.rest.strip()) and not is_end:
+            if re.fullmatch(r'\s*(<[a-z]{,9})?', self.rest) and not is_end:
                 return
             self.kind = 'Answering'
-            if found := re.match(r'\s*<think>\s*', self.rest):
+            if found := re.match(r'\s*<(think|thinking|thought)>\s*', self.rest):
                 self.kind, self.rest = 'Thinking', self.rest[found.end():]
-        if self.kind == 'Thinking' and '</think>' in self.rest:
-            thinking, self.rest = re.split(r'</think>\s*', self.rest, maxsplit=1)
-            if thinking:  # some models are told not to, and say so by an empty one
-                yield self.kind, joined_halves(thinking)
-            self.kind = 'Answering'
+        end = r'</(think|thinking|thought)>\s*'
+        if self.kind == 'Thinking' and (found := re.search(end, self.rest)):
+            if found.start():  # some models are told not to, and say so by an empty one
+                yield self.kind, joined_halves(self.rest[:found.start()])
+            self.kind, self.rest = 'Answering', self.rest[found.end():]
         # What may be the beginning of a mark, or of a character, waits for the rest of it.
-        held = '' if is_end else re.search(r'(<[/a-z]{0,6}|[\ud800-\udbff])?\Z', self.rest)[0]
+        held = '' if is_end else re.search(r'(<[/a-z]{0,9}|[\ud800-\udbff])?\Z', self.rest)[0]
         clear, self.rest = self.rest.removesuffix(held), held
         if clear:
             yield self.kind, joined_halves(clear)
@@ -3505,7 +3528,7 @@ async def stream(prompt, model, options, tools=(), think=''):
     ('Answering', text), and at the end ('end', fields of Message, and the tool `calls`, and `cut`:
     it ran out of room). Raises ModelError, also where an answer ends without its figures."""
     path, body = await asyncio.to_thread(chat_request, prompt, model, options, tools, think)
-    start, calls, latest, end, sort = None, [], {}, {}, Sorter()
+    start, calls, latest, end, sorters = None, [], {}, {}, (Sorter('Thinking'), Sorter())
     async with turn_to_talk(model) as watch:
         async for data in patient_replies(Model.url or await start_built_in(), path, body):
             watch.cancel()
@@ -3514,21 +3537,25 @@ async def stream(prompt, model, options, tools=(), think=''):
                 data = as_ollama(data)
                 join_calls(calls, latest, data['calls'] or [])
             part = data.get('message') or {}
-            if thinking := text_of(part, 'thinking'):
-                yield 'Thinking', as_unicode(thinking)
-            for piece in sort.feed(text_of(part, 'content')):
-                yield piece
+            for sorter, key in zip(sorters, ('thinking', 'content'), strict=True):
+                for piece in sorter.feed(text_of(part, key)):
+                    yield piece
             calls += part.get('tool_calls') or []  # whole, in any object, the last one too
             end |= {key: value for key, value in data.items() if value}
-    for piece in sort.feed('', is_end=True):
-        yield piece
+    for sorter in sorters:
+        for piece in sorter.feed('', is_end=True):
+            yield piece
     if not end.get('done'):
         raise ModelError('The answer broke off before its end: the model server stopped without a '
                          'word. Go on from there, or try again.')
-    yield 'end', dict(tokens=end.get('eval_count', 0), calls=calls,
-                      prompt_tokens=end.get('prompt_eval_count', 0),
-                      seconds=end.get('eval_duration', 0)/1e9 or time.perf_counter() - start,
-                      cut=end.get('done_reason') == 'length')
+    reason = end.get('done_reason')
+    if reason == 'content_filter':
+        raise ModelError('A filter of the model server ended the answer. '
+                         'Ask in other words, or choose another model.')
+    yield 'end', dict(tokens=count_of(end, 'eval_count'), calls=calls,
+                      prompt_tokens=count_of(end, 'prompt_eval_count'),
+                      seconds=count_of(end, 'eval_duration')/1e9 or time.perf_counter() - start,
+                      cut=reason == 'length')
 
 # ---- 20. Forms: what a type is in a form, and to the model ---------------------------------------
 
@@ -3862,6 +3889,8 @@ async def write_answer(pieces, chat):
     async for kind, value in pieces:
         if kind == 'end':
             return chat.text()[before:], value
+        if kind == 'Thinking' != doing and not value.strip():
+            continue  # <think></think> of a model that was told not to
         if kind != doing:
             if doing == 'Thinking':
                 chat.thought_for(time.perf_counter() - since)
@@ -4060,6 +4089,7 @@ class Rows:
         if not row.profile and not self.shared:
             chat = at_work.get()
             row.profile = chat.profile if chat else first_profile().id
+        await writable()
         row.priority = self.end(row.profile)
         save(self.table, row)
         self.show(row, tab)
@@ -4070,6 +4100,7 @@ class Rows:
     async def change(self, row, said='', tab='', verb='Changed', /, **columns):
         """Changes columns of a row (or of the row with this id), and gives the changed row; see
         `add`."""
+        await writable()
         before = one(self.table, getattr(row, 'id', row))
         row = save(self.table, replace(before, **self.checked(columns)))
         self.show(row, tab)
@@ -4087,6 +4118,7 @@ class Rows:
         if not rows:
             return
         columns = self.checked(columns)
+        await writable()
         with db.conn:
             rows = [save(self.table, replace(row, **columns)) for row in rows]
         if len(rows) == 1:
@@ -4530,7 +4562,7 @@ def job(f):
     return f
 
 def can_be_field(parameter):
-    if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+    if parameter.kind not in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
         return False
     kind = kind_of(parameter)
     return kind in (*COLUMN_TYPES, Lines, File) or is_secret(kind) or bool(choices(kind))
@@ -4767,14 +4799,19 @@ class Print:
         getattr(chat, self.way)(text)
         return len(text)
 
-def catch_output():
-    "Has jobs speak in their messages: by print, standard error, warnings and logging, plots."
+def refuse_child(*_):
+    raise RuntimeError('a child process has no lists and no chat: return what it found to its job')
+
+def catch_output(sock):
+    """Has jobs speak in their messages: by print, standard error, warnings and logging, plots.
+    Their children have nothing of it, and not our `sock`, which might outlive us in them."""
     terminal = dict(stdout=sys.stdout, stderr=sys.stderr)
     sys.stdout, sys.stderr = Print(sys.stdout, 'print'), Print(sys.stderr, 'warn')
 
     def in_child():
-        "A child process has no chat to print to, and can be ended."
         vars(sys).update(terminal)
+        chatq.awaited = chatq.read = refuse_child
+        sock.close()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(os, 'register_at_fork'):
         os.register_at_fork(after_in_child=in_child)
@@ -5973,12 +6010,14 @@ def run():
     "Starts the app of the file that was started, and serves it until the program is ended."
     if IS_CHILD:
         return
-    if taken := [name for name, value in ENGINE_NAMES.items() if globals()[name] is not value]:
-        sys.exit(f'{", ".join(taken)} is a name that the engine uses: call yours otherwise.')
+    now = vars(builtins) | globals()
+    taken = {name for name, value in ENGINE_NAMES.items() if now.get(name) is not value}
+    if taken and (taken := taken & {*OWN, *used_names()}):
+        sys.exit(f'{", ".join(sorted(taken))} is a name that the engine uses: call yours otherwise.')
     sock = listen()
     app.state.port = sock.getsockname()[1]
     os.chdir(FILE.parent)  # for paths in jobs, wherever one happens to stand
-    catch_output()
+    catch_output(sock)
     # Compressing what the socket sends would cost more than it saves on one machine; asyncio is as
     # fast as uvloop for one person.
     config = uvicorn.Config(
@@ -5990,9 +6029,21 @@ def run():
 gc.freeze()  # what the engine has made lasts as long as the app
 gc.enable()
 
-# What a copy of this file must not define anew.
-ENGINE_NAMES = {name: value for name, value in globals().items()
-                if getattr(value, '__module__', '') == __name__}
+# What a copy of this file must not define anew: what the engine has defined, and functions, classes
+# and modules from elsewhere that it uses.
+OWN = {name: value for name, value in globals().items()
+       if getattr(value, '__module__', '') == __name__}
+ENGINE_NAMES = {name: value for name, value in (vars(builtins) | globals()).items()
+                if callable(value) or isinstance(value, type(sys))}
+
+def used_names():
+    "The names that the engine's functions look up."
+    codes = [each.__code__ for own in OWN.values() for each in (own, *vars(own).values())
+             if isinstance(each, type(run))]
+    for code in codes:  # which grow by the functions in them
+        codes += [each for each in code.co_consts if hasattr(each, 'co_names')]
+        yield from (each.argval for each in dis.get_instructions(code)
+                    if each.opname == 'LOAD_GLOBAL')
 
 # ==================================================================================================
 # ==== The app: yours. Change it here in a copy, or in an app of your own that imports this file.
@@ -6338,6 +6389,8 @@ def decode(reply, body):
         charset = codecs.lookup(reply.encoding).name
     except LookupError:
         charset = 'utf-8'
+    if charset in ('ascii', 'iso8859-1'):  # what browsers take for it has quotes and dashes
+        charset = 'cp1252'
     return body.decode(charset, 'replace').removeprefix('\ufeff')
 
 def read_page(text):
@@ -6354,4 +6407,4 @@ def read_page(text):
 # ---- 38. Main: the start -------------------------------------------------------------------------
 
 if __name__ == '__main__':
-    run()
+    ENGINE_NAMES['run']()  # whatever an app may call `run`

@@ -227,6 +227,8 @@ STRUCTURE = [
     ("1. Do:\n\n   ```py\n   x = 1\n   ```\n2. Then", "li figure.code code", ["x = 1"]),
     ("Tom &amp; Jerry &lt;3", "p", ["Tom & Jerry <3"]),
     ("A\\*b\\*c", "p", ["A*b*c"]),
+    ("| a |\n|---|\n| x<BR>y `<br>` |", "td", ["x y <br>"]),
+    ("見よhttp://a.example/b。次は（http://c.example），末", "a", ["http://a.example/b", "http://c.example"]),
 ]
 
 

@@ -35,12 +35,34 @@ print(json.dumps(slow))
 STEP = 37       # every so many of the pairs, since all of them take a minute
 
 
-def test_no_mark_and_no_pair_of_marks_is_slow():
+def run(script):
+    """What a script prints that imports the app."""
     server = Server()
     try:
-        script = SCRIPT.replace("STEP", str(STEP))
         done = subprocess.run([sys.executable, "-c", script], cwd=server.dir, env=server.env | {"PYTHONPATH": str(server.dir)},
                               capture_output=True, text=True, check=True)
-        assert json.loads(done.stdout) == []
+        return json.loads(done.stdout)
     finally:
         server.remove()
+
+
+def test_no_mark_and_no_pair_of_marks_is_slow():
+    assert run(SCRIPT.replace("STEP", str(STEP))) == []
+
+
+GROWING = """
+import json, re, sys
+import server
+marks = []
+for text in 'a ``x ` y`` b', 'a `b *c* d` e', 'see <https://a.b/c> there', '[a `b` c](https://a.b)', 'a ` `b':
+    growing, finished = server.Markdown(), re.sub('<[^>]*>', '', server.to_html(text))
+    for sign in text:
+        growing.feed(sign)
+        shown = re.sub('<[^>]*>', '', growing.whole(growing.tail))
+        marks += [(text, shown) for mark in ('&lt;', *'`*[') if shown.count(mark) > finished.count(mark)]
+print(json.dumps(marks))
+"""
+
+
+def test_what_grows_shows_no_mark_that_goes_again():
+    assert run(GROWING) == []

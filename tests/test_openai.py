@@ -172,9 +172,33 @@ def test_an_answer_that_does_not_stream_is_one_too(work):
     assert (row["status"], row["content"], row["thinking"], row["tokens"]) == ("done", "Yes", "Hm", 7), row["error"]
 
 
+WORDS = {"halves": [{"reasoning": "\ud83d"}, {"reasoning": "\ude42"}, {"content": "Yes"}],
+         "<thinking>": [{"content": "<thinking>"}, {"content": "\U0001f642</thin"}, {"content": "king>Yes"}],
+         "parts of text": [{"reasoning": ["\U0001f642"]}, {"content": ["Ye", "s"]}],
+         "a refusal": [{"reasoning": "\U0001f642"}, {"refusal": "Yes"}]}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_no_spelling_loses_a_word(work, name):
+    row = work.asks(sse(*WORDS[name], {"choices": [], "usage": {"completion_tokens": "7", "prompt_tokens": "some"}}))
+    assert (row["status"], row["content"], row["thinking"]) == ("done", "Yes", "\U0001f642"), row["error"]
+    assert (row["tokens"], row["prompt_tokens"]) == (7, 0)
+
+
+def test_an_empty_thought_is_none(work):
+    row = work.asks(sse({"content": "<think>\n"}, {"content": "\n</think>\n\nYes"}))
+    assert (row["content"], row["thinking"], row["thought"]) == ("Yes", "", 0)
+
+
+def test_an_answer_that_a_filter_ended_says_so(work):
+    row = work.asks(sse({"content": "Ye"}, {"choices": [{"delta": {}, "finish_reason": "content_filter"}]}))
+    assert (row["status"], row["content"]) == ("error", "Ye") and "A filter" in row["error"]
+
+
 @pytest.mark.parametrize("event", [
     {"error": {"message": "GPU on fire", "code": 500}}, {"object": "error", "message": "GPU on fire", "code": 500},
-    {"error": "GPU on fire"}])
+    {"error": "GPU on fire"}, 'error: {"message": "GPU on fire", "code": 500}\n\n',
+    'event: error\ndata: {"detail": "GPU on fire"}\n\n'])
 def test_an_error_in_the_stream_is_told_and_what_came_is_kept(work, event):
     row = work.asks(sse({"content": "Ye"}, event, end=""))
     assert (row["status"], row["content"]) == ("error", "Ye")

@@ -15,7 +15,7 @@ from fake_ollama import Script, model
 from playwright.sync_api import expect
 from readme import pasted
 from wire import send, soup
-from working import Work, app_with
+from working import Work, app_with, insert
 
 pytest_plugins = "chatting", "working"
 
@@ -30,8 +30,17 @@ def odd_text(chat, fail: bool = False):
     return os.fsdecode(b'the end \xe9')
 
 @job
+async def odd_question(chat):
+    return await chat.ask(os.fsdecode(b'Open caf\xe9?'), os.fsdecode(b'caf\xe9'), 2)
+
+@job
 def colours(chat):
-    print('\x1b[1;31mred\x1b[0m and \x1b]8;;http://x\x07linked\x1b]8;;\x07 text')
+    print('\x1b[1;31mred\x1b(B\x1b[m and \x1b]8;;http://x\x07linked\x1b]8;;\x07 text')
+
+@job
+def red_words(chat):
+    chat.ask('\x1b[31mRed\x1b[0m?', '\x1b[31mYes\x1b[0m')
+    raise ValueError('\x1b[31mRed\x1b[0m indeed')
 
 @job
 async def too_far(chat):
@@ -53,6 +62,16 @@ def fractions(chat):
 async def waits(chat):
     await chat.ask('Go on?', 'Go on')
     return 'the very end'
+
+@job
+def adds_in_thread(chat):
+    time.sleep(.3)
+    todos.change(todos.add(title='Added'), done=True)
+
+@job
+async def adds_on_loop(chat):
+    await asyncio.sleep(.3)
+    await todos.change(await todos.add(title='Added'), done=True)
 
 @job
 def first_service(chat, api_key: Secret): return f'first: {api_key}'
@@ -95,6 +114,13 @@ def children(chat, way: Literal['fork', 'spawn'] = 'fork'):
     import multiprocessing
     with multiprocessing.get_context(way).Pool(2) as pool: return f'sum {sum(pool.map(shout, range(4)))}'
 
+def adds(n): return todos.add(title='From a child')
+
+@job
+def child_adds(chat):
+    import multiprocessing
+    with multiprocessing.get_context('fork').Pool(1) as pool: pool.map(adds, [1])
+
 def sleeps(n):
     import time
     time.sleep(60)
@@ -115,6 +141,7 @@ def pool(chat, way: Literal['fork', 'spawn', 'executor', 'process'] = 'fork'):
 @job
 def shows(chat):
     chat.send(Table(Tr(Th('Fruit')), Tr(Td('Papaya'))))
+    chat.send(Div(P('Quince'), Ul(Li('Medlar'), Li('Sorb', Br(), 'Service')), Table(Tr(Td('a|b'), Td('c\nd', Strong('e'))))))
     return 'It was shown.'
 
 @job
@@ -168,6 +195,13 @@ def test_a_job_may_print_what_is_no_text(work, fail):
     assert "caf\ufffd.txt" in work.html()
 
 
+def test_a_job_may_ask_what_is_no_text(work):
+    ident = work.run("odd_question")
+    work.reply(ident, "caf\ufffd")
+    row = work.ended(ident)
+    assert row["status"] == "done" and "Open caf\ufffd? – caf\ufffd" in row["content"]
+
+
 def test_a_prompt_with_a_replacement_character_is_a_prompt(chat):
     chat.answered("a pasted \ufffd log", Script(text="Seen"))
     expect(chat.prompts.locator(".content")).to_have_text("a pasted \ufffd log")
@@ -176,6 +210,13 @@ def test_a_prompt_with_a_replacement_character_is_a_prompt(chat):
 def test_colours_of_a_terminal_are_left_out(work):
     row = work.ended(work.run("colours"))
     assert work.shown(row["id"]).find(class_="output").get_text().strip() == "red and linked text"
+
+
+def test_colours_are_left_out_of_questions_and_errors(work):
+    ident = work.run("red_words")
+    work.reply(ident, "Yes")
+    row = work.ended(ident)
+    assert row["error"] == "ValueError: Red indeed" and "Red? – Yes" in row["content"] and "\x1b" not in row["content"]
 
 
 # ---- Locks of other programs
@@ -196,6 +237,19 @@ def test_a_lock_is_waited_for_and_holds_up_nobody(work):
     adding.join(10)
     assert answers == [200] and work.todos() == [("Waited", False)]
     assert max(took) < 1, took
+
+
+@pytest.mark.parametrize("way", ["in_thread", "on_loop"])
+def test_a_job_that_waits_for_a_lock_holds_up_nobody(work, way):
+    ident = work.run(f"adds_{way}")
+    with locked(work.server):
+        begin = monotonic()
+        while monotonic() - begin < 1.5:
+            since = monotonic()
+            assert work.web.get("/static/app.js").is_success and monotonic() - since < 1
+            threading.Event().wait(.1)
+    row = work.ended(ident)
+    assert (row["status"], work.todos()) == ("done", [("Added", True)]), row["error"]
 
 
 def test_a_message_that_ends_while_the_database_is_locked_is_stored_later(work):
@@ -250,6 +304,7 @@ def test_signatures_make_what_they_say(work):
 
 @pytest.mark.parametrize(("code", "word"), [
     ("@job\ndef sums(chat, tags: list[str]): pass", "tags"), ("@job\ndef sums(chat, *more): pass", "more"),
+    ("@job\ndef sums(chat, first: int, /): pass", "first"),
     ("@job\ndef sums(): pass", "first parameter"), ("class Odd:\n    name: str\ntable(Odd)", "no column `id: int`"),
     ("class Odd:\n    id: int\n    tags: list[str] = None\ntable(Odd)", "column tags")])
 def test_what_can_be_no_form_or_table_is_a_sentence_at_the_start(app, code, word):
@@ -267,6 +322,22 @@ def test_child_processes_open_nothing_and_print_to_the_terminal(work, way):
     assert work.server.out().count("from a child") >= 1200
 
 
+def test_a_forked_child_can_not_change_a_list(work):
+    row = work.ended(work.run("child_adds"))
+    assert row["status"] == "error" and "a child process has no lists" in row["error"] and work.todos() == []
+
+
+def test_a_child_that_is_left_does_not_keep_the_port(app):
+    work = Work(insert(app(start=False), JOBS).start())
+    work.run("pool", way="fork")
+    left = until(lambda: len(found := children(work.server)) == 2 and found, what="two children")
+    try:
+        work.server.restart("kill")
+    finally:
+        for pid in left:
+            psutil.Process(pid).kill()
+
+
 # ---- What is copied
 
 def test_what_is_copied_and_exported_is_what_a_person_sees(work):
@@ -274,19 +345,31 @@ def test_what_is_copied_and_exported_is_what_a_person_sees(work):
     work.ended(ident)
     for path in f"/source?id={ident}", f"/export?chat={work.row(ident)['chat']}":
         text = work.web.get(path).text
-        assert "| Papaya |" in text and "<t" not in text and "\x02" not in text
+        assert "| Fruit |\n|---|\n| Papaya |" in text and "| a\\|b | c de |" in text
+        assert re.search(r"Quince\n+- Medlar\n- Sorb\nService\n", text), text
+        assert "<t" not in text and "\x02" not in text
+    assert all(f"msg-{ident}" in work.web.get("/find", params={"q": word}).text for word in ("Medlar", "Service"))
 
 
 # ---- Names and secrets
 
-@pytest.mark.parametrize("code", ["def page(n): return n", "@job\ndef export(chat): return 'x'"])
+@pytest.mark.parametrize("code", [
+    "def page(n): return n", "@job\ndef export(chat): return 'x'", "@job\ndef list(chat): return 'x'",
+    "@job\ndef run(chat): return 'x'", "from time import time", "class Article: id: int"])
 def test_a_name_of_the_engine_is_refused_at_the_start(app, code):
     server = app(start=False)
     server.file.write_text(pasted(code))
     server.start(wait=False)
     assert server.wait() == 1
-    name = re.search(r"def (\w+)", code)[1]
+    name = re.search(r"(?:def|class|import) (\w+)", code)[1]
     assert f"{name} is a name that the engine uses" in server.out() and "Traceback" not in server.out()
+
+
+def test_a_name_that_the_engine_does_not_use_is_free(app):
+    server = app(start=False)
+    server.file.write_text(pasted("class Link: id: int\n\n@job\ndef hex(chat): return 'x'\n\nfrom math import *"))
+    with httpx.Client(base_url=server.start().url, trust_env=False) as web:
+        assert web.get("/").status_code == 200
 
 
 def test_each_job_has_its_own_secret_unless_it_is_shared_by_name(work):

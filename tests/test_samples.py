@@ -111,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
             if path == "/no-text-charset":
                 return self.answer("<title>Charset</title>", kind="text/html; charset=hex")
             if path == "/latin":
-                return self.answer("<title>Grüße</title>".encode("latin-1"), kind="text/html; charset=iso-8859-1")
+                return self.answer("<title>“Grüße”</title>".encode("cp1252"), kind="text/html; charset=iso-8859-1")
             if path == "/picture":
                 return self.answer(base64.b64decode("iVBORw0KGgo="), kind="image/png")
             self.answer(pages.get(path, "<title>Not here</title>"), 200 if path in pages else 404)
@@ -169,7 +169,7 @@ def test_what_an_audit_tells_of_a_page(audit, site):
     assert list(page.values())[1:] == ["200", "0", "A title of two lines", "What it is.", "The first heading", "/canonical", "9"]
     assert (rows["/missing"]["status"], rows["/missing"]["title"]) == ("404", "Not here")
     assert (rows["/hop3"]["status"], rows["/hop3"]["redirects"], rows["/hop3"]["title"]) == ("200", "4", "A title of two lines")
-    assert rows["/latin"]["title"] == "Grüße"
+    assert rows["/latin"]["title"] == "“Grüße”"
     for bare in "/empty", "/picture":
         assert list(rows[bare].values())[1:] == ["200", "0", "", "", "", "", "0"]
     once = "/robots.txt", "/missing", "/a_b*c*?x=[1]&y=~2~", "/hop3", "/latin"
