@@ -422,7 +422,7 @@ def test_files_are_taken(work):
 
 @pytest.mark.parametrize(("name", "data"), [
     ("x.png", b"GIF89a"), ("x.jpg", b"\xff\xd8\xff"), ("x.png", b"\x89PNG\r\n\x1a\n"), ("x.svg", b"<html>"),
-    ("x.csv", b"\xff\xfe\0\1"),
+    ("x.csv", b"\0\1\xff\xfe"),
     ("x.exe", b"MZ"), ("x.html", b"<p>"), ("x.csv", b"  ")])
 def test_what_is_not_what_it_says_is_refused(work, name, data):
     assert "is not what its name says: send a PNG, JPEG, SVG or CSV." in post(work, name, data, 400)
