@@ -3889,7 +3889,7 @@ async def write_answer(pieces, chat):
     async for kind, value in pieces:
         if kind == 'end':
             return chat.text()[before:], value
-        if kind == 'Thinking' != doing and not value.strip():
+        if kind == 'Thinking' and doing != kind and not value.strip():
             continue  # <think></think> of a model that was told not to
         if kind != doing:
             if doing == 'Thinking':
