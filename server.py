@@ -5950,7 +5950,8 @@ def run():
     now = vars(builtins) | globals()
     taken = {name for name, value in ENGINE_NAMES.items() if now.get(name) is not value}
     if taken and (taken := taken & {*OWN, *used_names()}):
-        sys.exit(f'{", ".join(sorted(taken))} is a name that the engine uses: call yours otherwise.')
+        names = ', '.join(sorted(taken))
+        sys.exit(f'{names} is a name that the engine uses: call yours otherwise.')
     sock = listen()
     app.state.port = sock.getsockname()[1]
     os.chdir(FILE.parent)  # for paths in jobs, wherever one happens to stand
