@@ -785,12 +785,18 @@ def without_token(request):
                         samesite='strict', secure=request.url.scheme == 'https')
     return response
 
+# Headers that nobody here reads, with names that a form's fields have.
+UNREAD = b'date expect from origin pragma priority te via'.split()
+
 def own_headers(scope):
     """The request's headers for FastHTML. It takes a handler's parameter from a cookie first, and
-    cookies ignore ports: those of other apps on this machine are left out. A POST answers its part
-    of the page, whoever asks, and not a page around it."""
+    cookies ignore ports: those of other apps on this machine are left out. Then it looks among the
+    headers, before the form. A POST answers its part of the page, whoever asks, and not a page
+    around it."""
     own_cookie = rf'(?:^|;)\s*({SLUG}_[^;]*)'.encode()
     for name, value in scope['headers']:
+        if name in UNREAD:
+            continue
         if name == b'cookie':
             value = b';'.join(re.findall(own_cookie, value))
         yield name, value

@@ -174,6 +174,23 @@ def test_cookies_of_other_apps_reach_no_handler(work):
     assert light.status == 200
 
 
+JOT = """
+@app.post
+def jot(priority: str, origin: str):
+    return f'{priority} from {origin}'
+
+"""
+
+
+def test_what_browsers_say_of_a_request_is_no_field_of_a_form(app):
+    server = app(start=False)
+    server.file.write_text(re.sub(r"\n# ---- \d+\. Main", lambda m: JOT + m[0], server.file.read_text()))
+    server.start()
+    said = {"priority": "u=1, i", "origin": server.url}
+    form = {"priority": "high", "origin": "Rome"}
+    assert httpx.post(f"{server.url}/jot", data=form, headers=said, trust_env=False).text == "high from Rome"
+
+
 def test_the_link_does_not_lead_to_another_program(app):
     """A browser takes `localhost` for ::1 where something listens there."""
     server = app(start=False)
