@@ -4521,16 +4521,16 @@ async def delete(listing: Listing, id: int, sure: int = 0, x_tab: str = ''):
 
 @app.post
 async def undo(listing: Listing, stamp: float, htmx: HtmxHeaders):
-    """Brings back what was deleted with this stamp, at its place. What a page has shown before it
-    was deleted there is open again."""
+    """Brings back what was deleted with this stamp, at its place. A chat that was open where it was
+    deleted is open again."""
     rows = listing.table('deleted and deleted = ?', [stamp])
     if not rows:
         raise HTTPException(404)
     back = count(len(rows), listing.kind)
     await listing.change_all(rows, f'Brought back {back}', deleted=0.)
-    row = f'{listing.kind}-{rows[0].id}'
-    if f'undone={row}' in (htmx.current_url or ''):
-        return Redirect(f'/{row.replace("-", "/")}')
+    was_open = f'undone=chat-{rows[0].id}' in (htmx.current_url or '')
+    if was_open and listing.kind == 'chat':
+        return Redirect(f'/chat/{rows[0].id}')
     return toast('It is back.' if len(rows) == 1 else f'{back} are back.')
 
 @app.post
@@ -4575,6 +4575,8 @@ def can_be_field(parameter):
 
 def check_signature(f):
     "Ends the program with one sentence where a job has a parameter that can be no field."
+    if f.__name__ == 'run':  # which is called at the end of each app
+        sys.exit('run is a name that the engine uses: call yours otherwise.')
     chat, *others = signature(f, eval_str=True).parameters.values() or [None]
     wrong = [p.name for p in others if not can_be_field(p)]
     if not chat or wrong:
@@ -6414,4 +6416,4 @@ def read_page(text):
 # ---- 38. Main: the start -------------------------------------------------------------------------
 
 if __name__ == '__main__':
-    ENGINE_NAMES['run']()  # whatever an app may call `run`
+    run()

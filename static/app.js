@@ -205,6 +205,9 @@ function toEnd() {
   byId('more').hidden = follow || atEnd(log())
 }
 
+// Before more comes: the browser tells of a move only later, when the end is elsewhere.
+on('htmx:wsBeforeMessage', () => log() && noticeReader())
+
 document.addEventListener('scroll', ({ target }) => {
   if (target !== log()) return
   noticeReader()
