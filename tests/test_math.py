@@ -48,11 +48,11 @@ def test_formulas_are_drawn_wherever_they_stand(chat):
     expect(shown(chat, r"a \[x\] b").locator("p > math[display=inline][displaystyle=true]")).to_have_count(1)
 
 
-@pytest.mark.parametrize("text", WRITTEN, ids=lambda text: text[:20])
-def test_what_is_no_formula_or_cant_be_read_stays_as_it_was_written(chat, text):
-    content = shown(chat, text)
-    assert content.evaluate("c => c.textContent") == text
-    expect(content.locator("math")).to_have_count(0)
+def test_what_is_no_formula_or_cant_be_read_stays_as_it_was_written(chat):
+    for text in WRITTEN:
+        content = shown(chat, text)
+        assert content.evaluate("c => c.textContent") == text
+        expect(content.locator("math")).to_have_count(0)
 
 
 def test_a_formula_brings_nothing_but_mathml(chat):
