@@ -1170,6 +1170,10 @@ def adapt_tokens(state):
 def markdown_parser():
     """The parser: imported with the first text, so that the app starts quickly."""
     from markdown_it import MarkdownIt
+    from markdown_it.rules_inline import state_inline
+    is_punctuation = state_inline.isPunctChar
+    # Full-width signs count as letters here, else what is bold in `**名：**値` would not end.
+    state_inline.isPunctChar = lambda char: char < '\u3000' and is_punctuation(char)
     md = MarkdownIt('commonmark', {'html': False, 'linkify': True})
     md.enable(['table', 'strikethrough']).inline.ruler.enable(['linkify'])
     md.disable(['html_block', 'html_inline'])
@@ -3477,9 +3481,11 @@ def as_ollama(data):
 
 class Sorter:
     """Sorts the content of an answer into thinking and answer: some servers leave <think> in it,
-    and cut it anywhere, even within a character."""
+    and cut it anywhere, even within a character. Where it stood in the prompt there is only its
+    end: then ('Thought', text) says that all so far, and this text, was thinking."""
     def __init__(self, kind=''):
         self.rest, self.kind = '', kind
+        self.last = '\n'  # the character before the rest, until a thought has ended
 
     def feed(self, text, is_end=False):
         "Gives (kind, text) of what is clear by now, at the end of all that is left."
@@ -3492,13 +3498,18 @@ class Sorter:
                 self.kind, self.rest = 'Thinking', self.rest[found.end():]
         end = r'</(think|thinking|thought)>\s*'
         if self.kind == 'Thinking' and (found := re.search(end, self.rest)):
-            if found.start():  # some models are told not to, and say so by an empty one
-                yield self.kind, joined_halves(self.rest[:found.start()])
-            self.kind, self.rest = 'Answering', self.rest[found.end():]
+            yield self.kind, joined_halves(self.rest[:found.start()])
+            self.kind, self.rest, self.last = 'Answering', self.rest[found.end():], ''
+        elif '<think' in self.rest:
+            self.last = ''  # the answer is about such marks
+        elif self.last and (found := re.search(rf'(?m)^{end}', self.last + self.rest)):
+            yield 'Thought', joined_halves(self.rest[:found.start() - 1])
+            self.rest, self.last = self.rest[found.end() - 1:], ''
         # What may be the beginning of a mark, or of a character, waits for the rest of it.
         held = '' if is_end else re.search(r'(<[/a-z]{0,9}|[\ud800-\udbff])?\Z', self.rest)[0]
         clear, self.rest = self.rest.removesuffix(held), held
         if clear:
+            self.last = self.last and clear[-1]
             yield self.kind, joined_halves(clear)
 
 def joined_halves(text):
@@ -3531,8 +3542,9 @@ async def turn_to_talk(model):
 
 async def stream(prompt, model, options, tools=(), think=''):
     """The model's answer in pieces, from whichever back end there is: ('Thinking', text),
-    ('Answering', text), and at the end ('end', fields of Message, and the tool `calls`, and `cut`:
-    it ran out of room). Raises ModelError, also where an answer ends without its figures."""
+    ('Answering', text), ('Thought', text) as Sorter says it, and at the end ('end', fields of
+    Message, and the tool `calls`, and `cut`: it ran out of room). Raises ModelError, also where an
+    answer ends without its figures."""
     path, body = await asyncio.to_thread(chat_request, prompt, model, options, tools, think)
     start, calls, latest, end, sorters = None, [], {}, {}, (Sorter('Thinking'), Sorter())
     async with turn_to_talk(model) as watch:
@@ -3897,6 +3909,10 @@ async def write_answer(pieces, chat):
             return chat.text()[before:], value
         if kind == 'Thinking' and doing != kind and not value.strip():
             continue  # <think></think> of a model that was told not to
+        if kind == 'Thought':
+            chat.think((chat.text()[before:] + value).strip())
+            chat.update(chat.text()[:before])
+            continue
         if kind != doing:
             if doing == 'Thinking':
                 chat.thought_for(time.perf_counter() - since)
@@ -3917,8 +3933,13 @@ async def own_prompt(prompt, system, chat):
 async def ask_model(prompt, system=''):
     """The model's answer to a prompt of its own, as text; `system`: the system prompt, else the
     profile's. Await it in an `async def`; in a plain job or route it waits. Raises ModelError."""
-    pieces = await own_prompt(prompt, system, at_work.get())
-    return ''.join([value async for kind, value in pieces if kind == 'Answering'])
+    text = ''
+    async for kind, value in await own_prompt(prompt, system, at_work.get()):
+        if kind == 'Answering':
+            text += value
+        elif kind == 'Thought':
+            text = ''
+    return text
 
 async def answer_into(chat, prompt, system):
     text, _ = await write_answer(await own_prompt(prompt, system, chat), chat)

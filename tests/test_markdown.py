@@ -221,6 +221,7 @@ STRUCTURE = [
     ("a | b\n--|--\n1 | 2", "td", ["1", "2"]),
     ("2 * 3 * 4 and snake_case_name and 5 < 6", "p", ["2 * 3 * 4 and snake_case_name and 5 < 6"]),
     ("**Bold:** text", "p strong", ["Bold:"]),
+    ("**名：**値 and *「名」*の", "p :is(strong, em)", ["名：", "「名」"]),
     ("> quote\n> more\n\nText", "blockquote p", ["quote more"]),
     ("Not a list:\n-1 degree", "li", []),
     ("#hashtag", "h1", []),

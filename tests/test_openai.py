@@ -153,6 +153,7 @@ def test_tools_without_a_word_are_an_end_of_their_own(work):
 ODD = {
     "<think>": [{"content": "<think>Hm"}, {"content": "</think>Yes"}], "reasoning": [{"reasoning": "Hm"}, {"content": "Yes"}],
     "reasoning_content": [{"reasoning_content": "Hm"}, {"content": "Yes"}],
+    "its end alone": [{"content": "H"}, {"content": "m\n</thi"}, {"content": "nk>\n\nYes"}],
     "comments, events, no space": [": ping\r\n\r\n", 'event: message\r\ndata:{"choices":[{"delta":{"reasoning":"Hm"}}]}\r\n\r\n',
                                    'id: 5\ndata:{"choices":[{"delta":{"content":"Yes"}}]}\n\n', "retry: 5\n\n"]}
 
@@ -185,9 +186,16 @@ def test_no_spelling_loses_a_word(work, name):
     assert (row["tokens"], row["prompt_tokens"]) == (7, 0)
 
 
-def test_an_empty_thought_is_none(work):
-    row = work.asks(sse({"content": "<think>\n"}, {"content": "\n</think>\n\nYes"}))
+@pytest.mark.parametrize("pieces", [["<think>\n", "\n</think>\n\nYes"], ["<think>\n", "\n", "</think>\n\nYes"]])
+def test_an_empty_thought_is_none(work, pieces):
+    row = work.asks(sse(*({"content": piece} for piece in pieces)))
     assert (row["content"], row["thinking"], row["thought"]) == ("Yes", "", 0)
+    assert not work.shown(row["id"]).select(".thinking")
+
+
+def test_marks_of_thinking_in_an_answer_are_text(work):
+    text = "So:\n```\n<think>\n</think>\n```"
+    assert work.asks(sse(*({"content": piece} for piece in text.splitlines(True))))["content"] == text
 
 
 def test_an_answer_that_a_filter_ended_says_so(work):
@@ -203,12 +211,6 @@ def test_an_error_in_the_stream_is_told_and_what_came_is_kept(work, event):
     row = work.asks(sse({"content": "Ye"}, event, end=""))
     assert (row["status"], row["content"]) == ("error", "Ye")
     assert "GPU on fire" in row["error"] and not set("{}") & set(row["error"])
-
-
-def test_empty_thinking_is_none(work):
-    row = work.asks(sse({"content": "<think>\n"}, {"content": "\n"}, {"content": "</think>\n\nYes"}))
-    assert (row["content"], row["thinking"], row["thought"]) == ("Yes", "", 0)
-    assert not work.shown(row["id"]).select(".thinking")
 
 
 # ---- A busy server
