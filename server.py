@@ -1173,7 +1173,8 @@ def markdown_parser():
     from markdown_it.rules_inline import state_inline
     is_punctuation = state_inline.isPunctChar
     # Full-width signs count as letters here, else what is bold in `**名：**値` would not end.
-    state_inline.isPunctChar = lambda char: char < '\u3000' and is_punctuation(char)
+    state_inline.isPunctChar = (
+        lambda char: not '\u3000' <= char < '\ufff0' and is_punctuation(char))
     md = MarkdownIt('commonmark', {'html': False, 'linkify': True})
     md.enable(['table', 'strikethrough']).inline.ruler.enable(['linkify'])
     md.disable(['html_block', 'html_inline'])
