@@ -2237,6 +2237,7 @@ class Chatter:
         self.waits_for = None  # the future that a job's thread waits for
         self.figures, self.numbers = OrderedDict(), itertools.count(1)  # of pyplot; for names
         self.warnings = ''  # what came on standard error
+        self.kept = 0       # characters: what `clear_output` leaves
         self.restart(row.content)
 
     def restart(self, text):
@@ -2368,6 +2369,16 @@ class Chatter:
         self.printed = text if printed else ''
         self.unread.append(text)
         self.touch()
+
+    @on_loop
+    def begin_cell(self):
+        "What a notebook's `clear_output` leaves ends here."
+        self.append('')
+        self.kept = len(self.text())
+
+    @on_loop
+    def clear_cell(self):
+        self.restart(self.text()[:self.kept])
 
     def think(self, text):
         "Appends to the model's thinking, which stands folded beside the answer."
@@ -3215,6 +3226,8 @@ async def list_models(url):
         raise server_error(reply.status_code, reply.text)
     try:
         data = reply.json()
+        if isinstance(data, list):
+            data = dict(data=data)
         rows = data['models'] if 'models' in data else data['data']
         found = {model.get('id') or model['name']: model for model in rows}
         Model.can |= {name: told for name, model in found.items() if (told := told_of(model))}
@@ -3451,11 +3464,12 @@ def chat_request(prompt, model, options, tools, think):
     return '/chat/completions', body
 
 def join_calls(calls, latest, pieces):
-    """Adds pieces of tool calls (OpenAI) to `calls`: one with a name begins a call, the others go
-    on with the `latest` one of their index."""
+    """Adds pieces of tool calls (OpenAI) to `calls`: one with a name begins a call, the others, and
+    those with the same id, go on with the `latest` one of their index."""
     for piece in pieces:
         function, index = piece.get('function') or {}, piece.get('index')
-        if name := function.get('name'):
+        name, same = function.get('name'), latest.get(index)
+        if name and not (same and same['id'] == piece.get('id')):
             latest[index] = dict(  # Mistral wants an id of nine characters
                 id=piece.get('id') or secrets.token_hex(5)[1:], type='function',
                 function=dict(name=name, arguments=''))
@@ -5090,6 +5104,7 @@ def run_cells(chat, cells, values, loop):
             chat.send(f'\n\n{BESIDE.sub(picture_beside, cell.source)}\n\n')
             continue
         chat.progress(cell.number - 1, len(programs))
+        chat.begin_cell()
         try:
             waits = eval(programs[cell.number], names)
             if iscoroutine(waits):
@@ -5135,10 +5150,15 @@ class DisplayModule(SimpleNamespace):
     def __getattr__(self, name):
         raise ImportError(f'IPython.display.{name} wants IPython: pip install ipython')
 
+def clear_output(wait=False):
+    "What a cell has shown gives way to what comes, as in a loop."
+    if chat := at_work.get():
+        chat.clear_cell()
+
 DISPLAY_MODULE = DisplayModule(
     display=display, Markdown=shown_by('_repr_markdown_'), HTML=shown_by('_repr_html_'),
     Latex=shown_by('_repr_latex_'), SVG=shown_by('_repr_svg_'), Image=ipython_image,
-    clear_output=lambda *_, **__: None, __spec__=None, __path__=[])
+    clear_output=clear_output, __spec__=None, __path__=[])
 if not importlib.util.find_spec('IPython'):  # for jobs that were notebooks
     sys.modules['IPython.display'] = DISPLAY_MODULE
 
@@ -5149,7 +5169,8 @@ def import_module(name, *args):
     if not importlib.util.find_spec('IPython'):
         is_module = '.display' in name and args[2]  # from IPython.display import ...
         return DISPLAY_MODULE if is_module else SimpleNamespace(display=DISPLAY_MODULE)
-    importlib.import_module('IPython.display').display = display
+    vars(importlib.import_module('IPython.display')).update(
+        display=display, clear_output=clear_output)
     return __import__(name, *args)
 
 def work_in(folder):

@@ -154,6 +154,13 @@ def test_each_cell_draws_figures_of_its_own(work, lay, app):
     assert by_hand(server, server.dir / "plots.ipynb", "byhand.py").count("    plt.show()\n") == 2
 
 
+def test_what_a_cell_clears_is_gone(work, lay):
+    lay("loop", "print('Before')", "from IPython.display import clear_output\nfor n in range(3):\n"
+        "    clear_output(wait=True)\n    print('round', n)\n    display([{'n': n}])", "print('After')")
+    text = said(work, work.run("loop"))
+    assert re.fullmatch(r"(?s)\s*Before\s+round 2\s.*CSVn2.*After\s*", text), text
+
+
 @pytest.mark.skipif(importlib.util.find_spec("IPython"), reason="IPython is installed")
 def test_what_the_stand_in_for_ipython_lacks_is_a_sentence(work, lay):
     lay("lacks", "from IPython.display import Audio")

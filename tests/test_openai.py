@@ -88,6 +88,9 @@ STREAMS = {
     "pieces without index": [calls(piece("add_todo", '{"title": ', id="a")), calls(piece(None, '"one"}')),
                              calls(piece("add_todo", '{"title": "two"}', id="b"))],
     "objects": [calls(piece("add_todo", {"title": "one"}, index=0)), calls(piece("add_todo", {"title": "two"}, index=1))],
+    "the name in each piece": [calls(piece("add_todo", '{"title": ', index=0, id="a")),
+                               calls(piece("add_todo", '"one"}', index=0, id="a")),
+                               calls(piece("add_todo", '{"title": "two"}', index=1))],
     "one index for all": [calls(piece("add_todo", '{"title": "one"}', index=0, id="a"),
                                 piece("add_todo", '{"title": "two"}', index=0, id="b"))]}
 
