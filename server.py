@@ -1820,7 +1820,9 @@ def error_line(sentence):
 
 def note(m):
     "What is going on, in a word."
-    word = m.model if m.role == 'job' else '' if m.content else 'Waiting for the model'
+    word = '' if m.content else 'Waiting for the model'
+    if m.role == 'job':
+        word = m.model
     if m.status == 'queued':
         word = f'{m.model} in line'.strip().capitalize()
     if m.note is not None:
