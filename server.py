@@ -1258,6 +1258,7 @@ class Markdown:
     def __init__(self):
         self.source = ''       # what is not finished yet
         self.html = []         # all that was added, piece by piece
+        self.blocks = []       # the tokens of blocks that are finished, and not drawn yet
         self.head = []         # the tokens that begin the list, table, quote or code it is in
         self.frame = '', ''    # the HTML before and after its parts
         self.tail = ''
@@ -1313,7 +1314,7 @@ class Markdown:
         env = {'growing': growing}
         tokens = parse_markdown(text, env)
         self.is_cut = 'is_cut' in env
-        lines = rest = self.source.split('\n')
+        lines, rest, end = self.source.split('\n'), None, 0
         self.outdated |= bool(DEFINITION.search(text))
         self.tail = ''
         for first, last in pairwise([*element_starts(tokens, 0), len(tokens)]):
@@ -1321,17 +1322,18 @@ class Markdown:
             complete = text.endswith('\n') and block[0].type in ('heading_open', 'hr')
             grows = growing and last == len(tokens) and not complete
             add = self.add_parts if block[0].type in CONTAINERS else self.add_block
-            rest = add(block, lines, grows)
+            rest, end = add(block, lines, grows), block[0].map[1]
+        self.add_blocks()
+        if rest is None:
+            rest = lines[end:]
         self.source = '\n'.join(rest) if growing else ''
 
     def add_block(self, block, lines, grows):
-        """Adds a block when it is finished; returns the lines of the rest."""
-        start, end = block[0].map
+        """Adds a block when it is finished; else returns the lines of the rest."""
         if grows:
             self.tail = draw(block, is_tail=True)
-            return lines[start:]
-        self.add(draw(block))
-        return lines[end:]
+            return lines[block[0].map[0]:]
+        self.blocks += block
 
     def add_parts(self, block, lines, grows):
         """Adds the finished parts of a list, table, quote or code. The last one may still grow, but
@@ -1350,12 +1352,16 @@ class Markdown:
         self.add(self.draw_parts(block[len(self.head):last]))
         if not grows:
             self.head = []
-            self.move('', '')
-            return lines[end:]
+            return self.move('', '')
         # What begins it is parsed again with what has not been added.
         self.tail = self.draw_parts(block[last:], is_tail=True)
         rest = end if is_table else block[last].map[0]
         return lines[start:block[parts[0]].map[0]] + lines[rest:]
+
+    def add_blocks(self):
+        """Adds the blocks that are finished, all at once: a sanitizer's call takes a while."""
+        blocks, self.blocks = self.blocks, []
+        self.add(draw(blocks))
 
     def add(self, html):
         """Puts finished HTML before the open end."""
@@ -1365,6 +1371,7 @@ class Markdown:
 
     def move(self, *frame):
         """Begins what has parts, or ends it."""
+        self.add_blocks()
         self.html += self.frame[1], frame[0]
         self.frame = frame
         self.changes.append(('move', *frame))

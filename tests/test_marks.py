@@ -25,7 +25,7 @@ functions = server.to_html.__wrapped__, server.inline_html, feed, server.plain, 
 slow = []
 for pair in pairs[:len(marks)] + pairs[len(marks)::STEP]:
     text = (pair*20_000)[:20_000]
-    most = .25 if chr(10) in pair else .1
+    most = .2 if chr(10) in pair else .1
     for function in functions:
         if seconds(function, text) > most and min(seconds(function, text) for _ in range(3)) > most:
             slow.append((pair, function.__name__))
