@@ -2962,7 +2962,7 @@ except Exception as e:
 
 def safe_name(name):
     "The name of a file that was sent, fit to be one here too: no path, and not too long."
-    path = Path(re.sub(r'.*[/\\]|[\x00-\x1f\x7f]', '', as_unicode(name)))
+    path = Path(re.sub(r'[\x00-\x1f\x7f]', '', as_unicode(name)).replace('\\', '/'))
     name = f'{shorten(path.stem, 50)}{path.suffix[:10]}'
     return name if name.strip('.') else 'file'
 
@@ -4940,14 +4940,14 @@ async def forget(job: str, name: str, sess):
 # What only sets Jupyter up is left out; of `%time f()` the call stays.
 SETUP = re.compile(r'^([ \t]*)%(?:(?:matplotlib|config|autoreload|load_ext|reload_ext)\b.*|'
                    r'%?time\b[ \t]*)(.*)', re.M)
-MAGIC = re.compile(r'\s*([\w, ]+=\s*)?[!%?]|\s*[\w.]+\?+\s*$')
+MAGIC = re.compile(r'\s*+([\w, ]+=\s*)?[!%?]|\s*+[\w.]++\?++\s*$')
 
 HEADING = re.compile(r'^#+[ \t]+(.+)\n*((?:[^#\s].*\n?)*)', re.M)  # and the paragraph under it
-MARKS = re.compile(r'\[([^]]*)\]\([^)]*\)|[*`]')  # Markdown around words
+MARKS = re.compile(r'\[([^][]*)\]\([^()]*\)|[*`]')  # Markdown around words
 # HTML in texts, which is not shown, but in code; <br> within the row of a table stays.
-TAGS = re.compile(r'(?s)(```.*?```|`[^`\n]*`|<br ?/?>(?=[^\n]*\|))|<br ?/?>\n?|<!--.*?-->|'
+TAGS = re.compile(r'(?s)(```.*?```|`[^`\n]*`|<br ?/?>(?=[^\n<]*\|))|<br ?/?>\n?|<!--[^<]*-->|'
                   r'</?[a-z][a-z\d]*(?:\s[^<>]*)?/?>')
-BESIDE = re.compile(r'!\[([^]]*)\]\(([^)\s:]+(\.\w+))[^)]*\)')  # a picture in a file
+BESIDE = re.compile(r'!\[([^][]*)\]\(([^()\s:]++)[^()]*\)')  # a picture in a file
 
 @dataclass
 class Cell:
@@ -5131,7 +5131,8 @@ def run_cells(chat, cells, values, loop):
 def picture_beside(found):
     "A picture in a text, which lies beside the notebook."
     with contextlib.suppress(OSError, HTTPException):
-        return file_text(found[1] + found[3], Path(unquote(found[2])).read_bytes())
+        path = Path(unquote(found[2]))
+        return file_text(found[1] + path.suffix, path.read_bytes())
     return found[0]
 
 def compiled(cell):

@@ -20,7 +20,8 @@ def seconds(function, text):
     begin = time.process_time()
     function(text)
     return time.process_time() - begin
-functions = server.to_html.__wrapped__, server.inline_html, feed, server.plain, server.readable
+functions = (server.to_html.__wrapped__, server.inline_html, feed, server.plain, server.readable, server.safe_name,
+             server.as_found, server.TAGS.findall, server.BESIDE.findall, server.MARKS.findall, server.MAGIC.match)
 [function('a $x$') for function in functions]
 slow = []
 for pair in pairs[:len(marks)] + pairs[len(marks)::STEP]:
