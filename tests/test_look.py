@@ -170,3 +170,17 @@ def test_what_can_be_done_with_a_row_shows_at_the_pointer_and_the_focus(chat):
     field = page.locator("#todo-list .editing input")
     expect(field).to_be_focused()
     assert field.evaluate(x) == pytest.approx(before, abs=1)          # the text stays where it stood
+
+
+LONG = "hf.co/somebody/Llama-3.2-11B-Vision-Instruct-abliterated-and-more-GGUF:Q4_K_M"
+
+
+def test_a_long_name_of_a_model_leaves_room_for_the_rest(chat, phone):
+    phone.evaluate("""name => {
+      htmx.find('#toast').innerHTML = `The model can see no pictures.<button>Use ${name}</button>`
+      htmx.find('#model').append(new Option(name.repeat(2), name, true, true)) }""", LONG)
+    said = phone.locator("#toast")
+    assert said.bounding_box()["height"] < 150 and said.locator("button").bounding_box()["width"] < 180
+    assert phone.evaluate("() => document.documentElement.scrollWidth") == 390
+    box = button(phone, "Send").bounding_box()
+    assert box["width"] == box["height"]
