@@ -184,3 +184,8 @@ def test_a_long_name_of_a_model_leaves_room_for_the_rest(chat, phone):
     assert phone.evaluate("() => document.documentElement.scrollWidth") == 390
     box = button(phone, "Send").bounding_box()
     assert box["width"] == box["height"]
+
+
+def test_a_long_word_stays_in_its_cell(chat):
+    chat.answered("Hi", Script(text=f"| a | b |\n|---|---|\n| {'w' * 90} | 1 |"))
+    assert chat.content.locator("td").first.evaluate("td => td.scrollWidth <= td.clientWidth")
