@@ -189,3 +189,13 @@ def test_a_long_name_of_a_model_leaves_room_for_the_rest(chat, phone):
 def test_a_long_word_stays_in_its_cell(chat):
     chat.answered("Hi", Script(text=f"| a | b |\n|---|---|\n| {'w' * 90} | 1 |"))
     assert chat.content.locator("td").first.evaluate("td => td.scrollWidth <= td.clientWidth")
+
+
+def test_stopped_stands_beside_its_buttons(chat):
+    chat.ask("Hi", Script(text="one two three", gate=True))
+    chat.fake.release(1)
+    expect(chat.content).to_have_text("one")
+    button(chat.page, "Stop").click()
+    wait_done(chat.page)
+    said, go_on = chat.answer.locator(".figures").bounding_box(), chat.button("Continue").bounding_box()
+    assert 0 < go_on["x"] - said["x"] - said["width"] < 20
