@@ -199,3 +199,10 @@ def test_stopped_stands_beside_its_buttons(chat):
     wait_done(chat.page)
     said, go_on = chat.answer.locator(".figures").bounding_box(), chat.button("Continue").bounding_box()
     assert 0 < go_on["x"] - said["x"] - said["width"] < 20
+
+
+def test_a_form_that_opens_below_the_edge_comes_into_sight(chat):
+    chat.page.set_viewport_size({"width": 1280, "height": 420})
+    open_job(chat.page, "audit_pages")
+    expect(button(chat.page, "Run Audit pages")).to_be_in_viewport(ratio=1)
+    chat.page.set_viewport_size({"width": 1280, "height": 720})
