@@ -3146,6 +3146,8 @@ def load_built_in():
     params = xllamacpp.CommonParams()
     params.model.path, params.api_keys = str(built_in_file()), [key]
     params.n_ctx, params.n_parallel, params.verbosity = CONTEXT, 1, -1
+    # As the model's makers advise: by llama.cpp's own values it repeats itself for minutes.
+    params.sampling.temp, params.sampling.top_p, params.sampling.penalty_repeat = .2, .9, 1.1
     Model.built_in = xllamacpp.Server(params)  # it serves as long as somebody holds it
     url = f'{Model.built_in.listening_address}/v1'
     Model.keys[url] = key

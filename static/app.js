@@ -612,7 +612,10 @@ let area = null
 
 on('focusin', ({ target }) => {
   if (target.closest('#toast')) return  // from there it goes back
-  if (target.matches('.editing [autofocus]')) target.selectionStart = 999
+  if (target.matches('.editing [autofocus]')) {
+    target.selectionStart = 999
+    target.form.scrollIntoView({ block: 'nearest' })  // its other fields too
+  }
   const row = target.closest(ROW)
   const neighbours = row ? [beside(row, 1), beside(row, -1)] : []
   const send = $('#chat-form:focus-within #send-btn')  // Stop turns into it
@@ -776,6 +779,9 @@ function countRows() {
 on('htmx:afterSettle htmx:wsAfterMessage', countRows)
 countRows()
 document.addEventListener('load', toEnd, true)  // a picture may have come
+document.addEventListener('toggle', ({ target }) => {  // a form that opens below the edge
+  if (target.open && target.closest('#job-list')) target.scrollIntoView({ block: 'nearest' })
+}, true)
 
 // ---- The start, where there is a chat (the page of an error has none)
 

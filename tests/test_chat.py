@@ -3,6 +3,8 @@ import contextlib
 import re
 import socket
 import sqlite3
+import subprocess
+import sys
 
 import httpx
 import psutil
@@ -1038,3 +1040,13 @@ def test_the_real_model_answers_token_by_token_and_survives_kill_9(app, window):
     server.restart("kill")
     page.goto(server.url)
     assert wait_done(page).inner_html() == before
+
+
+def test_the_real_model_is_used_as_its_makers_advise(app):
+    server = app(builtin=True, start=False)
+    code = """import os, server, httpx; url = server.load_built_in()
+props = httpx.get(url[:-3] + '/props', headers={'authorization': f'Bearer {server.Model.keys[url]}'}, trust_env=False)
+values = props.json()['default_generation_settings']['params']
+print('VALUES', round(values['temperature'], 1), round(values['repeat_penalty'], 1), flush=True); os._exit(0)"""
+    said = subprocess.run([sys.executable, "-c", code], cwd=server.dir, env=server.env, capture_output=True, text=True, timeout=60)
+    assert "VALUES 0.2 1.1" in said.stdout, said.stdout + said.stderr   # by llama.cpp's own values it repeats itself for minutes

@@ -170,3 +170,46 @@ def test_what_can_be_done_with_a_row_shows_at_the_pointer_and_the_focus(chat):
     field = page.locator("#todo-list .editing input")
     expect(field).to_be_focused()
     assert field.evaluate(x) == pytest.approx(before, abs=1)          # the text stays where it stood
+
+
+LONG = "hf.co/somebody/Llama-3.2-11B-Vision-Instruct-abliterated-and-more-GGUF:Q4_K_M"
+
+
+def test_a_long_name_of_a_model_leaves_room_for_the_rest(chat, phone):
+    phone.evaluate("""name => {
+      htmx.find('#toast').innerHTML = `The model can see no pictures.<button>Use ${name}</button>`
+      htmx.find('#model').append(new Option(name.repeat(2), name, true, true)) }""", LONG)
+    said = phone.locator("#toast")
+    assert said.bounding_box()["height"] < 150 and said.locator("button").bounding_box()["width"] < 180
+    assert phone.evaluate("() => document.documentElement.scrollWidth") == 390
+    box = button(phone, "Send").bounding_box()
+    assert box["width"] == box["height"]
+
+
+def test_a_long_word_stays_in_its_cell(chat):
+    chat.answered("Hi", Script(text=f"| a | b |\n|---|---|\n| {'w' * 90} | 1 |"))
+    assert chat.content.locator("td").first.evaluate("td => td.scrollWidth <= td.clientWidth")
+
+
+def test_stopped_stands_beside_its_buttons(chat):
+    chat.ask("Hi", Script(text="one two three", gate=True))
+    chat.fake.release(1)
+    expect(chat.content).to_have_text("one")
+    button(chat.page, "Stop").click()
+    wait_done(chat.page)
+    said, go_on = chat.answer.locator(".figures").bounding_box(), chat.button("Continue").bounding_box()
+    assert 0 < go_on["x"] - said["x"] - said["width"] < 20
+
+
+def test_a_form_that_opens_below_the_edge_comes_into_sight(chat):
+    chat.page.set_viewport_size({"width": 1280, "height": 420})
+    open_job(chat.page, "audit_pages")
+    expect(button(chat.page, "Run Audit pages")).to_be_in_viewport(ratio=1)
+    chat.page.set_viewport_size({"width": 1280, "height": 720})
+
+
+def test_a_tablet_with_keys_sees_which(chat, open_page):
+    page = open_page(viewport={"width": 900, "height": 700}, has_touch=True, is_mobile=True)
+    page.goto(chat.url)
+    button(page, "Keyboard shortcuts").tap()
+    expect(page.locator("#keys kbd").first).to_be_visible()
