@@ -1447,7 +1447,7 @@ def sentence_for(exc):
         return 400, str(exc)
     if not isinstance(exc, HTTPException):
         return 500, 'Something in this app went wrong. The terminal that runs it has the details.'
-    if exc.status_code == 404:
+    if exc.status_code == 404 and re.match('Not Found$|/', exc.detail):  # not an app's own words
         return 404, 'There is nothing here (any more). It may have been deleted elsewhere.'
     return exc.status_code, exc.detail
 

@@ -1,0 +1,60 @@
+"""Apps that a person who knows FastHTML writes: what they get wrong is a sentence, and what they guess works."""
+import json
+import re
+import shutil
+
+import httpx
+import pytest
+from conftest import until
+from fake_ollama import Script
+from test_start import refuses
+from wire import soup
+from working import Work
+
+HEAD = "from fasthtml.common import *\nfrom server import *\n"
+ITEM = """
+class Item:
+    id: int
+    name: str = ''
+    url: str = ''
+    profile: int = 0
+    priority: float = 0.
+    deleted: float = 0.
+"""
+LIST = """
+class Items(Listing):
+    fields = 'url',
+
+items = Items(table(Item))
+SIDE.append(items.section('Items', 'Which one?'))
+"""
+
+
+@pytest.fixture
+def own(app, fake):
+    """Writes an app, which imports server.py."""
+    server = app({"OLLAMA_HOST": fake.url}, start=False, name="mytool.py")
+    shutil.copy(server.file, server.dir / "server.py")
+
+    def write(source):
+        server.file.write_text(f"{HEAD}{source}\nrun()\n")
+        return server
+    return write
+
+
+def sees(server, path, **data):
+    """What stands in the answer, in words."""
+    ask = httpx.post if data else httpx.get
+    reply = ask(server.url + path, headers={"accept": "text/html"}, trust_env=False, **({"data": data} if data else {}))
+    page = soup(reply.text)
+    if page.title:
+        page.title.decompose()
+    return reply.status_code, " ".join(page.get_text(" ").split())
+
+
+def test_a_404_says_what_the_app_says(own):
+    server = own("@app.get\ndef gone(): raise HTTPException(404, 'That one has moved.')\n"
+                 "@app.get('/n/{n}')\ndef number(n: int): raise HTTPException(404)\n").start()
+    assert "That one has moved." in sees(server, "/gone")[1]
+    for path in "/n/1", "/n/x", "/nowhere":
+        assert "There is nothing here" in sees(server, path)[1]
