@@ -6134,6 +6134,8 @@ class Profiles(Listing):
         return A(p.name, Small(facts) if facts else None, href=f'/profile/{p.id}', cls='title')
 
     def linked(self):
+        if profile_panel not in HEAD:  # an app may have taken it out
+            return {}
         return {'profile-menu': profile_menu, 'profile-name': profile_name}
 
     def confirm(self, p):

@@ -58,3 +58,14 @@ def test_a_404_says_what_the_app_says(own):
     assert "That one has moved." in sees(server, "/gone")[1]
     for path in "/n/1", "/n/x", "/nowhere":
         assert "There is nothing here" in sees(server, path)[1]
+
+
+def test_without_the_profiles_menu_nothing_is_sent_for_it(own, page):
+    """The page is clean: see conftest's open_page."""
+    server = own("HEAD.remove(profile_panel)\nSIDE.remove(job_section)\n").start()
+    page.goto(server.url)
+    todos = page.get_by_role("region", name="Todo", exact=True)
+    todos.get_by_role("textbox").fill("Milk")
+    todos.get_by_role("textbox").press("Enter")
+    page.locator("[data-role=event]", has_text="Milk").wait_for()
+    page.wait_for_function("() => !document.querySelector('.htmx-request')")
