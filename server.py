@@ -3760,9 +3760,9 @@ def all_jobs():
     return [*JOBS, *(function for more in MORE_JOBS for function in more())]
 
 def tool(function):
-    """Lets the model call `async def f(chat, ...)`, where it has the tools capability. The
-    signature says what it may give, the docstring what it is for; what f returns goes back to the
-    model. ValueError with a sentence tells the model what is wrong."""
+    """Lets the model call `f(chat, ...)`, where it has the tools capability. The signature says
+    what it may give, the docstring what it is for; what f returns goes back to the model. A plain
+    function runs in a thread. ValueError with a sentence tells the model what is wrong."""
     TOOLS.append(function)
     return function
 
@@ -3972,7 +3972,11 @@ async def use_tool(chat, call):
         if name not in tools:
             raise ValueError(f'there is no tool “{name}”, but there are: {", ".join(tools)}')
         values = tool_values(tools[name], given)
-        result = str(await tools[name](chat, **values) or 'Done.')
+        function = tools[name]
+        if not iscoroutinefunction(function):
+            function = functools.partial(asyncio.to_thread, function)
+        result = await function(chat, **values)
+        result = str((await result if iscoroutine(result) else result) or 'Done.')
     except (ValueError, TypeError, KeyError, RecursionError, HTTPException) as e:
         result = f'This did not work: {getattr(e, "detail", e)}'
     which = dict(tool_name=name) if Model.kind == 'ollama' else dict(tool_call_id=call['id'])

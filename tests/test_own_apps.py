@@ -69,3 +69,20 @@ def test_without_the_profiles_menu_nothing_is_sent_for_it(own, page):
     todos.get_by_role("textbox").press("Enter")
     page.locator("[data-role=event]", has_text="Milk").wait_for()
     page.wait_for_function("() => !document.querySelector('.htmx-request')")
+
+
+def test_a_tool_may_be_a_plain_function(own, fake):
+    server = own("""
+@tool
+def roll(chat, sides: int = 6):
+    "Rolls a die."
+    return f'{chat.ask("Which?", "Red", "Blue")} {sides}, {len(todos.rows())}'
+""").start()
+    work = Work(server)
+    fake.script(Script(tool_calls=[{"function": {"name": "roll", "arguments": {"sides": "8"}}}]), Script(text="Done"))
+    with work.socket() as chat:
+        chat.say("Roll")
+        ident = until(lambda: work.rows("role = 'assistant'"))[0]["id"]
+        work.reply(ident, "Blue")
+        assert work.ended(ident)["status"] == "done"
+    assert fake.chats[-1]["messages"][-1]["content"] == "Blue 8, 0"
