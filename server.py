@@ -4240,6 +4240,8 @@ class Rows:
 
     def checked(self, columns):
         "Values fit for their columns. Raises ValueError with a sentence."
+        if not columns:
+            raise ValueError(f'Name the columns, as in {self.text}=…')
         if unknown := columns.keys() - self.types.keys():
             has = f'; it has: {", ".join(self.types)}'
             raise WrongValue({name: f'{self.kind} has no {name}{has}' for name in unknown})

@@ -86,3 +86,22 @@ def roll(chat, sides: int = 6):
         work.reply(ident, "Blue")
         assert work.ended(ident)["status"] == "done"
     assert fake.chats[-1]["messages"][-1]["content"] == "Blue 8, 0"
+
+
+def test_columns_have_to_be_named(own):
+    """As fastlite's insert and update take them, a row came out empty, or was not changed, without a word."""
+    server = own(ITEM + LIST + """
+@app.get
+def tried():
+    said = []
+    def attempt(f, *args):
+        try: said.append(str(f(*args)))
+        except ValueError as e: said.append(str(e))
+    row = items.add(name='One')
+    row.name = 'Two'
+    for f, *args in (items.add, Item(name='x')), (items.add, dict(name='x')), (items.add, 'x'), (items.change, row), (items.change, 1, dict(name='x')):
+        attempt(f, *args)
+    return dict(said=said, rows=[row.name for row in items.rows()])
+""").start()
+    told = json.loads(httpx.get(f"{server.url}/tried", trust_env=False).text)
+    assert told == {"said": ["Name the columns, as in name=…"] * 5, "rows": ["One"]}
