@@ -4079,9 +4079,14 @@ class Rows:
 
     def __init__(self, tbl):
         self.table, self.kind, self.types = tbl, tbl.name, tbl.types
-        needed = {self.text, 'profile', 'priority', 'deleted', *self.fields}
-        if missing := needed - set(tbl.types):
-            sys.exit(f'{tbl.cls.__name__} is no list yet: it lacks {", ".join(sorted(missing))}.')
+        needed = dict(profile=int, priority=float, deleted=float)
+        missing = [f'{name}: {kind.__name__}' for name, kind in needed.items()
+                   if self.types.get(name) is not kind]
+        if isinstance(self.fields, str):
+            self.fields = self.fields,  # without its comma it is no tuple
+        missing += {self.text, *self.fields} - self.types.keys()
+        if missing:
+            sys.exit(f'{tbl.cls.__name__} is no list yet: it lacks {", ".join(missing)}.')
         LISTS[self.kind] = self
         purge(tbl)
         db.q(f'create index if not exists [{self.kind}_order] '

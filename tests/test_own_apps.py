@@ -105,3 +105,16 @@ def tried():
 """).start()
     told = json.loads(httpx.get(f"{server.url}/tried", trust_env=False).text)
     assert told == {"said": ["Name the columns, as in name=…"] * 5, "rows": ["One"]}
+
+
+def test_a_list_whose_columns_have_other_types_is_refused(own):
+    """A `deleted: bool` could be deleted never."""
+    said = refuses(own(ITEM.replace("deleted: float = 0.", "deleted: bool = False").replace("    url: str = ''\n", "") + LIST),
+                   "Item is no list yet", "deleted: float", "url")
+    assert "priority" not in said
+
+
+def test_fields_without_its_comma_is_one_field(own):
+    server = own(ITEM + LIST.replace("'url',", "'url'")).start()
+    assert sees(server, "/add?kind=item", name="One")[0] == 200
+    assert sees(server, "/edit?kind=item&id=1")[1] == "Name Url Save Cancel"
