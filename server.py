@@ -443,7 +443,12 @@ def choices(kind):
     few = get_args(kind) if get_origin(kind) is Literal else ()
     if isinstance(kind, EnumType):
         few = kind
-    return {str(stored(each)): each for each in few}
+    return {word_for(each): each for each in few}
+
+def word_for(value):
+    "A value as it stands in a form: where an Enum has numbers, its name."
+    is_number = isinstance(value, Enum) and not isinstance(value.value, str)
+    return value.name if is_number else str(stored(value))
 
 def stored(value):
     "A value as SQLite takes it: str, int, float or None."
@@ -482,6 +487,9 @@ def from_text(kind, text):
     words = BOOLS if kind is bool else choices(kind)
     if text in words:
         return words[text]
+    for each in words.values():
+        if str(stored(each)) == text:
+            return each
     if words:
         raise ValueError(f'Choose one of {", ".join(words)}.')
     if kind is int:
@@ -3662,7 +3670,7 @@ def fields_of(function):
 
 def as_typed(value):
     "A value as it stands in a form."
-    return '' if value in (None, REQUIRED, UNSET) else str(stored(value))
+    return '' if value in (None, REQUIRED, UNSET) else word_for(value)
 
 def as_said(value):
     "A value as people say it: '3 Jan', with the year where it is another one."

@@ -118,3 +118,17 @@ def test_fields_without_its_comma_is_one_field(own):
     server = own(ITEM + LIST.replace("'url',", "'url'")).start()
     assert sees(server, "/add?kind=item", name="One")[0] == 200
     assert sees(server, "/edit?kind=item&id=1")[1] == "Name Url Save Cancel"
+
+
+def test_an_enum_of_numbers_is_shown_by_its_names(own):
+    kinds = "class Mood(Enum):\n    calm = auto()\n    busy = auto()\n"
+    server = own("from enum import Enum, auto\n" + kinds + ITEM.replace("    url: str = ''", "    url: Mood = Mood.calm")
+                 + LIST).start()
+    assert sees(server, "/add?kind=item", name="One")[1] == "One calm"
+    form = soup(httpx.get(f"{server.url}/edit?kind=item&id=1", trust_env=False).text)
+    assert [option.get_text() for option in form.select("option")] == ["calm", "busy"]
+    assert sees(server, "/rename?kind=item&id=1", name="One", url="busy") == (200, "One busy")
+    assert sees(server, "/rename?kind=item&id=1", name="One", url="3") == (422, "Name Url calm busy Choose one of calm, busy. Save Cancel")
+    assert server.sql("select url from item")[0][0] == 2
+    server.restart()
+    assert "One busy" in sees(server, "/")[1]
