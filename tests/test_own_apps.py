@@ -132,3 +132,16 @@ def test_an_enum_of_numbers_is_shown_by_its_names(own):
     assert server.sql("select url from item")[0][0] == 2
     server.restart()
     assert "One busy" in sees(server, "/")[1]
+
+
+def test_a_list_that_an_app_has_lost_is_found_no_more(own):
+    server = own(ITEM + LIST).start()
+    sees(server, "/add?kind=item", name="Zebra")
+    found = lambda: [words for words in sees(server, "/find?q=zebra")[1].split("Default") if "Added" not in words and words]
+    assert found() == ["Zebra Item · "]
+    server.stop()
+    own("").start()
+    assert found() == []
+    server.stop()
+    own(ITEM + LIST).start()
+    assert found() == ["Zebra Item · "]
