@@ -4082,7 +4082,7 @@ class Rows:
     can_move = True            # is its order the person's?
     has_tools = True           # may the model list, add, change, move and delete its rows?
     listed = 'deleted = 0'     # SQL: which rows it shows,
-    searched = 'not new.deleted'  # and which ones the search finds
+    searched = 'not new.deleted'  # and which ones the search finds; '' for none
     empty = 'Type a name, then press Enter.'  # the word for an empty text
 
     def __init__(self, tbl):
@@ -4099,7 +4099,10 @@ class Rows:
         purge(tbl)
         db.q(f'create index if not exists [{self.kind}_order] '
              f'on [{self.kind}](profile, deleted, priority)')
-        if not self.shared:
+        # What was added while the list was not shared, or while it was, stays in it.
+        owner, others = (0, 'profile') if self.shared else (first_profile().id, 'not profile')
+        db.q(f'update [{self.kind}] set profile = ? where {others}', [owner])
+        if self.searched:
             strings = [name for name in self.fields if self.types[name] is str]
             searchable(tbl, [self.text, *strings], self.searched)
         if self.has_tools:
@@ -5616,11 +5619,11 @@ SEARCH = f"""
 select find.kind, p.id as profile, p.name, iif(m.id, 'msg', find.kind) || '-' || ref as place,
        iif(find.kind = 'chat', find.ref, m.chat) as chat, c.title,
        snippet(find, 0, '{START}', '{END}', '…', 12) as text
-from find join profile p on p.id = find.profile
+from find left join profile p on p.id = find.profile
           left join message m on find.kind = 'message' and m.id = find.ref
           left join chat c on c.id = m.chat
 where find match ? and find.kind in (select value from json_each(?))
-      and not p.deleted and not coalesce(c.deleted, 0)
+      and coalesce(p.deleted, find.profile) = 0 and not coalesce(c.deleted, 0)
 order by m.role is 'event', rank, m.id desc  -- what was done comes last
 limit 21"""
 
@@ -5645,8 +5648,8 @@ def hit(kind, profile, name, place, chat, title, text):
         text = re.sub(r'\\(?=[^\w\s])|`{30}(output)?|\(/file/[^)…]*\)?', '', text)
     text = escape(text.replace(WIDTHLESS, ''), quote=False)
     text = text.replace(START, '<mark>').replace(END, '</mark>')
-    where = Small(f'{kind.capitalize()} · {title or name}')
-    page = f'/chat/{chat}' if chat else f'/profile/{profile}'
+    where = Small(' · '.join(filter(None, [kind.capitalize(), title or name])))
+    page = f'/chat/{chat}' if chat else f'/profile/{profile}' if profile else '/'
     address = page if kind == 'chat' else f'{page}?at={place}#{place}'
     return Li(A(Safe(text), where, href=address))
 
@@ -6148,7 +6151,7 @@ from starlette.responses import PlainTextResponse
 class Profiles(Listing):
     "The list of all profiles, for the header."
     fields = 'address', 'code', 'active'
-    shared, has_tools = True, False
+    shared, has_tools, searched = True, False, ''
 
     def content(self, p):
         facts = ' · '.join(filter(None, (p.address, p.code, '' if p.active else 'inactive')))

@@ -145,3 +145,24 @@ def test_a_list_that_an_app_has_lost_is_found_no_more(own):
     server.stop()
     own(ITEM + LIST).start()
     assert found() == ["Zebra Item · "]
+
+
+def test_a_list_may_become_shared_and_back(own):
+    """Its rows stay in it; and the search finds them, whoever looks."""
+    shared = LIST.replace("    fields", "    shared = True\n    fields")
+    server = own(ITEM + LIST).start()
+    sees(server, "/add?kind=item", name="Zebra")
+    server.stop()
+    own(ITEM + shared).start()
+    sees(server, "/add?kind=item", name="Gnu")
+    html = httpx.post(f"{server.url}/profile", data={"name": "Ann"}, trust_env=False).text
+    ann = re.search(r'id="profile-(\d+)"', html)[1]
+    page = soup(httpx.get(f"{server.url}/profile/{ann}", trust_env=False).text)
+    assert [row.select_one(".title").get_text() for row in page.select("#item-list > li")] == ["Zebra", "Gnu"]
+    [hit] = soup(httpx.get(f"{server.url}/find?q=gnu", trust_env=False).text).select("a")
+    assert (hit.get_text(" ", strip=True), hit["href"]) == ("Gnu Item", "/?at=item-2#item-2")
+    assert sees(server, "/find?q=ann")[1] == "Nothing found."
+    server.stop()
+    own(ITEM + LIST).start()
+    page = soup(httpx.get(server.url, trust_env=False).text)
+    assert [row.select_one(".title").get_text() for row in page.select("#item-list > li")] == ["Zebra", "Gnu"]
