@@ -4622,7 +4622,7 @@ def job(f):
     in the event loop; what it returns, or yields, is sent to the chat."""
     check_signature(f)
     f.as_tool = tool_of(f)
-    JOBS.append(f)
+    JOBS[:] = [*(other for other in JOBS if other.__name__ != f.__name__), f]
     return f
 
 def can_be_field(parameter):

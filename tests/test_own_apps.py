@@ -166,3 +166,10 @@ def test_a_list_may_become_shared_and_back(own):
     own(ITEM + LIST).start()
     page = soup(httpx.get(server.url, trust_env=False).text)
     assert [row.select_one(".title").get_text() for row in page.select("#item-list > li")] == ["Zebra", "Gnu"]
+
+
+def test_a_job_takes_the_place_of_one_of_its_name(own):
+    server = own("@job\ndef audit_pages(chat):\n    return 'mine'\n").start()
+    work = Work(server)
+    assert work.html().count('id="job-audit_pages"') == 1
+    assert work.ended(work.run("audit_pages"))["content"].strip() == "mine"
