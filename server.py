@@ -1480,6 +1480,8 @@ def use_theme(req):
         req.htmlkw['data_theme'] = theme
 
 async def lifespan(app):
+    if not hasattr(app.state, 'port'):  # FastHTML's serve() would open it to the network
+        raise RuntimeError('This app starts by run(), which guards it.')
     with contextlib.suppress(AttributeError):  # else each thread that serves a file keeps memory
         ctypes.CDLL(None).mallopt(-8, 2)  # glibc's M_ARENA_MAX
     tidy_files()

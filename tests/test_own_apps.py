@@ -173,3 +173,10 @@ def test_a_job_takes_the_place_of_one_of_its_name(own):
     work = Work(server)
     assert work.html().count('id="job-audit_pages"') == 1
     assert work.ended(work.run("audit_pages"))["content"].strip() == "mine"
+
+
+def test_serve_does_not_open_the_app_to_the_network(own):
+    """What ends FastHTML's examples listens on 0.0.0.0, and has no guard."""
+    server = own("serve(reload=False)\nrun = print").start(wait=False)
+    server.wait_out("starts by run()")
+    assert server.wait(20) != 0
