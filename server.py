@@ -518,9 +518,9 @@ def converted(kind, value):
     with contextlib.suppress(ValueError):
         return stored(from_text(kind, str(value)))
 
-# Each table's class by the table's name. The search has taken some names.
+# Each table's class by the table's name. The search has taken some names, and elements of the page.
 TABLES = dict.fromkeys(('find find_due find_data find_idx find_content find_docsize '
-                        'find_config').split())
+                        'find_config job msg').split())
 
 def table(cls):
     """The table of a plain class, as fastlite has it: `links = table(Link)`, then `links()`,

@@ -180,3 +180,9 @@ def test_serve_does_not_open_the_app_to_the_network(own):
     server = own("serve(reload=False)\nrun = print").start(wait=False)
     server.wait_out("starts by run()")
     assert server.wait(20) != 0
+
+
+@pytest.mark.parametrize("name", ["Job", "Msg", "Message", "Find"])
+def test_a_class_whose_rows_would_be_mixed_with_the_apps_own_is_refused(own, name):
+    refuses(own(ITEM.replace("Item", name) + LIST.replace("Item(", f"{name}(").replace("table(Item)", f"table({name})")),
+            f"class {name} can be no table")
