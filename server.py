@@ -167,9 +167,9 @@ ROUNDS = 5                 # how often the model may use tools before it has to 
 STALL = 300                # seconds without a byte that end an answer, as in Ollama
 
 # An app that imports this file sets any of these before it does.
-for setting in ('NAME VOICE IDEAS ACCENT PORTS JOBS_AT_ONCE NOTEBOOKS MAX_TITLE MAX_TEXT '
-                'MAX_OUTPUT MAX_BODY MAX_FILE LIST_PART PAGE_SIZE FRAME CONTEXT ROUNDS '
-                'STALL').split():
+SETTINGS = ('NAME VOICE IDEAS ACCENT PORTS JOBS_AT_ONCE NOTEBOOKS MAX_TITLE MAX_TEXT MAX_OUTPUT '
+            'MAX_BODY MAX_FILE LIST_PART PAGE_SIZE FRAME CONTEXT ROUNDS STALL').split()
+for setting in SETTINGS:
     globals()[setting] = getattr(MAIN, setting, globals()[setting])
 
 DATA = FILE.parent/'data'  # beside the file, wherever one happens to stand
@@ -6092,6 +6092,9 @@ def run():
     if taken and (taken := taken & {*OWN, *used_names()}):
         names = ', '.join(sorted(taken))
         sys.exit(f'{names} is a name that the engine uses: call yours otherwise.')
+    for name in SETTINGS:
+        if getattr(MAIN, name, globals()[name]) != globals()[name]:
+            sys.exit(f'{name} comes too late: a setting stands above `from server import *`.')
     sock = listen()
     app.state.port = sock.getsockname()[1]
     os.chdir(FILE.parent)  # for paths in jobs, wherever one happens to stand

@@ -186,3 +186,7 @@ def test_serve_does_not_open_the_app_to_the_network(own):
 def test_a_class_whose_rows_would_be_mixed_with_the_apps_own_is_refused(own, name):
     refuses(own(ITEM.replace("Item", name) + LIST.replace("Item(", f"{name}(").replace("table(Item)", f"table({name})")),
             f"class {name} can be no table")
+
+
+def test_a_setting_that_comes_too_late_is_named(own):
+    refuses(own("IDEAS = 'One', 'Two'\n"), "IDEAS comes too late", "from server import *")
