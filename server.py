@@ -6092,6 +6092,9 @@ def run():
     if taken and (taken := taken & {*OWN, *used_names()}):
         names = ', '.join(sorted(taken))
         sys.exit(f'{names} is a name that the engine uses: call yours otherwise.')
+    for route in app.router.routes:
+        if route not in ROUTES and any(same_address(route, own) for own in ROUTES):
+            sys.exit(f'{route.path} is an address that the engine uses: call yours otherwise.')
     for name in SETTINGS:
         if getattr(MAIN, name, globals()[name]) != globals()[name]:
             sys.exit(f'{name} comes too late: a setting stands above `from server import *`.')
@@ -6116,6 +6119,13 @@ OWN = {name: value for name, value in globals().items()
        if getattr(value, '__module__', '') == __name__}
 ENGINE_NAMES = {name: value for name, value in (vars(builtins) | globals()).items()
                 if callable(value) or isinstance(value, type(sys))}
+
+ROUTES = [*app.router.routes]
+
+def same_address(route, own):
+    "FastHTML lets the one take the other's place, or never reaches it."
+    mine, its = (getattr(each, 'methods', ()) for each in (route, own))  # a socket has none
+    return route.path == own.path and {*mine} & {*its}
 
 def used_names():
     "The names that the engine's functions look up."

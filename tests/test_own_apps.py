@@ -190,3 +190,18 @@ def test_a_class_whose_rows_would_be_mixed_with_the_apps_own_is_refused(own, nam
 
 def test_a_setting_that_comes_too_late_is_named(own):
     refuses(own("IDEAS = 'One', 'Two'\n"), "IDEAS comes too late", "from server import *")
+
+
+@pytest.mark.parametrize("route", ["@app.post\ndef add(name: str): ...", "@app.get('/')\ndef home(): ...",
+                                   "@app.route\ndef edit(id: int): ..."])
+def test_an_address_of_the_engine_is_named(own, route):
+    """FastHTML puts the one in the other's place, which the lists need, or never asks it."""
+    refuses(own(route), "is an address that the engine uses: call yours otherwise")
+
+
+def test_an_address_of_the_app_half_may_be_replaced(own):
+    server = own("@app.post('/toggle/{id}')\nasync def toggle(id: int): return 'mine'\n"
+                 "@app.get\ndef add(): return 'GET only'").start()
+    assert sees(server, "/toggle/1", name="x")[1] == "mine"
+    assert sees(server, "/add")[1] == "GET only"
+    assert sees(server, "/add?kind=todo", title="One")[0] == 200
