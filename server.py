@@ -63,6 +63,7 @@ __all__ = [
     'keep_file',  # keep_file(data, ending): the address of a file that lasts as long as its message
     'toast',      # toast(text): a word at the edge of the page, as the answer of a route
     'plain',      # plain(text): text that means itself in Markdown
+    'WrongValue', # WrongValue({'url': 'It has no scheme.'}): what a list or a route does not take
 ]
 
 import ast
@@ -4378,7 +4379,7 @@ class Listing(Rows):
     """A table that is edited as a list: add, edit, delete, order, Undo, search. A subclass says
     which column is the row's `text` and which further `fields` its form has, and overrides what it
     wants otherwise: `content`, `actions`, `linked`, `confirm`, `after_delete`, `parse_line`,
-    `open_counts`."""
+    `open_counts`, `checked`."""
 
     def content(self, row):
         "What a row shows; what has the class `title` can be edited by a double click."

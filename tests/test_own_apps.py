@@ -205,3 +205,21 @@ def test_an_address_of_the_app_half_may_be_replaced(own):
     assert sees(server, "/toggle/1", name="x")[1] == "mine"
     assert sees(server, "/add")[1] == "GET only"
     assert sees(server, "/add?kind=todo", title="One")[0] == 200
+
+
+def test_a_check_of_its_own(own):
+    server = own(ITEM + LIST.replace("    fields = 'url',", """    fields = 'url',
+
+    def checked(self, columns):
+        columns = super().checked(columns)
+        if '://' not in columns.get('url', '://'):
+            raise WrongValue({'url': 'It has no scheme.'})
+        return columns
+
+    def parse_line(self, line, of_many):
+        name, _, url = line.partition(' ')
+        return dict(name=name, url=url or 'http://x')""")).start()
+    assert sees(server, "/add?kind=item", name="One")[0] == 200
+    assert sees(server, "/add?kind=item", name="Two x") == (400, "url: It has no scheme.")
+    assert sees(server, "/rename?kind=item&id=1", name="One", url="x") == (422, "Name Url It has no scheme. Save Cancel")
+    assert sees(server, "/delete?kind=item&id=1", sure="")[0] == 200
