@@ -63,6 +63,7 @@ __all__ = [
     'keep_file',  # keep_file(data, ending): the address of a file that lasts as long as its message
     'toast',      # toast(text): a word at the edge of the page, as the answer of a route
     'plain',      # plain(text): text that means itself in Markdown
+    'WrongValue', # WrongValue({'url': 'It has no scheme.'}): what a list or a route does not take
 ]
 
 import ast
@@ -167,9 +168,9 @@ ROUNDS = 5                 # how often the model may use tools before it has to 
 STALL = 300                # seconds without a byte that end an answer, as in Ollama
 
 # An app that imports this file sets any of these before it does.
-for setting in ('NAME VOICE IDEAS ACCENT PORTS JOBS_AT_ONCE NOTEBOOKS MAX_TITLE MAX_TEXT '
-                'MAX_OUTPUT MAX_BODY MAX_FILE LIST_PART PAGE_SIZE FRAME CONTEXT ROUNDS '
-                'STALL').split():
+SETTINGS = ('NAME VOICE IDEAS ACCENT PORTS JOBS_AT_ONCE NOTEBOOKS MAX_TITLE MAX_TEXT MAX_OUTPUT '
+            'MAX_BODY MAX_FILE LIST_PART PAGE_SIZE FRAME CONTEXT ROUNDS STALL').split()
+for setting in SETTINGS:
     globals()[setting] = getattr(MAIN, setting, globals()[setting])
 
 DATA = FILE.parent/'data'  # beside the file, wherever one happens to stand
@@ -443,7 +444,12 @@ def choices(kind):
     few = get_args(kind) if get_origin(kind) is Literal else ()
     if isinstance(kind, EnumType):
         few = kind
-    return {str(stored(each)): each for each in few}
+    return {word_for(each): each for each in few}
+
+def word_for(value):
+    "A value as it stands in a form: where an Enum has numbers, its name."
+    is_number = isinstance(value, Enum) and not isinstance(value.value, str)
+    return value.name if is_number else str(stored(value))
 
 def stored(value):
     "A value as SQLite takes it: str, int, float or None."
@@ -482,6 +488,9 @@ def from_text(kind, text):
     words = BOOLS if kind is bool else choices(kind)
     if text in words:
         return words[text]
+    for each in words.values():
+        if str(stored(each)) == text:
+            return each
     if words:
         raise ValueError(f'Choose one of {", ".join(words)}.')
     if kind is int:
@@ -510,9 +519,9 @@ def converted(kind, value):
     with contextlib.suppress(ValueError):
         return stored(from_text(kind, str(value)))
 
-# Each table's class by the table's name. The search has taken some names.
+# Each table's class by the table's name. The search has taken some names, and elements of the page.
 TABLES = dict.fromkeys(('find find_due find_data find_idx find_content find_docsize '
-                        'find_config').split())
+                        'find_config job msg').split())
 
 def table(cls):
     """The table of a plain class, as fastlite has it: `links = table(Link)`, then `links()`,
@@ -1454,7 +1463,7 @@ def sentence_for(exc):
         return 400, str(exc)
     if not isinstance(exc, HTTPException):
         return 500, 'Something in this app went wrong. The terminal that runs it has the details.'
-    if exc.status_code == 404:
+    if exc.status_code == 404 and re.match('Not Found$|/', exc.detail):  # not an app's own words
         return 404, 'There is nothing here (any more). It may have been deleted elsewhere.'
     return exc.status_code, exc.detail
 
@@ -1479,6 +1488,8 @@ def use_theme(req):
         req.htmlkw['data_theme'] = theme
 
 async def lifespan(app):
+    if not hasattr(app.state, 'port'):  # FastHTML's serve() would open it to the network
+        raise RuntimeError('This app starts by run(), which guards it.')
     with contextlib.suppress(AttributeError):  # else each thread that serves a file keeps memory
         ctypes.CDLL(None).mallopt(-8, 2)  # glibc's M_ARENA_MAX
     tidy_files()
@@ -3673,7 +3684,7 @@ def fields_of(function):
 
 def as_typed(value):
     "A value as it stands in a form."
-    return '' if value in (None, REQUIRED, UNSET) else str(stored(value))
+    return '' if value in (None, REQUIRED, UNSET) else word_for(value)
 
 def as_said(value):
     "A value as people say it: '3 Jan', with the year where it is another one."
@@ -3771,9 +3782,9 @@ def all_jobs():
     return [*JOBS, *(function for more in MORE_JOBS for function in more())]
 
 def tool(function):
-    """Lets the model call `async def f(chat, ...)`, where it has the tools capability. The
-    signature says what it may give, the docstring what it is for; what f returns goes back to the
-    model. ValueError with a sentence tells the model what is wrong."""
+    """Lets the model call `f(chat, ...)`, where it has the tools capability. The signature says
+    what it may give, the docstring what it is for; what f returns goes back to the model. A plain
+    function runs in a thread. ValueError with a sentence tells the model what is wrong."""
     TOOLS.append(function)
     return function
 
@@ -3983,7 +3994,11 @@ async def use_tool(chat, call):
         if name not in tools:
             raise ValueError(f'there is no tool “{name}”, but there are: {", ".join(tools)}')
         values = tool_values(tools[name], given)
-        result = str(await tools[name](chat, **values) or 'Done.')
+        function = tools[name]
+        if not iscoroutinefunction(function):
+            function = functools.partial(asyncio.to_thread, function)
+        result = await function(chat, **values)
+        result = str((await result if iscoroutine(result) else result) or 'Done.')
     except (ValueError, TypeError, KeyError, RecursionError, HTTPException) as e:
         result = f'This did not work: {getattr(e, "detail", e)}'
     which = dict(tool_name=name) if Model.kind == 'ollama' else dict(tool_call_id=call['id'])
@@ -4081,19 +4096,27 @@ class Rows:
     can_move = True            # is its order the person's?
     has_tools = True           # may the model list, add, change, move and delete its rows?
     listed = 'deleted = 0'     # SQL: which rows it shows,
-    searched = 'not new.deleted'  # and which ones the search finds
+    searched = 'not new.deleted'  # and which ones the search finds; '' for none
     empty = 'Type a name, then press Enter.'  # the word for an empty text
 
     def __init__(self, tbl):
         self.table, self.kind, self.types = tbl, tbl.name, tbl.types
-        needed = {self.text, 'profile', 'priority', 'deleted', *self.fields}
-        if missing := needed - set(tbl.types):
-            sys.exit(f'{tbl.cls.__name__} is no list yet: it lacks {", ".join(sorted(missing))}.')
+        needed = dict(profile=int, priority=float, deleted=float)
+        missing = [f'{name}: {kind.__name__}' for name, kind in needed.items()
+                   if self.types.get(name) is not kind]
+        if isinstance(self.fields, str):
+            self.fields = self.fields,  # without its comma it is no tuple
+        missing += {self.text, *self.fields} - self.types.keys()
+        if missing:
+            sys.exit(f'{tbl.cls.__name__} is no list yet: it lacks {", ".join(missing)}.')
         LISTS[self.kind] = self
         purge(tbl)
         db.q(f'create index if not exists [{self.kind}_order] '
              f'on [{self.kind}](profile, deleted, priority)')
-        if not self.shared:
+        # What was added while the list was not shared, or while it was, stays in it.
+        owner, others = (0, 'profile') if self.shared else (first_profile().id, 'not profile')
+        db.q(f'update [{self.kind}] set profile = ? where {others}', [owner])
+        if self.searched:
             strings = [name for name in self.fields if self.types[name] is str]
             searchable(tbl, [self.text, *strings], self.searched)
         if self.has_tools:
@@ -4247,6 +4270,8 @@ class Rows:
 
     def checked(self, columns):
         "Values fit for their columns. Raises ValueError with a sentence."
+        if not columns:
+            raise ValueError(f'Name the columns, as in {self.text}=…')
         if unknown := columns.keys() - self.types.keys():
             has = f'; it has: {", ".join(self.types)}'
             raise WrongValue({name: f'{self.kind} has no {name}{has}' for name in unknown})
@@ -4365,7 +4390,7 @@ class Listing(Rows):
     """A table that is edited as a list: add, edit, delete, order, Undo, search. A subclass says
     which column is the row's `text` and which further `fields` its form has, and overrides what it
     wants otherwise: `content`, `actions`, `linked`, `confirm`, `after_delete`, `parse_line`,
-    `open_counts`."""
+    `open_counts`, `checked`."""
 
     def content(self, row):
         "What a row shows; what has the class `title` can be edited by a double click."
@@ -4611,7 +4636,7 @@ def job(f):
     in the event loop; what it returns, or yields, is sent to the chat."""
     check_signature(f)
     f.as_tool = tool_of(f)
-    JOBS.append(f)
+    JOBS[:] = [*(other for other in JOBS if other.__name__ != f.__name__), f]
     return f
 
 def can_be_field(parameter):
@@ -5609,10 +5634,11 @@ SEARCH = f"""
 select find.kind, p.id as profile, p.name, iif(m.id, 'msg', find.kind) || '-' || ref as place,
        iif(find.kind = 'chat', find.ref, m.chat) as chat, c.title,
        snippet(find, 0, '{START}', '{END}', '…', 12) as text
-from find join profile p on p.id = find.profile
+from find left join profile p on p.id = find.profile
           left join message m on find.kind = 'message' and m.id = find.ref
           left join chat c on c.id = m.chat
-where not p.deleted and find match ? and not coalesce(c.deleted, 0)
+where find match ? and find.kind in (select value from json_each(?))
+      and coalesce(p.deleted, find.profile) = 0 and not coalesce(c.deleted, 0)
 order by m.role is 'event', rank, m.id desc  -- what was done comes last
 limit 21"""
 
@@ -5623,7 +5649,8 @@ async def find(q: str = ''):
         return Response('')
     # After a great change the search sees the rest later, and says what it knows by now.
     await asyncio.wait([asyncio.create_task(update_index())], timeout=.5)
-    hits = db.q(SEARCH, [' '.join(f'"{word}"*' for word in words)])
+    kinds = json.dumps([*SEARCHED])  # an app may have lost a list whose rows are still there
+    hits = db.q(SEARCH, [' '.join(f'"{word}"*' for word in words), kinds])
     if not hits:
         return P('Nothing found.')
     more = P('There is more: type another word.') if len(hits) > 20 else None
@@ -5636,8 +5663,8 @@ def hit(kind, profile, name, place, chat, title, text):
         text = re.sub(r'\\(?=[^\w\s])|`{30}(output)?|\(/file/[^)…]*\)?', '', text)
     text = escape(text.replace(WIDTHLESS, ''), quote=False)
     text = text.replace(START, '<mark>').replace(END, '</mark>')
-    where = Small(f'{kind.capitalize()} · {title or name}')
-    page = f'/chat/{chat}' if chat else f'/profile/{profile}'
+    where = Small(' · '.join(filter(None, [kind.capitalize(), title or name])))
+    page = f'/chat/{chat}' if chat else f'/profile/{profile}' if profile else '/'
     address = page if kind == 'chat' else f'{page}?at={place}#{place}'
     return Li(A(Safe(text), where, href=address))
 
@@ -6078,6 +6105,12 @@ def run():
     if taken and (taken := taken & {*OWN, *used_names()}):
         names = ', '.join(sorted(taken))
         sys.exit(f'{names} is a name that the engine uses: call yours otherwise.')
+    for route in app.router.routes:
+        if route not in ROUTES and any(same_address(route, own) for own in ROUTES):
+            sys.exit(f'{route.path} is an address that the engine uses: call yours otherwise.')
+    for name in SETTINGS:
+        if getattr(MAIN, name, globals()[name]) != globals()[name]:
+            sys.exit(f'{name} comes too late: a setting stands above `from server import *`.')
     sock = listen()
     app.state.port = sock.getsockname()[1]
     os.chdir(FILE.parent)  # for paths in jobs, wherever one happens to stand
@@ -6099,6 +6132,13 @@ OWN = {name: value for name, value in globals().items()
        if getattr(value, '__module__', '') == __name__}
 ENGINE_NAMES = {name: value for name, value in (vars(builtins) | globals()).items()
                 if callable(value) or isinstance(value, type(sys))}
+
+ROUTES = [*app.router.routes]
+
+def same_address(route, own):
+    "FastHTML lets the one take the other's place, or never reaches it."
+    mine, its = (getattr(each, 'methods', ()) for each in (route, own))  # a socket has none
+    return route.path == own.path and {*mine} & {*its}
 
 def used_names():
     "The names that the engine's functions look up."
@@ -6139,13 +6179,15 @@ from starlette.responses import PlainTextResponse
 class Profiles(Listing):
     "The list of all profiles, for the header."
     fields = 'address', 'code', 'active'
-    shared, has_tools = True, False
+    shared, has_tools, searched = True, False, ''
 
     def content(self, p):
         facts = ' · '.join(filter(None, (p.address, p.code, '' if p.active else 'inactive')))
         return A(p.name, Small(facts) if facts else None, href=f'/profile/{p.id}', cls='title')
 
     def linked(self):
+        if profile_panel not in HEAD:  # an app may have taken it out
+            return {}
         return {'profile-menu': profile_menu, 'profile-name': profile_name}
 
     def confirm(self, p):
