@@ -5664,7 +5664,9 @@ def hit(kind, profile, name, place, chat, title, text):
     text = escape(text.replace(WIDTHLESS, ''), quote=False)
     text = text.replace(START, '<mark>').replace(END, '</mark>')
     where = Small(' · '.join(filter(None, [kind.capitalize(), title or name])))
-    page = f'/chat/{chat}' if chat else f'/profile/{profile}' if profile else '/'
+    page = f'/profile/{profile}' if profile else '/'
+    if chat:
+        page = f'/chat/{chat}'
     address = page if kind == 'chat' else f'{page}?at={place}#{place}'
     return Li(A(Safe(text), where, href=address))
 
