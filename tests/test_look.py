@@ -206,3 +206,10 @@ def test_a_form_that_opens_below_the_edge_comes_into_sight(chat):
     open_job(chat.page, "audit_pages")
     expect(button(chat.page, "Run Audit pages")).to_be_in_viewport(ratio=1)
     chat.page.set_viewport_size({"width": 1280, "height": 720})
+
+
+def test_a_tablet_with_keys_sees_which(chat, open_page):
+    page = open_page(viewport={"width": 900, "height": 700}, has_touch=True, is_mobile=True)
+    page.goto(chat.url)
+    button(page, "Keyboard shortcuts").tap()
+    expect(page.locator("#keys kbd").first).to_be_visible()
