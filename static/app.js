@@ -394,6 +394,7 @@ on('keydown', event => {
   const isTyping = !altKey && target.matches('input:not([type=checkbox]), textarea, select')
   const isOff = name.length === 1 && local.keys === 'off'
   const rowAction = target.matches(ROW) && ROW_KEYS[name]
+  if (rowAction && $(target, '.htmx-request')) return event.preventDefault()  // its form is coming
   const action = rowAction || !isTyping && !isOff && PAGE_KEYS[name]
   if (!action) return
   event.preventDefault()

@@ -577,6 +577,20 @@ def test_an_item_moved_elsewhere_while_it_is_edited_is_in_its_place_after_it(tod
     tab.shows(*"bca")
 
 
+def test_keys_do_nothing_to_a_row_whose_form_is_on_its_way(todos):
+    """Who types at once into a double click would tick it off by a space."""
+    tab, held = todos.open("milk"), []
+    tab.page.route("**/edit?*", lambda route: held.append(route))  # noqa: PLW0108 (Playwright wants a function)
+    with tab.page.expect_request("**/edit?*"):
+        tab.title("milk").dblclick()
+    tab.page.keyboard.press("Space")
+    tab.page.keyboard.press("Delete")
+    held[0].continue_()
+    expect(tab.editor).to_be_focused()
+    tab.editor.press("Enter")
+    tab.shows("milk")
+
+
 def test_a_click_into_the_edited_text_does_not_lose_the_place(todos):
     tab = todos.open("milk", "bread")
     tab.item("bread").press("F2")
