@@ -4090,12 +4090,12 @@ class Rows:
 
     def __init__(self, tbl):
         self.table, self.kind, self.types = tbl, tbl.name, tbl.types
-        needed = dict(profile=int, priority=float, deleted=float)
+        needed = {self.text: str, 'profile': int, 'priority': float, 'deleted': float}
         missing = [f'{name}: {kind.__name__}' for name, kind in needed.items()
                    if self.types.get(name) is not kind]
-        if isinstance(self.fields, str):
-            self.fields = self.fields,  # without its comma it is no tuple
-        missing += {self.text, *self.fields} - self.types.keys()
+        fields = [self.fields] if isinstance(self.fields, str) else self.fields  # no comma, no tuple
+        self.fields = [name for name in fields if name != self.text]
+        missing += {*self.fields} - self.types.keys()
         if missing:
             sys.exit(f'{tbl.cls.__name__} is no list yet: it lacks {", ".join(missing)}.')
         LISTS[self.kind] = self

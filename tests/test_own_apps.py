@@ -223,3 +223,11 @@ def test_a_check_of_its_own(own):
     assert sees(server, "/add?kind=item", name="Two x") == (400, "url: It has no scheme.")
     assert sees(server, "/rename?kind=item&id=1", name="One", url="x") == (422, "Name Url It has no scheme. Save Cancel")
     assert sees(server, "/delete?kind=item&id=1", sure="")[0] == 200
+
+
+def test_the_text_of_a_list_is_a_text_and_stands_in_its_form_once(own):
+    refuses(own(ITEM.replace("name: str = ''", "name: int = 0") + LIST), "Item is no list yet", "name: str")
+    server = own(ITEM + LIST.replace("'url',", "'name', 'url'")).start()
+    assert sees(server, "/add?kind=item", name="One") == (200, "One")
+    assert sees(server, "/edit?kind=item&id=1")[1] == "Name Url Save Cancel"
+    assert sees(server, "/rename?kind=item&id=1", name="Two", url="x") == (200, "Two x")
