@@ -529,8 +529,12 @@ def table(cls):
     datetime, Decimal, Literal, Enum), values the defaults of new rows and of a column added later.
     Where the class has lost a field, or one has a type that not all values fit, they go only after
     the file was copied. A class that can be no table ends the program with a sentence."""
-    types = {name: base_type(kind) for name, kind in get_annotations(cls, eval_str=True).items()}
-    if types.get('id') is not int:
+    columns = {'id': None}  # it comes first, wherever it stands
+    for each in reversed(cls.__mro__):
+        columns |= get_annotations(each, eval_str=True)
+    cls.__annotations__ = columns
+    types = {name: base_type(kind) for name, kind in columns.items()}
+    if types['id'] is not int:
         sys.exit(f'class {cls.__name__} can be no table: it has no column `id: int`.')
     for name, kind in types.items():
         if kind not in COLUMN_TYPES and not choices(kind):

@@ -231,3 +231,13 @@ def test_the_text_of_a_list_is_a_text_and_stands_in_its_form_once(own):
     assert sees(server, "/add?kind=item", name="One") == (200, "One")
     assert sees(server, "/edit?kind=item&id=1")[1] == "Name Url Save Cancel"
     assert sees(server, "/rename?kind=item&id=1", name="Two", url="x") == (200, "Two x")
+
+
+def test_columns_may_stand_in_a_class_above_and_id_anywhere(own):
+    above, last = ITEM.split("    profile")[1], "\nclass Item(Rest):\n    name: str = ''\n    url: str = ''\n    id: int\n"
+    server = own(f"class Rest:\n    profile{above}{last}{LIST}").start()
+    assert sees(server, "/add?kind=item", name="One") == (200, "One")
+    assert sees(server, "/rename?kind=item&id=1", name="Two", url="x") == (200, "Two x")
+    server.stop()
+    own(ITEM + LIST).start()
+    assert "Two x" in sees(server, "/")[1] and "before" not in server.out()
