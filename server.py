@@ -1606,7 +1606,8 @@ def toast(text, undo=None):
 
 def count(n, what):
     "'1 todo', '2 todos'"
-    return f'{n:,} {what}{"" if n == 1 else "s"}'
+    many = re.sub('(?<![aeiou])y$', 'ie', what) + 's'
+    return f'{n:,} {(what if n == 1 else many).replace("_", " ")}'
 
 def check_box(label, **attrs):
     return Label(Input(type='checkbox', **attrs), label, cls='check')
@@ -4453,9 +4454,11 @@ class Listing(Rows):
 
     def section(self, title, hint):
         "The list with its heading and its add form, for SIDE: `SIDE.append(links.section(...))`."
+        add = f'Add {self.kind}'.replace('_', ' ')
+
         def section(profile):
-            return Section(H2(title), self.ul(profile),
-                           self.add_form(profile, f'Add {self.kind}', hint), aria_label=title)
+            return Section(H2(title), self.ul(profile), self.add_form(profile, add, hint),
+                           aria_label=title)
         return section
 
     def item(self, row, before=None):
@@ -5655,7 +5658,8 @@ def hit(kind, profile, name, place, chat, title, text):
         text = re.sub(r'\\(?=[^\w\s])|`{30}(output)?|\(/file/[^)…]*\)?', '', text)
     text = escape(text.replace(WIDTHLESS, ''), quote=False)
     text = text.replace(START, '<mark>').replace(END, '</mark>')
-    where = Small(' · '.join(filter(None, [kind.capitalize(), title or name])))
+    kind_said = kind.capitalize().replace('_', ' ')
+    where = Small(' · '.join(filter(None, [kind_said, title or name])))
     page = f'/chat/{chat}' if chat else f'/profile/{profile}' if profile else '/'
     address = page if kind == 'chat' else f'{page}?at={place}#{place}'
     return Li(A(Safe(text), where, href=address))

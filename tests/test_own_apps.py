@@ -241,3 +241,14 @@ def test_columns_may_stand_in_a_class_above_and_id_anywhere(own):
     server.stop()
     own(ITEM + LIST).start()
     assert "Two x" in sees(server, "/")[1] and "before" not in server.out()
+
+
+def test_a_list_of_a_class_with_a_longer_name_is_called_as_people_would(own):
+    server = own((ITEM + LIST).replace("Item", "OldCity")).start()
+    assert sees(server, "/add?kind=old_city", name="Ulm\nUlm")[0] == 200
+    assert sees(server, "/add?kind=old_city", name="Rom\nRiga\nRuse")[0] == 200
+    assert "Old city · Default" in sees(server, "/find?q=r")[1]
+    assert server.sql("select * from message where content like '%and 2 more old cities'")
+    assert 'aria-label="Add old city"' in httpx.get(server.url, trust_env=False).text
+    sees(server, "/profile", name="Another")
+    assert "5 old cities" in sees(server, "/delete?kind=profile&id=1", x="")[1]
