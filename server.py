@@ -4496,16 +4496,17 @@ class Listing(Rows):
         saved by its button. `typed` and `wrong`: what was refused, and why, by name."""
         typed, id = vars(row) | typed, f'{self.kind}-{row.id}'
         text, *more = self.form_fields([self.text, *self.fields])
-        attrs = dict(aria_label=f'New name of {self.name(row)}', autofocus=True,
-                     autocomplete='off')
+        attrs = dict(aria_label=f'New name of {self.name(row)}', autocomplete='off')
+        first = [*wrong, text.name][0]  # what is wrong may be out of sight on a phone
 
         def field(each, **attrs):
-            return labelled(each, typed[each.name], id, wrong.get(each.name), **attrs)
+            return labelled(each, typed[each.name], id, wrong.get(each.name),
+                            autofocus=each.name == first, **attrs)
         if more:
             cancel = Button('Cancel', type='button', hx_get=self.url('item_view', id=row.id))
             fields = field(text, **attrs), *map(field, more), Button('Save'), cancel
         else:
-            fields = [control(text, typed[text.name], name=text.name, **attrs)]
+            fields = [control(text, typed[text.name], name=text.name, autofocus=True, **attrs)]
         form = Form(*fields, hx_post=self.url('rename', id=row.id), hx_sync='this:drop',
                     hx_trigger='submit' if more else 'submit, focusout', novalidate=True)
         return Li(form, cls='editing', id=id)
