@@ -529,8 +529,12 @@ def table(cls):
     datetime, Decimal, Literal, Enum), values the defaults of new rows and of a column added later.
     Where the class has lost a field, or one has a type that not all values fit, they go only after
     the file was copied. A class that can be no table ends the program with a sentence."""
-    types = {name: base_type(kind) for name, kind in get_annotations(cls, eval_str=True).items()}
-    if types.get('id') is not int:
+    columns = {'id': None}  # it comes first, wherever it stands
+    for each in reversed(cls.__mro__):
+        columns |= get_annotations(each, eval_str=True)
+    cls.__annotations__ = columns
+    types = {name: base_type(kind) for name, kind in columns.items()}
+    if types['id'] is not int:
         sys.exit(f'class {cls.__name__} can be no table: it has no column `id: int`.')
     for name, kind in types.items():
         if kind not in COLUMN_TYPES and not choices(kind):
@@ -1609,7 +1613,8 @@ def toast(text, undo=None):
 
 def count(n, what):
     "'1 todo', '2 todos'"
-    return f'{n:,} {what}{"" if n == 1 else "s"}'
+    many = re.sub('(?<![aeiou])y$', 'ie', what) + 's'
+    return f'{n:,} {(what if n == 1 else many).replace("_", " ")}'
 
 def check_box(label, **attrs):
     return Label(Input(type='checkbox', **attrs), label, cls='check')
@@ -4101,12 +4106,12 @@ class Rows:
 
     def __init__(self, tbl):
         self.table, self.kind, self.types = tbl, tbl.name, tbl.types
-        needed = dict(profile=int, priority=float, deleted=float)
+        needed = {self.text: str, 'profile': int, 'priority': float, 'deleted': float}
         missing = [f'{name}: {kind.__name__}' for name, kind in needed.items()
                    if self.types.get(name) is not kind]
-        if isinstance(self.fields, str):
-            self.fields = self.fields,  # without its comma it is no tuple
-        missing += {self.text, *self.fields} - self.types.keys()
+        fields = [self.fields] if isinstance(self.fields, str) else self.fields  # no comma, no tuple
+        self.fields = [name for name in fields if name != self.text]
+        missing += {*self.fields} - self.types.keys()
         if missing:
             sys.exit(f'{tbl.cls.__name__} is no list yet: it lacks {", ".join(missing)}.')
         LISTS[self.kind] = self
@@ -4460,9 +4465,11 @@ class Listing(Rows):
 
     def section(self, title, hint):
         "The list with its heading and its add form, for SIDE: `SIDE.append(links.section(...))`."
+        add = f'Add {self.kind}'.replace('_', ' ')
+
         def section(profile):
-            return Section(H2(title), self.ul(profile),
-                           self.add_form(profile, f'Add {self.kind}', hint), aria_label=title)
+            return Section(H2(title), self.ul(profile), self.add_form(profile, add, hint),
+                           aria_label=title)
         return section
 
     def item(self, row, before=None):
@@ -4500,16 +4507,17 @@ class Listing(Rows):
         saved by its button. `typed` and `wrong`: what was refused, and why, by name."""
         typed, id = vars(row) | typed, f'{self.kind}-{row.id}'
         text, *more = self.form_fields([self.text, *self.fields])
-        attrs = dict(aria_label=f'New name of {self.name(row)}', autofocus=True,
-                     autocomplete='off')
+        attrs = dict(aria_label=f'New name of {self.name(row)}', autocomplete='off')
+        first = [*wrong, text.name][0]  # what is wrong may be out of sight on a phone
 
         def field(each, **attrs):
-            return labelled(each, typed[each.name], id, wrong.get(each.name), **attrs)
+            return labelled(each, typed[each.name], id, wrong.get(each.name),
+                            autofocus=each.name == first, **attrs)
         if more:
             cancel = Button('Cancel', type='button', hx_get=self.url('item_view', id=row.id))
             fields = field(text, **attrs), *map(field, more), Button('Save'), cancel
         else:
-            fields = [control(text, typed[text.name], name=text.name, **attrs)]
+            fields = [control(text, typed[text.name], name=text.name, autofocus=True, **attrs)]
         form = Form(*fields, hx_post=self.url('rename', id=row.id), hx_sync='this:drop',
                     hx_trigger='submit' if more else 'submit, focusout', novalidate=True)
         return Li(form, cls='editing', id=id)
@@ -5663,7 +5671,8 @@ def hit(kind, profile, name, place, chat, title, text):
         text = re.sub(r'\\(?=[^\w\s])|`{30}(output)?|\(/file/[^)…]*\)?', '', text)
     text = escape(text.replace(WIDTHLESS, ''), quote=False)
     text = text.replace(START, '<mark>').replace(END, '</mark>')
-    where = Small(' · '.join(filter(None, [kind.capitalize(), title or name])))
+    kind_said = kind.capitalize().replace('_', ' ')
+    where = Small(' · '.join(filter(None, [kind_said, title or name])))
     page = f'/profile/{profile}' if profile else '/'
     if chat:
         page = f'/chat/{chat}'

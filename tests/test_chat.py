@@ -1048,5 +1048,6 @@ def test_the_real_model_is_used_as_its_makers_advise(app):
 props = httpx.get(url[:-3] + '/props', headers={'authorization': f'Bearer {server.Model.keys[url]}'}, trust_env=False)
 values = props.json()['default_generation_settings']['params']
 print('VALUES', round(values['temperature'], 1), round(values['repeat_penalty'], 1), flush=True); os._exit(0)"""
-    said = subprocess.run([sys.executable, "-c", code], cwd=server.dir, env=server.env, capture_output=True, text=True, timeout=60)
+    said = subprocess.run([sys.executable, "-c", code], cwd=server.dir, env=server.env,
+                          capture_output=True, text=True, timeout=60)
     assert "VALUES 0.2 1.1" in said.stdout, said.stdout + said.stderr   # by llama.cpp's own values it repeats itself for minutes

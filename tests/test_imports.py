@@ -530,6 +530,7 @@ def test_a_wrong_value_in_the_page(grown, work, window):
     visits.get_by_label("Price").fill("much")
     visits.get_by_role("button", name="Save").click()
     expect(visits.locator(".editing .error")).to_have_text("Type a number.")
+    expect(visits.get_by_label("Price")).to_be_focused()                  # it may be out of sight
     expect(visits.get_by_label("Price")).to_have_value("much")
     visits.get_by_label("Price").fill("12.50")
     visits.get_by_label("Mood").select_option("busy")

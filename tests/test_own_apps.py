@@ -99,7 +99,8 @@ def tried():
         except ValueError as e: said.append(str(e))
     row = items.add(name='One')
     row.name = 'Two'
-    for f, *args in (items.add, Item(name='x')), (items.add, dict(name='x')), (items.add, 'x'), (items.change, row), (items.change, 1, dict(name='x')):
+    for f, *args in ((items.add, Item(name='x')), (items.add, dict(name='x')), (items.add, 'x'),
+                     (items.change, row), (items.change, 1, dict(name='x'))):
         attempt(f, *args)
     return dict(said=said, rows=[row.name for row in items.rows()])
 """).start()
@@ -128,7 +129,8 @@ def test_an_enum_of_numbers_is_shown_by_its_names(own):
     form = soup(httpx.get(f"{server.url}/edit?kind=item&id=1", trust_env=False).text)
     assert [option.get_text() for option in form.select("option")] == ["calm", "busy"]
     assert sees(server, "/rename?kind=item&id=1", name="One", url="busy") == (200, "One busy")
-    assert sees(server, "/rename?kind=item&id=1", name="One", url="3") == (422, "Name Url calm busy Choose one of calm, busy. Save Cancel")
+    wrong = "Name Url calm busy Choose one of calm, busy. Save Cancel"
+    assert sees(server, "/rename?kind=item&id=1", name="One", url="3") == (422, wrong)
     assert server.sql("select url from item")[0][0] == 2
     server.restart()
     assert "One busy" in sees(server, "/")[1]
@@ -223,3 +225,32 @@ def test_a_check_of_its_own(own):
     assert sees(server, "/add?kind=item", name="Two x") == (400, "url: It has no scheme.")
     assert sees(server, "/rename?kind=item&id=1", name="One", url="x") == (422, "Name Url It has no scheme. Save Cancel")
     assert sees(server, "/delete?kind=item&id=1", sure="")[0] == 200
+
+
+def test_the_text_of_a_list_is_a_text_and_stands_in_its_form_once(own):
+    refuses(own(ITEM.replace("name: str = ''", "name: int = 0") + LIST), "Item is no list yet", "name: str")
+    server = own(ITEM + LIST.replace("'url',", "'name', 'url'")).start()
+    assert sees(server, "/add?kind=item", name="One") == (200, "One")
+    assert sees(server, "/edit?kind=item&id=1")[1] == "Name Url Save Cancel"
+    assert sees(server, "/rename?kind=item&id=1", name="Two", url="x") == (200, "Two x")
+
+
+def test_columns_may_stand_in_a_class_above_and_id_anywhere(own):
+    above, last = ITEM.split("    profile")[1], "\nclass Item(Rest):\n    name: str = ''\n    url: str = ''\n    id: int\n"
+    server = own(f"class Rest:\n    profile{above}{last}{LIST}").start()
+    assert sees(server, "/add?kind=item", name="One") == (200, "One")
+    assert sees(server, "/rename?kind=item&id=1", name="Two", url="x") == (200, "Two x")
+    server.stop()
+    own(ITEM + LIST).start()
+    assert "Two x" in sees(server, "/")[1] and "before" not in server.out()
+
+
+def test_a_list_of_a_class_with_a_longer_name_is_called_as_people_would(own):
+    server = own((ITEM + LIST).replace("Item", "OldCity")).start()
+    assert sees(server, "/add?kind=old_city", name="Ulm\nUlm")[0] == 200
+    assert sees(server, "/add?kind=old_city", name="Rom\nRiga\nRuse")[0] == 200
+    assert "Old city · Default" in sees(server, "/find?q=r")[1]
+    assert server.sql("select * from message where content like '%and 2 more old cities'")
+    assert 'aria-label="Add old city"' in httpx.get(server.url, trust_env=False).text
+    sees(server, "/profile", name="Another")
+    assert "5 old cities" in sees(server, "/delete?kind=profile&id=1", x="")[1]
