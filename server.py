@@ -4109,7 +4109,8 @@ class Rows:
         needed = {self.text: str, 'profile': int, 'priority': float, 'deleted': float}
         missing = [f'{name}: {kind.__name__}' for name, kind in needed.items()
                    if self.types.get(name) is not kind]
-        fields = [self.fields] if isinstance(self.fields, str) else self.fields  # no comma, no tuple
+        # fields = 'url' is no tuple for want of a comma.
+        fields = [self.fields] if isinstance(self.fields, str) else self.fields
         self.fields = [name for name in fields if name != self.text]
         missing += {*self.fields} - self.types.keys()
         if missing:

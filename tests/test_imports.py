@@ -279,6 +279,7 @@ def test_a_list_of_its_own(desk, window):
     shows("Docs", "Blog", "Wiki")
 
     on_row(page, "link", blog, "Rename")
+    expect(links.locator(".editing label")).to_have_count(3)
     assert links.locator(".editing label").all_inner_texts() == ["Name", "Url", "Read"]
     links.get_by_label("New name of Blog").fill("News")
     links.get_by_label("Url").fill("https://example.com/news")
