@@ -519,7 +519,7 @@ def converted(kind, value):
     with contextlib.suppress(ValueError):
         return stored(from_text(kind, str(value)))
 
-# Each table's class by the table's name. The search has taken some names, and elements of the page.
+# Each table's class by its name. The search has taken some names, and the page elements others.
 TABLES = dict.fromkeys(('find find_due find_data find_idx find_content find_docsize '
                         'find_config job msg').split())
 
@@ -4109,8 +4109,7 @@ class Rows:
         needed = {self.text: str, 'profile': int, 'priority': float, 'deleted': float}
         missing = [f'{name}: {kind.__name__}' for name, kind in needed.items()
                    if self.types.get(name) is not kind]
-        # fields = 'url' is no tuple for want of a comma.
-        fields = [self.fields] if isinstance(self.fields, str) else self.fields
+        fields = [self.fields] if isinstance(self.fields, str) else self.fields  # no comma?
         self.fields = [name for name in fields if name != self.text]
         missing += {*self.fields} - self.types.keys()
         if missing:
