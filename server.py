@@ -4897,10 +4897,10 @@ def catch_output(sock):
     sys.stdout, sys.stderr = Print(sys.stdout, 'print'), Print(sys.stderr, 'warn')
 
     def in_child():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         vars(sys).update(terminal)
         chatq.awaited = chatq.read = refuse_child
         sock.close()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(os, 'register_at_fork'):
         os.register_at_fork(after_in_child=in_child)
     log = logging.StreamHandler(Print(open(os.devnull, 'w'), 'warn'))

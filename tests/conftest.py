@@ -35,8 +35,7 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update",
-         "--renderer-process-limit=1"]   # a process for each page costs a third of its start
+         "--disable-background-networking", "--disable-component-update"]
 # A violation is an event of the document, which a navigation forgets: the console remembers.
 WATCH = """document.addEventListener('securitypolicyviolation', e => {
   const said = `CSP: ${e.violatedDirective} ${e.blockedURI} ${e.sourceFile}:${e.lineNumber} ${e.sample}`;
