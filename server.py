@@ -3527,7 +3527,8 @@ class Sorter:
     end: then ('Thought', text) says that all so far, and this text, was thinking."""
     def __init__(self, kind=''):
         self.rest, self.kind = '', kind
-        self.last = '\n'  # the character before the rest, until a thought has ended
+        # The character before the rest, as long as marks count: not in a field of its own.
+        self.last = '' if kind else '\n'
 
     def feed(self, text, is_end=False):
         "Gives (kind, text) of what is clear by now, at the end of all that is left."
@@ -3539,7 +3540,8 @@ class Sorter:
             if found := re.match(r'\s*<(think|thinking|thought)>\s*', self.rest):
                 self.kind, self.rest = 'Thinking', self.rest[found.end():]
         end = r'</(think|thinking|thought)>\s*'
-        if self.kind == 'Thinking' and (found := re.search(end, self.rest)):
+        begun = self.last and self.kind == 'Thinking'
+        if begun and (found := re.search(end, self.rest)):
             yield self.kind, joined_halves(self.rest[:found.start()])
             self.kind, self.rest, self.last = 'Answering', self.rest[found.end():], ''
         elif '<think' in self.rest:

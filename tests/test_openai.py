@@ -196,6 +196,11 @@ def test_an_empty_thought_is_none(work, pieces):
     assert not work.shown(row["id"]).select(".thinking")
 
 
+def test_marks_in_a_field_for_thinking_are_text(work):
+    row = work.asks(sse({"reasoning": "Is </think> a tag? "}, {"reasoning": "It is."}, {"content": "Yes"}))
+    assert (row["content"], row["thinking"]) == ("Yes", "Is </think> a tag? It is.")
+
+
 def test_marks_of_thinking_in_an_answer_are_text(work):
     text = "So:\n```\n<think>\n</think>\n```"
     assert work.asks(sse(*({"content": piece} for piece in text.splitlines(True))))["content"] == text
