@@ -561,6 +561,22 @@ CONVERT = """
 update [{0}] set [{1}] = coalesce(converted('{1}', [{1}]), ?)
 where [{1}] is not null and [{1}] is not converted('{1}', [{1}])"""
 
+def keep_copy(why):
+    "Copies the database beside it before something in it is lost, and says so."
+    copy = free_name('change')
+    db.q('vacuum into ?', [str(copy)])
+    print(f'{why}: the database as it was is in {copy}.', file=sys.stderr)
+
+def give_rows(tbl, owner):
+    """Has the rows of a list stay in it that has become shared (owner 0), or a profile's own. Whose
+    they were before is in a copy."""
+    others = 'profile = 0' if owner else 'profile <> 0'
+    if not first_row(tbl, others):
+        return
+    if not owner:
+        keep_copy(f'What is in {tbl.name} belongs to all profiles now')
+    db.q(f'update [{tbl.name}] set profile = ? where {others}', [owner])
+
 def bring_up_to_date(tbl, cls, types):
     "Gives a table the columns of its class, in their types."
     before, columns = tbl.columns_dict, {name: column_type(kind) for name, kind in types.items()}
@@ -571,10 +587,7 @@ def bring_up_to_date(tbl, cls, types):
     lost = [*(before.keys() - types.keys()),
             *(name for name in other if db.q(MISFITS.format(tbl.name, name)))]
     if lost:
-        copy = free_name('change')
-        db.q('vacuum into ?', [str(copy)])
-        print(f"The class of {tbl.name} has no place any more for all of {', '.join(lost)}: "
-              f'the database as it was is in {copy}.', file=sys.stderr)
+        keep_copy(f'The class of {tbl.name} has no place any more for all of {", ".join(lost)}')
     for name in other:
         db.q(CONVERT.format(tbl.name, name), [getattr(cls, name, None)])
     if columns != before:  # the trigger names columns that go
@@ -4120,9 +4133,7 @@ class Rows:
         purge(tbl)
         db.q(f'create index if not exists [{self.kind}_order] '
              f'on [{self.kind}](profile, deleted, priority)')
-        # What was added while the list was not shared, or while it was, stays in it.
-        owner, others = (0, 'profile') if self.shared else (first_profile().id, 'not profile')
-        db.q(f'update [{self.kind}] set profile = ? where {others}', [owner])
+        give_rows(tbl, 0 if self.shared else first_profile().id)
         if self.searched:
             strings = [name for name in self.fields if self.types[name] is str]
             searchable(tbl, [self.text, *strings], self.searched)
@@ -4510,7 +4521,7 @@ class Listing(Rows):
         typed, id = vars(row) | typed, f'{self.kind}-{row.id}'
         text, *more = self.form_fields([self.text, *self.fields])
         attrs = dict(aria_label=f'New name of {self.name(row)}', autocomplete='off')
-        first = [*wrong, text.name][0]  # what is wrong may be out of sight on a phone
+        first = next(iter(wrong), text.name)  # what is wrong may be out of sight on a phone
 
         def field(each, **attrs):
             return labelled(each, typed[each.name], id, wrong.get(each.name),

@@ -1,7 +1,9 @@
 """Apps that a person who knows FastHTML writes: what they get wrong is a sentence, and what they guess works."""
+import contextlib
 import json
 import re
 import shutil
+import sqlite3
 
 import httpx
 import pytest
@@ -156,6 +158,10 @@ def test_a_list_may_become_shared_and_back(own):
     sees(server, "/add?kind=item", name="Zebra")
     server.stop()
     own(ITEM + shared).start()
+    assert "What is in item belongs to all profiles now" in server.out()
+    [copy] = server.db.parent.glob("*-before-change-*.db")      # which tells whose they were
+    with contextlib.closing(sqlite3.connect(copy)) as db:
+        assert db.execute("select name, profile from item").fetchall() == [("Zebra", 1)]
     sees(server, "/add?kind=item", name="Gnu")
     html = httpx.post(f"{server.url}/profile", data={"name": "Ann"}, trust_env=False).text
     ann = re.search(r'id="profile-(\d+)"', html)[1]
