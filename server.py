@@ -87,8 +87,8 @@ import json
 import keyword
 import linecache
 import logging
-import os
 import mimetypes
+import os
 import platform
 import re
 import secrets
@@ -811,7 +811,7 @@ def without_token(request):
                         samesite='strict', secure=request.url.scheme == 'https')
     return response
 
-# Headers that nobody here reads, with names that a form's fields have.
+# Headers that nobody behind the guard reads, with names that a form's fields have.
 UNREAD = b'date expect from origin pragma priority te via'.split()
 
 def own_headers(scope):
@@ -2124,8 +2124,8 @@ def figure_text(figure):
     inches = figure.get_figwidth()*figure.get_figheight()
     dpi = min(2*figure.dpi, (MOST_PIXELS/2/inches)**.5)
     file = io.BytesIO()
-    quickly = {'compress_level': 1}
-    figure.savefig(file, format='png', dpi=dpi, bbox_inches='tight', pil_kwargs=quickly)
+    quick = {'compress_level': 1}  # a larger file in less time
+    figure.savefig(file, format='png', dpi=dpi, bbox_inches='tight', pil_kwargs=quick)
     open_figures().pop(getattr(figure, 'number', None), None)
     return picture(file.getvalue(), 'png', next(filter(None, titles), '') or figure_name(), 2)
 
@@ -4429,6 +4429,11 @@ class Listing(Rows):
         "What deleting a row answers to the tab that did it."
         return toast(f'“{shorten(self.name(row))}” is deleted.', self.undo_url(row.deleted))
 
+    def after_undo(self, rows, page):
+        "What bringing rows back answers to the page with this address."
+        many = count(len(rows), self.kind)
+        return toast('It is back.' if len(rows) == 1 else f'{many} are back.')
+
     def parse_line(self, line, of_many):
         "The columns of a new row, from a line that was typed, or pasted among others (of_many)."
         return {self.text: line}
@@ -4614,17 +4619,13 @@ async def delete(listing: Listing, id: int, sure: int = 0, x_tab: str = ''):
 
 @app.post
 async def undo(listing: Listing, stamp: float, htmx: HtmxHeaders):
-    """Brings back what was deleted with this stamp, at its place. A chat that was open where it was
-    deleted is open again."""
+    "Brings back what was deleted with this stamp, at its place."
     rows = listing.table('deleted and deleted = ?', [stamp])
     if not rows:
         raise HTTPException(404)
     back = count(len(rows), listing.kind)
     await listing.change_all(rows, f'Brought back {back}', deleted=0.)
-    was_open = f'undone=chat-{rows[0].id}' in (htmx.current_url or '')
-    if was_open and listing.kind == 'chat':
-        return Redirect(f'/chat/{rows[0].id}')
-    return toast('It is back.' if len(rows) == 1 else f'{back} are back.')
+    return listing.after_undo(rows, htmx.current_url or '')
 
 @app.post
 async def take_back(id: int):
@@ -5255,8 +5256,8 @@ def notebooks():
     "The notebooks beside the app's file, each read again where it has changed."
     found, names = [], [function.__name__ for function in (*JOBS, *TOOLS)]
     for path in sorted(FILE.parent.glob(NOTEBOOKS)) if NOTEBOOKS else ():
-        hidden = '/.' in path.relative_to(FILE.parent.parent).as_posix()
-        if path.is_file() and not hidden:
+        is_hidden = any(part[0] == '.' for part in path.relative_to(FILE.parent).parts)
+        if path.is_file() and not is_hidden:
             stat = path.stat()
             found.append(notebook(path, (stat.st_mtime_ns, stat.st_size)))
             found[-1].__name__ = identifier(path.stem, names)
@@ -5334,7 +5335,8 @@ def by_hand(cell, notebook, imports):
         text = ast.unparse(node)
         name = re.match(r'\w*', text)[0]
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            imports.extend([text]*bool(node.names))
+            if node.names:
+                imports.append(text)
             text = ''
         elif isinstance(node, ast.Pass):  # of what set Jupyter up
             text = ''
@@ -5406,6 +5408,12 @@ class Chats(Listing):
             return Redirect(f'/profile/{chat.profile}?undone=chat-{chat.id}')
         return super().after_delete(chat, tab)
 
+    def after_undo(self, rows, page):
+        "A chat that was open where it was deleted is open again."
+        if f'undone=chat-{rows[0].id}' in page:
+            return Redirect(f'/chat/{rows[0].id}')
+        return super().after_undo(rows, page)
+
 chat_list = Chats(chats)
 chatq.show_chat = chat_list.show
 
@@ -5415,13 +5423,18 @@ def chat_title(profile):
     return H1(chat and chat.title or 'New chat', id='chat-title', data_chat=profile.chat or None,
               hx_swap_oob='true')
 
-def gauge(profile):
-    "How much of the context its chat takes: what the last answer was made from, and the answer."
+def context_in_use(chat):
+    "The share of the context that the last answer took, with what it was made from; 0: none yet."
     where = 'chat = ? and window and prompt_tokens and not deleted'
-    last = first_row(messages, where, [profile.chat], 'id desc')
-    share = f'{(last.prompt_tokens + last.tokens)/last.window:.2f}' if last else '0'
-    return Span(Meter(value=share, aria_label='Context in use'), f'{float(share):.0%}', id='gauge',
-                title='of the context is in use', hidden=not last, hx_swap_oob='true')
+    last = first_row(messages, where, [chat], 'id desc')
+    return (last.prompt_tokens + last.tokens)/last.window if last else 0
+
+def gauge(profile):
+    "How much of the context its chat takes."
+    share = context_in_use(profile.chat)
+    bar = Meter(value=f'{share:.2f}', aria_label='Context in use')
+    return Span(bar, f'{share:.0%}', id='gauge', title='of the context is in use',
+                hidden=not share, hx_swap_oob='true')
 
 def export_link(profile):
     return A('Save the chat as Markdown', href=export.to(chat=profile.chat), download='chat.md',

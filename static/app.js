@@ -460,6 +460,11 @@ function showSide(side) {
   buttons.find(button => button.checkVisibility()).focus()
 }
 
+// A form that opens below the edge comes into sight.
+document.addEventListener('toggle', ({ target }) => {
+  if (target.open && target.closest('#job-list')) target.scrollIntoView({ block: 'nearest' })
+}, true)  // toggle does not bubble
+
 function closeDrawer() {
   if (sides.side === 'open') showSide('shown')
 }
@@ -780,9 +785,6 @@ function countRows() {
 on('htmx:afterSettle htmx:wsAfterMessage', countRows)
 countRows()
 document.addEventListener('load', toEnd, true)  // a picture may have come
-document.addEventListener('toggle', ({ target }) => {  // a form that opens below the edge
-  if (target.open && target.closest('#job-list')) target.scrollIntoView({ block: 'nearest' })
-}, true)
 
 // ---- The start, where there is a chat (the page of an error has none)
 
