@@ -6133,10 +6133,8 @@ def say_hello():
     link = f'http://{name}:{app.state.port}/{token}'
     print(f'{NAME}: {link}  data: {DB_FILE}  model: {model}', flush=True)
 
-def run():
-    "Starts the app of the file that was started, and serves it until the program is ended."
-    if IS_CHILD:
-        return
+def check_app():
+    "Ends the program with one sentence where an app has taken what the engine needs."
     now = vars(builtins) | globals()
     taken = {name for name, value in ENGINE_NAMES.items() if now.get(name) is not value}
     if taken and (taken := taken & {*OWN, *used_names()}):
@@ -6148,6 +6146,12 @@ def run():
     for name in SETTINGS:
         if getattr(MAIN, name, globals()[name]) != globals()[name]:
             sys.exit(f'{name} comes too late: a setting stands above `from server import *`.')
+
+def run():
+    "Starts the app of the file that was started, and serves it until the program is ended."
+    if IS_CHILD:
+        return
+    check_app()
     sock = listen()
     app.state.port = sock.getsockname()[1]
     os.chdir(FILE.parent)  # for paths in jobs, wherever one happens to stand

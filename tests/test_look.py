@@ -213,3 +213,14 @@ def test_a_tablet_with_keys_sees_which(chat, open_page):
     page.goto(chat.url)
     button(page, "Keyboard shortcuts").tap()
     expect(page.locator("#keys kbd").first).to_be_visible()
+
+
+def test_a_button_shows_that_it_works(chat):
+    """Where its request takes a while."""
+    page, held = chat.page, []
+    page.route("**/switch_theme*", lambda route: held.append(route))  # noqa: PLW0108 (Playwright wants a function)
+    with page.expect_request("**/switch_theme*"):
+        button(page, "Light or dark").click()
+    expect(button(page, "Light or dark")).to_have_css("opacity", "0.5")
+    held[0].continue_()
+    expect(button(page, "Light or dark")).to_have_css("opacity", "1")
