@@ -112,17 +112,17 @@ from decimal import Decimal
 from enum import Enum, EnumType
 from functools import lru_cache
 from html import escape, unescape
-from inspect import CO_COROUTINE, Parameter, Signature, get_annotations, getdoc, signature
+from inspect import CO_COROUTINE, Parameter, Signature, getdoc, signature
 from inspect import isasyncgenfunction, iscoroutine, iscoroutinefunction, isgenerator
 from ipaddress import ip_address
 from itertools import accumulate, groupby, pairwise
-from math import inf, isfinite
+from math import inf
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from types import MappingProxyType, SimpleNamespace, UnionType
-from typing import Annotated, Literal, Optional, Union, get_args, get_origin
+from typing import Annotated, Literal, Optional, Union, get_args, get_origin, get_type_hints
 from unicodedata import normalize
-from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import apsw
 import httpx
@@ -198,8 +198,8 @@ def ollama_url(setting):
     """The base URL that OLLAMA_HOST means to a client, by Ollama's own rules (envconfig/config.go):
     without a scheme the port is 11434, http and https have their own, a path stays. The default
     is not localhost, which may resolve to ::1 where Ollama does not listen."""
-    ipv6, name = r'\[[\w.:]+\]|[\w.]*:[\w.]*:[\w.:]*', r'[\w.-]*'
-    form = rf'(https?://)?({ipv6}|{name}){PORT_AND_PATH}'
+    # The host: [::1], ::1, or a name.
+    form = rf'(https?://)?(\[[\w.:]+\]|[\w.]*:[\w.]*:[\w.:]*|[\w.-]*){PORT_AND_PATH}'
     found = re.fullmatch(form, setting.strip(' \t"\''))
     if not found:
         sys.exit(f'OLLAMA_HOST is “{setting}”, which is no address: write it like 127.0.0.1:11434.')
@@ -341,8 +341,8 @@ def open_db(path):
 
 def free_name(reason):
     "A name that is not taken, for a copy of the database beside it."
-    names = (DATA/f'{FILE.stem}-before-{reason}-{n}.db' for n in range(1, 10**6))
-    return next(name for name in names if not name.exists())
+    names = (DATA/f'{FILE.stem}-before-{reason}-{n}.db' for n in itertools.count(1))
+    return next(itertools.filterfalse(Path.exists, names))
 
 def copied(source, target):
     """A consistent copy of a database, also of one in use, as a file that is to become `target`.
@@ -370,12 +370,11 @@ def without_files(copy, folder):
     "The database of a backup. Files that come with it are put beside ours, whose names are hashes."
     if not zipfile.is_zipfile(copy):
         return copy
+    shutil.unpack_archive(copy, folder, 'zip')
     KEPT.mkdir(0o700, exist_ok=True)
-    with zipfile.ZipFile(copy) as packed:
-        for name in packed.namelist():
-            place = folder/DB_FILE.name if name.endswith('.db') else KEPT/Path(name).name
-            place.write_bytes(packed.read(name))
-    return folder/DB_FILE.name
+    for path in folder.glob('*.files/*'):
+        shutil.copy(path, KEPT)
+    return next(folder.glob('*.db'), folder)
 
 def back_up(file):
     "What `--backup FILE` does, also while the app runs."
@@ -398,7 +397,6 @@ def restore_from(file):
         with contextlib.suppress(FileNotFoundError):
             Path(f'{DB_FILE}{ending}').replace(f'{old}{ending}')
     new.replace(DB_FILE)
-    held.close()
     kept = f' What it was before is in {old}.' if old.exists() else ''
     print(f'{DB_FILE} is what {file} holds.{kept}')
 
@@ -413,12 +411,12 @@ def command(args):
     match args:
         case ['--help' | '-h']:
             sys.exit(print(USAGE))
-        case ['--job', name] if not name.startswith('-'):
-            return Path(name).resolve()
-        case ['--backup' | '--restore' as what, name] if not name.startswith('-'):
+        case ['--job' | '--backup' | '--restore' as what, name] if not name.startswith('-'):
             file = Path(name).resolve()
         case _:
             sys.exit(USAGE)
+    if what == '--job':
+        return file
     try:
         sys.exit(back_up(file) if what == '--backup' else restore_from(file))
     except (apsw.Error, OSError, zipfile.BadZipFile) as e:
@@ -433,10 +431,8 @@ if FILE == Path(sys.argv[0]).resolve() and sys.argv[1:]:
 
 def base_type(kind):
     "The type in an annotation: of `int | None`, or of Annotated[int, 'how many'], the int."
-    if get_origin(kind) is Annotated:
-        return base_type(get_args(kind)[0])
-    if get_origin(kind) in (Union, UnionType):
-        return next(each for each in get_args(kind) if each is not NoneType)
+    if get_origin(kind) in (Annotated, Union, UnionType):
+        return base_type(next(each for each in get_args(kind) if each is not NoneType))
     return kind
 
 def choices(kind):
@@ -453,7 +449,7 @@ def word_for(value):
 
 def stored(value):
     "A value as SQLite takes it: str, int, float or None."
-    if type(value) in (int, float):
+    if type(value) in (int, float, bool, bytes, NoneType):
         return value
     if value is UNSET:  # fastlite's word for an id that is not there yet
         return None
@@ -461,9 +457,7 @@ def stored(value):
         return stored(value.value)
     if hasattr(value, 'isoformat'):
         return value.isoformat()
-    if isinstance(value, str):
-        return as_unicode(value)
-    return value if value is None or isinstance(value, (bool, bytes)) else str(value)
+    return as_unicode(str(value))
 
 def as_unicode(text):
     "Text that can be stored and sent: bytes that are no UTF-8 come in halves of characters."
@@ -495,11 +489,11 @@ def from_text(kind, text):
         raise ValueError(f'Choose one of {", ".join(words)}.')
     if kind is int:
         text = text.removesuffix('.0')
-    elif kind in (float, Decimal) and re.fullmatch(r'[-+]?\d+,(\d{1,2}|\d{4,})', text):
-        text = text.replace(',', '.')  # 1,5 is a number where people write it so; 1,500 is unclear
+    if kind in (float, Decimal):  # 1,5 is a number where people write it so; 1,500 is unclear
+        text = re.sub(r'\A([-+]?\d+),(\d{1,2}|\d{4,})\Z', r'\1.\2', text)
     try:
         value = getattr(kind, 'fromisoformat', kind)(text)
-        if isinstance(value, (float, Decimal)) and not isfinite(value):
+        if kind in (float, Decimal) and not abs(value) < inf:
             raise ValueError
     except (ValueError, ArithmeticError):
         raise ValueError(HINTS.get(kind, 'This does not fit.'))
@@ -529,9 +523,7 @@ def table(cls):
     datetime, Decimal, Literal, Enum), values the defaults of new rows and of a column added later.
     Where the class has lost a field, or one has a type that not all values fit, they go only after
     the file was copied. A class that can be no table ends the program with a sentence."""
-    columns = {'id': None}  # it comes first, wherever it stands
-    for each in reversed(cls.__mro__):
-        columns |= get_annotations(each, eval_str=True)
+    columns = {'id': None} | get_type_hints(cls)  # it comes first, wherever it stands
     cls.__annotations__ = columns
     types = {name: base_type(kind) for name, kind in columns.items()}
     if types['id'] is not int:
@@ -570,12 +562,11 @@ def keep_copy(why):
 def give_rows(tbl, owner):
     """Has the rows of a list stay in it that has become shared (owner 0), or a profile's own. Whose
     they were before is in a copy."""
-    others = 'profile = 0' if owner else 'profile <> 0'
-    if not first_row(tbl, others):
-        return
-    if not owner:
+    if owner:
+        db.q(f'update [{tbl.name}] set profile = ? where profile = 0', [owner])
+    elif first_row(tbl, 'profile <> 0'):
         keep_copy(f'What is in {tbl.name} belongs to all profiles now')
-    db.q(f'update [{tbl.name}] set profile = ? where {others}', [owner])
+        db.q(f'update [{tbl.name}] set profile = 0')
 
 def bring_up_to_date(tbl, cls, types):
     "Gives a table the columns of its class, in their types."
@@ -604,11 +595,10 @@ def first_row(tbl, where='1', args=(), order='id'):
 
 @lru_cache
 def upsert_sql(tbl):
-    columns = [f'[{name}]' for name in tbl.types]
-    changes = ', '.join(f'{each} = excluded.{each}' for each in columns[1:])
-    places = ', '.join(f':{name}' for name in tbl.types)
-    return (f"insert into [{tbl.name}] ({', '.join(columns)}) values ({places}) "
-            f'on conflict(id) do update set {changes} returning id')
+    columns = ', '.join(f'[{name}]' for name in tbl.types)
+    values = ', '.join(f':{name}' for name in tbl.types)
+    return (f'insert into [{tbl.name}] ({columns}) values ({values}) '
+            f'on conflict(id) do update set ({columns}) = ({values}) returning id')
 
 def save(tbl, row):
     "Stores a whole row, new or changed, and returns it with its id."
@@ -675,7 +665,7 @@ create trigger [find_{kind}_insert] after insert on [{kind}] begin
 create trigger [find_{kind}_delete] after delete on [{kind}] begin
     delete from find_due where kind = '{kind}' and ref = old.id;
     insert into find_due(kind, ref) values ('{kind}', old.id); end;
-create trigger [find_{kind}_update] after update on [{kind}] when {differs} begin -- {when}
+create trigger [find_{kind}_update] after update on [{kind}] when {differs} begin
     delete from find_due where kind = '{kind}' and ref in (old.id, new.id);
     insert into find_due(kind, ref) select '{kind}', old.id union select '{kind}', new.id; end;
 create temp view is_new as -- the table, or what is searched in it
@@ -694,14 +684,13 @@ insert into find(rowid, text, kind, ref, profile)
 delete from find_due where {some};"""
 SEARCHED = {}  # this SQL by the name of the table
 
-def searchable(tbl, columns, when='not new.deleted', also=(), more=''):
-    """Full-text search over some columns of a table. `also`: further columns that `when` or `more`
-    looks at; `more`: SQL of further text."""
+def searchable(tbl, texts, when='not new.deleted'):
+    "Full-text search over a table: over some texts of the rows that fit, in SQL on `new`."
     kind, number = tbl.name, zlib.crc32(tbl.name.encode()) % 1024  # for the rowids
     some = f"id in (select id from find_due where kind = '{kind}' order by id desc limit 50)"
-    text = ', '.join(filter(None, [more, *(f'new.[{column}]' for column in columns)]))
-    watched = 'id', *columns, 'profile', 'deleted', *also
-    differs = ' or '.join(f'new.[{column}] is not old.[{column}]' for column in watched)
+    text = ', '.join(texts)
+    found = f'(new.id, new.profile, {when}, {text})'
+    differs = f"{found} is not {found.replace('new.', 'old.')}"
     db.conn.execute(TRIGGERS.format(**locals()))
     SEARCHED[kind] = INDEX.format(**locals())
 
@@ -712,7 +701,7 @@ db.q('delete from message where chat > 0 and chat not in (select id from chat)')
 finished = "not new.deleted and new.status <> 'streaming'"
 file_names = """(select group_concat(value ->> 'name', ' ')
                  from json_each(iif(new.files = '', '[]', new.files)))"""
-searchable(messages, ['content'], finished, also=['status', 'files'], more=file_names)
+searchable(messages, [file_names, 'new.content'], finished)
 
 def refuse(sentence, status=400):
     "Ends a request, or what a person wanted, with one sentence that says what to do."
@@ -768,14 +757,13 @@ FILE_ROUTES = '/chatq', '/attach', '/run/'
 FOREIGN = 'This request comes from another site and was refused.', 403
 OWN_HOST = r'(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?'
 
-def most_bytes(request):
-    "How large this request may be."
+def too_large(request, size):
+    "(sentence, status) when a request of so many bytes is more than is taken, else None."
     is_multipart = 'multipart/form-data' in request.headers.get('content-type', '')
     takes_file = is_multipart and request.scope['path'].startswith(FILE_ROUTES)
-    return MAX_FILE + 2**16 if takes_file else MAX_BODY
-
-def too_much(most):
-    return f'That is more than {most//2**20} MB: send less at once.', 413
+    most = MAX_FILE + 2**16 if takes_file else MAX_BODY
+    if size > most:
+        return f'That is more than {most//2**20} MB: send less at once.', 413
 
 def refusal(request):
     """(sentence, status) when this request is not to be served, else None. Let in are the person at
@@ -791,8 +779,8 @@ def refusal(request):
     followed_link = reading and headers.get('sec-fetch-mode') == 'navigate'
     if headers.get('sec-fetch-site', 'none') not in ('same-origin', 'none') and not followed_link:
         return FOREIGN
-    if int(headers.get('content-length', 0)) > most_bytes(request):
-        return too_much(most_bytes(request))
+    if refused := too_large(request, int(headers.get('content-length', 0))):
+        return refused
     if TOKEN and not has_token(request):
         return 'This app wants its token: open the link that it printed when it started.', 401
 
@@ -832,63 +820,58 @@ def own_headers(scope):
 def socket_text(message):
     """A socket message as JSON with a text `msg`, or without any, and a number `edit`: that is all
     that FastHTML's handler is given, since other JSON breaks it before it is called."""
-    try:
-        sent = json.loads(message.get('text') or message.get('bytes'))
-        msg, edit = sent['msg'], as_id(sent.get('edit'))
-    except (ValueError, TypeError, KeyError, RecursionError):
-        msg = None
-    return json.dumps({'msg': msg, 'edit': edit} if isinstance(msg, str) else {})
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        match json.loads(message.get('text') or message.get('bytes')):
+            case {'msg': str(msg), **more}:
+                return json.dumps({'msg': msg, 'edit': as_id(more.get('edit'))})
+    return '{}'
 
 def check_utf8(form):
     "Refuses a form that is no text, which would be stored with signs in its place."
     try:
-        form.decode()
+        unquote(form, errors='strict')
     except UnicodeDecodeError:
         refuse('The form has characters that are no text: type it again.')
 
-class Guard:
+async def guard(app, scope, receive, send):
     "ASGI middleware around the whole app: refuses what is not to be served, and adds HEADERS."
-    def __init__(self, app):
-        self.app = app
+    if scope['type'] == 'lifespan':
+        return await app(scope, receive, send)
+    request = HTTPConnection(scope)
+    refused = refusal(request)
+    if refused and scope['type'] == 'websocket':  # before it is accepted: the browser sees 403
+        return await send({'type': 'websocket.close'})
+    if refused:
+        app = PlainTextResponse(*refused)
+    elif TOKEN and scope.get('method') == 'GET' and 'token' in request.query_params:
+        app = without_token(request)
+    form, size = b'', 0
 
-    async def __call__(self, scope, receive, send):
-        if scope['type'] == 'lifespan':
-            return await self.app(scope, receive, send)
-        app, request = self.app, HTTPConnection(scope)
-        refused = refusal(request)
-        if refused and scope['type'] == 'websocket':  # before it is accepted: the browser sees 403
-            return await send({'type': 'websocket.close'})
-        if refused:
-            app = PlainTextResponse(*refused)
-        elif TOKEN and scope.get('method') == 'GET' and 'token' in request.query_params:
-            app = without_token(request)
-        is_form = 'x-www-form-urlencoded' in request.headers.get('content-type', '')
-        form, size = b'', 0
+    async def guarded_receive():
+        nonlocal form, size
+        message = await receive()
+        if message['type'] == 'websocket.receive':
+            return {'type': message['type'], 'text': socket_text(message)}
+        body = message.get('body', b'')
+        size += len(body)  # it may come in pieces, without a length
+        if refused := too_large(request, size):
+            refuse(*refused)
+        if 'x-www-form-urlencoded' in request.headers.get('content-type', ''):
+            form += body
+            # curl -d title=Grüße: Starlette reads Latin-1
+            message['body'] = quote(body, safe=bytes(range(128))).encode()
+            if not message.get('more_body'):
+                check_utf8(form)
+        return message
 
-        async def guarded_receive():
-            nonlocal form, size
-            message = await receive()
-            if message['type'] == 'websocket.receive':
-                return {'type': message['type'], 'text': socket_text(message)}
-            body = message.get('body', b'')
-            size += len(body)  # it may come in pieces, without a length
-            if size > most_bytes(request):
-                refuse(*too_much(most_bytes(request)))
-            if is_form:  # curl -d title=Grüße: Starlette reads Latin-1
-                form += body
-                message['body'] = quote(body, safe=bytes(range(128))).encode()
-                if not message.get('more_body'):
-                    check_utf8(unquote_to_bytes(form))
-            return message
-
-        async def guarded_send(message):
-            if message['type'] == 'http.response.start':
-                sent = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    sent.setdefault(name, value)
-            await send(message)
-        scope = dict(scope, headers=[*own_headers(scope)])
-        await app(scope, guarded_receive, guarded_send)
+    async def guarded_send(message):
+        if message['type'] == 'http.response.start':
+            sent = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                sent.setdefault(name, value)
+        await send(message)
+    scope = dict(scope, headers=[*own_headers(scope)])
+    await app(scope, guarded_receive, guarded_send)
 
 # ---- 5. Code: highlighted in pieces, and how pictures and tables look ----------------------------
 
@@ -4135,8 +4118,9 @@ class Rows:
              f'on [{self.kind}](profile, deleted, priority)')
         give_rows(tbl, 0 if self.shared else first_profile().id)
         if self.searched:
-            strings = [name for name in self.fields if self.types[name] is str]
-            searchable(tbl, [self.text, *strings], self.searched)
+            texts = [f'new.[{name}]' for name in (self.text, *self.fields)
+                     if self.types[name] is str]
+            searchable(tbl, texts, self.searched)
         if self.has_tools:
             offer_tools(self)
 
@@ -5922,8 +5906,6 @@ async def attach(req, profile: int, chat: int = 0):
     rows = []
     for file in sent:
         name, data = safe_name(file.filename), await file.read()
-        if len(data) > MAX_FILE:
-            refuse(*too_much(MAX_FILE))
         ending, kept = await asyncio.to_thread(what_it_is, name, data)
         length = len(kept.decode()) if ending == 'txt' else 0
         rows.append(Attachment(profile=owner.id, chat=chat, name=name, size=len(data),
@@ -5995,8 +5977,6 @@ async def from_script(text: str = None, progress: str = '', done: str = '', id: 
     if len((await req.form()).getlist('file')) > 1:
         refuse('One file at a time: send each by itself.')
     sent = await file.read() if file else b''
-    if len(sent) > MAX_FILE:
-        refuse(*too_much(MAX_FILE))
     if not id and not text and not sent:
         refuse('Say something: the field text is empty.')
     percent = as_percent(progress)
@@ -6159,7 +6139,8 @@ def run():
     # Compressing what the socket sends would cost more than it saves on one machine; asyncio is as
     # fast as uvloop for one person.
     config = uvicorn.Config(
-        Guard(app), loop='asyncio', log_level='warning', access_log=False, server_header=False,
+        functools.partial(guard, app), interface='asgi3', loop='asyncio', log_level='warning',
+        access_log=False, server_header=False,
         ws_per_message_deflate=False, ws_max_size=MAX_BODY, timeout_graceful_shutdown=2)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[sock])
