@@ -87,7 +87,6 @@ import json
 import keyword
 import linecache
 import logging
-import mimetypes
 import os
 import platform
 import re
@@ -302,28 +301,29 @@ def set_up_connection(connection):
 
 apsw.connection_hooks[:] = [set_up_connection]
 
-def lock(path):
-    """Keeps other processes away from a database, as long as what it returns is open. Ends the
-    program where another one has it. A lock of SQLite's, since a forked child does not inherit
-    it."""
-    path.parent.mkdir(exist_ok=True)
-    held = apsw.Connection(str(path.with_suffix('.lock')))
+@lru_cache  # it keeps the connection, and so the lock
+def lock():
+    """Keeps other processes away from the database until the program ends. Ends it where another
+    one has the database. A lock of SQLite's, since a forked child does not inherit it."""
+    DATA.mkdir(exist_ok=True)
+    held = apsw.Connection(str(DB_FILE.with_suffix('.lock')))
     held.set_busy_timeout(0)
     held.pragma('journal_mode', 'memory')  # no second file beside it
     try:
         held.execute('begin immediate')
     except apsw.BusyError:
-        sys.exit(f'{NAME} runs already, with its data in {path}: use that one, or end it first.')
+        sys.exit(f'{NAME} runs already, with its data in {DB_FILE}: '
+                 'use that one, or end it first.')
     return held
 
-def open_db(path):
-    """The SQLite file at `path`, made if missing. Ends the program with one sentence where it is
-    corrupt (and leaves it untouched), locked for 5 s, or cannot be written."""
+def open_db():
+    """The database, made if missing. Ends the program with one sentence where it is corrupt (and
+    leaves it untouched), locked for 5 s, or cannot be written."""
     if IS_CHILD or PRINTED:
         return Database(':memory:')
     try:
-        held, db = lock(path), Database(path)
-        db.lock = held
+        lock()
+        db = Database(DB_FILE)
         if db.conn.pragma('quick_check', 1) != 'ok':
             raise apsw.CorruptError()
         db.enable_wal()
@@ -332,12 +332,12 @@ def open_db(path):
         db.conn.execute('create table if not exists _probe(x); drop table _probe')
         return db
     except (apsw.NotADBError, apsw.CorruptError):
-        sys.exit(f'{path} is not a database that SQLite can read. It was left as it is: '
+        sys.exit(f'{DB_FILE} is not a database that SQLite can read. It was left as it is: '
                  'move it away, or restore a copy.')
     except (apsw.BusyError, apsw.LockedError):
-        sys.exit(f'{path} is locked by another program. Close that one and start again.')
+        sys.exit(f'{DB_FILE} is locked by another program. Close that one and start again.')
     except (apsw.Error, OSError) as e:
-        sys.exit(f'{path} cannot be written ({e}). Check the rights of its folder.')
+        sys.exit(f'{DB_FILE} cannot be written ({e}). Check the rights of its folder.')
 
 def free_name(reason):
     "A name that is not taken, for a copy of the database beside it."
@@ -358,13 +358,11 @@ def copied(source, target):
 
 def with_files(copy):
     "A zip with the copy of the database, and the files that belong to it."
-    part = copy.with_suffix('.zip.part')
-    with zipfile.ZipFile(part, 'w', zipfile.ZIP_DEFLATED) as packed:
+    part = shutil.make_archive(copy, 'zip', DATA, KEPT.name)
+    with zipfile.ZipFile(part, 'a', zipfile.ZIP_DEFLATED) as packed:
         packed.write(copy, DB_FILE.name)
-        for path in KEPT.glob('*'):
-            packed.write(path, f'{KEPT.name}/{path.name}')
     copy.unlink()
-    return part
+    return Path(part)
 
 def without_files(copy, folder):
     "The database of a backup. Files that come with it are put beside ours, whose names are hashes."
@@ -390,7 +388,8 @@ def restore_from(file):
     "What `--restore FILE` does. What was there may be broken: it is moved away as it is."
     if file == DB_FILE:
         sys.exit(f'{file} is the database itself: name a copy of it.')
-    held, old = lock(DB_FILE), free_name('restore')
+    lock()
+    old = free_name('restore')
     with tempfile.TemporaryDirectory() as folder:
         new = copied(without_files(file, Path(folder)), DB_FILE)
     for ending in '', '-wal', '-shm':
@@ -628,7 +627,7 @@ async def writable():
                 raise
         await asyncio.sleep(.05)
 
-db = open_db(DB_FILE)
+db = open_db()
 try:
     profiles, chats, messages = table(Profile), table(Chat), table(Message)
 except apsw.Error as e:
@@ -720,6 +719,7 @@ def clean(text, most, what):
 
 def write_private(path, content):
     "Writes a file (text or bytes) that only this user can read, whole or not at all."
+    path.parent.mkdir(0o700, exist_ok=True)
     new = path.with_suffix('.new')
     new.unlink(missing_ok=True)
     new.touch(0o600)
@@ -1455,17 +1455,19 @@ def private_key():
 
 def sentence_for(exc):
     "The HTTP status and the sentence for an error."
-    if isinstance(exc, apsw.BusyError):
-        return 503, 'The database is locked by another program. Close that one and try again.'
-    if isinstance(exc, RecursionError):
-        return 400, 'What was sent is nested too deeply.'
-    if isinstance(exc, (ModelError, WrongValue)):
-        return 400, str(exc)
-    if not isinstance(exc, HTTPException):
-        return 500, 'Something in this app went wrong. The terminal that runs it has the details.'
-    if exc.status_code == 404 and re.match('Not Found$|/', exc.detail):  # not an app's own words
-        return 404, 'There is nothing here (any more). It may have been deleted elsewhere.'
-    return exc.status_code, exc.detail
+    match exc:
+        case apsw.BusyError():
+            return 503, 'The database is locked by another program. Close that one and try again.'
+        case RecursionError():
+            return 400, 'What was sent is nested too deeply.'
+        case ModelError() | WrongValue():
+            return 400, str(exc)
+        case HTTPException(status_code=404, detail=word) if re.match('Not Found$|/', word):
+            # These are not an app's own words.
+            return 404, 'There is nothing here (any more). It may have been deleted elsewhere.'
+        case HTTPException():
+            return exc.status_code, exc.detail
+    return 500, 'Something in this app went wrong. The terminal that runs it has the details.'
 
 async def on_error(req, exc):
     "A small page where a person navigates, plain text for htmx and for scripts."
@@ -1484,8 +1486,7 @@ async def before_request(req):
         await writable()
 
 def use_theme(req):
-    if theme := req.scope.get('session', {}).get('theme'):
-        req.htmlkw['data_theme'] = theme
+    req.htmlkw['data_theme'] = req.scope.get('session', {}).get('theme')
 
 async def lifespan(app):
     if not hasattr(app.state, 'port'):  # FastHTML's serve() would open it to the network
@@ -1504,7 +1505,7 @@ async def lifespan(app):
 BACKGROUND = []  # coroutine functions that run as long as the app does
 ERRORS = HTTPException, 404, Exception, apsw.BusyError, RecursionError
 app = FastHTML(
-    title=NAME, default_hdrs=False, hdrs=(Safe(html_of(*HEAD_TAGS)),), canonical=False,
+    title=NAME, default_hdrs=False, hdrs=HEAD_TAGS, canonical=False,
     before=before_request, lifespan=lifespan, htmlkw={'lang': 'en', 'data_accent': ACCENT},
     secret_key='' if IS_CHILD or PRINTED else private_key(), session_cookie=f'{SLUG}_session',
     exception_handlers=dict.fromkeys(ERRORS, on_error))
@@ -1516,12 +1517,12 @@ async def static_file(req, name: str):
     if name not in FILES:
         raise HTTPException(404)
     headers = {'cache-control': 'max-age=31536000, immutable', 'vary': 'accept-encoding'}
+    reply = FileResponse(FILES[name], headers=headers)
     if 'gzip' not in req.headers.get('accept-encoding', ''):
-        return FileResponse(FILES[name], headers=headers)
+        return reply
     headers['content-encoding'] = 'gzip'
-    kind = mimetypes.guess_type(name)[0]
-    content = compressed(FILES[name], FILES[name].stat().st_mtime_ns)
-    return Response(content, headers=headers, media_type=kind)
+    content = compressed(FILES[name], versioned(name))
+    return Response(content, headers=headers, media_type=reply.media_type)
 
 @lru_cache
 def compressed(path, version):
@@ -1536,12 +1537,8 @@ def keep_file(data: bytes, ending: str) -> str:
     is one file."""
     name = f'{hashlib.sha256(data).hexdigest()}.{ending}'
     if not (KEPT/name).exists():
-        keep(KEPT/name, data)
+        write_private(KEPT/name, data)
     return f'/file/{name}'
-
-def keep(path, data):
-    KEPT.mkdir(0o700, exist_ok=True)
-    write_private(path, data)
 
 NAMING_FILES = """
 select content, concat(content, variants, files, job) as named from message
@@ -1597,15 +1594,14 @@ def page(title, *content):
 
 def words(toast=()):
     "Where words to the person appear: at the edge of the page, and for screen readers."
-    offline = 'The connection is down. It comes back by itself.'
     return (Div(*toast, id='toast', role='status'), Div(id='announce', role='status', cls='hide'),
-            Div(offline, id='offline', role='status', hidden=True))
+            Div('The connection is down. It comes back by itself.', id='offline', role='status',
+                hidden=True))
 
 def toast(text, undo=None):
     """A word at the edge of the page, as the answer of a route; `undo`: the address of the way
     back. It goes into the element that screen readers listen to, which stays."""
-    return Div(text, post_button('Undo', undo) if undo else None, id='toast',
-               hx_swap_oob='innerHTML')
+    return Div(text, undo and post_button('Undo', undo), id='toast', hx_swap_oob='innerHTML')
 
 def count(n, what):
     "'1 todo', '2 todos'"
@@ -1673,7 +1669,7 @@ async def draw_diagram(code, file):
             return drawing_error(said.decode(errors='replace'))
         # It gets a size of its own: the one that its view box has.
         width = rb'width="100%"(.*?viewBox="\S+ \S+ (\S+))'
-        keep(file, re.sub(width, rb'width="\2"\1', svg, count=1))
+        write_private(file, re.sub(width, rb'width="\2"\1', svg, count=1))
     except OSError as e:
         return str(e)
 
@@ -2924,11 +2920,10 @@ class Chatq:
             if each.row.role in roles and each.chat == chat:
                 self.cancel(each.id)
 
-    def connect(self, ws, profile, chat, key='', seen=None, first=None, last=None):
+    def connect(self, ws, profile, chat, key, seen, first, last):
         """A tab has come (back): it gets what it missed since revision `seen`, and nothing else.
         `first` and `last` are the ids of the messages that it shows."""
-        tab = Tab(ws, profile, chat, key, first or 0, last or 0)
-        seen = self.rev if seen is None else seen
+        tab = Tab(ws, profile, chat, key, first, last)
         missed = db.q('select id from message where chat = ? and rev > ? limit 1000',
                       [chat or 0, seen])
         tab.show(*(row['id'] for row in missed))
@@ -5639,18 +5634,18 @@ INDEXING = asyncio.Lock()
 async def update_index():
     "Has the search see what has changed, in small steps between which others have their turn."
     async with INDEXING:
-        while due := [sql for kind, sql in SEARCHED.items() if db.q(DUE, [kind])]:
-            for sql in due:
+        for kind, sql in SEARCHED.items():
+            while db.q('select 1 from find_due where kind = ? limit 1', [kind]):
                 with without_waiting(), db.conn:
                     db.conn.execute(sql)
                 await asyncio.sleep(0)
 
-DUE = 'select 1 from find_due where kind = ? limit 1'
 BACKGROUND.append(update_index)
 
 SEARCH = f"""
-select find.kind, p.id as profile, p.name, iif(m.id, 'msg', find.kind) || '-' || ref as place,
-       iif(find.kind = 'chat', find.ref, m.chat) as chat, c.title,
+select find.kind, iif(m.id, 'msg', find.kind) || '-' || ref as place,
+       coalesce('/chat/' || iif(find.kind = 'chat', ref, m.chat), '/profile/' || p.id, '/') as page,
+       coalesce(nullif(c.title, ''), p.name) as owner,
        snippet(find, 0, '{START}', '{END}', '…', 12) as text
 from find left join profile p on p.id = find.profile
           left join message m on find.kind = 'message' and m.id = find.ref
@@ -5674,7 +5669,7 @@ async def find(q: str = ''):
     more = P('There is more: type another word.') if len(hits) > 20 else None
     return Ul(*(hit(**row) for row in hits[:20])), more
 
-def hit(kind, profile, name, place, chat, title, text):
+def hit(kind, place, page, owner, text):
     "A row of the search's answer."
     if kind == 'message':
         # Markdown's escapes, its fences, and the addresses of files.
@@ -5682,10 +5677,7 @@ def hit(kind, profile, name, place, chat, title, text):
     text = escape(text.replace(WIDTHLESS, ''), quote=False)
     text = text.replace(START, '<mark>').replace(END, '</mark>')
     kind_said = kind.capitalize().replace('_', ' ')
-    where = Small(' · '.join(filter(None, [kind_said, title or name])))
-    page = f'/profile/{profile}' if profile else '/'
-    if chat:
-        page = f'/chat/{chat}'
+    where = Small(' · '.join(filter(None, [kind_said, owner])))
     address = page if kind == 'chat' else f'{page}?at={place}#{place}'
     return Li(A(Safe(text), where, href=address))
 
@@ -5835,9 +5827,10 @@ async def warm(profile: int):
 @app.post
 async def settings(profile: int, voice: str = '', temperature: str = '', context: str = '',
                    commentary: bool = False):
-    temperature = as_number(temperature, float, 0, 2, 'The temperature is a number from 0 to 2')
+    temperature = as_number(temperature, float, 0, 2,
+                            'The temperature is a number from 0 to 2, or empty.')
     context = as_number(context, int, 512, 2**20,
-                        'The context is a number of tokens from 512 to 1048576')
+                        'The context is a number of tokens from 512 to 1048576, or empty.')
     profiles.update(id=one(profiles, profile).id, voice=clean(voice, MAX_TEXT, 'The system prompt'),
                     temperature=temperature, context=context, commentary=commentary)
     return toast('Saved.')
@@ -5848,7 +5841,7 @@ def as_number(text, kind, least, most, sentence):
     with contextlib.suppress(ValueError):
         if not text or least <= kind(text) <= most:
             return text
-    refuse(f'{sentence}, or empty.')
+    refuse(sentence)
 
 @app.get
 async def export(chat: int):
@@ -5963,7 +5956,7 @@ async def check_files(prompt, profile):
 
 @app.post('/chatq')
 async def from_script(text: str = None, progress: str = '', done: str = '', id: str = '',
-                      profile: str = '', chat: str = '', file: UploadFile = None, req=None):
+                      profile: str = '', chat: str = '', file: list[UploadFile] = ()):
     """A message from a script, cron or a notebook: `text` alone is a finished one; with `progress`
     (0..100) it stays open until `done=1`; with `id` it replaces what that message said; `file` is a
     picture or CSV that stands below the text. It comes into the chat with the id `chat`, else into
@@ -5972,23 +5965,24 @@ async def from_script(text: str = None, progress: str = '', done: str = '', id: 
         text = clean(text, MAX_TEXT, 'The text')
     if done not in ('', '0', '1'):
         refuse('done is 1 or 0.')
-    if isinstance(file, str) and file:
-        refuse('The field file has to be a file: with curl, -F file=@plot.png.')
-    if len((await req.form()).getlist('file')) > 1:
+    if len(file) > 1:
         refuse('One file at a time: send each by itself.')
-    sent = await file.read() if file else b''
+    if file and isinstance(file[0], str):
+        refuse('The field file has to be a file: with curl, -F file=@plot.png.')
+    sent = await file[0].read() if file else b''
     if not id and not text and not sent:
         refuse('Say something: the field text is empty.')
-    percent = as_percent(progress)
+    progress = as_number(progress, float, 0, 100, f'progress is “{progress[:40]}”: it has to be '
+                                                  'a number from 0 to 100.')
     if sent:
-        text = f'{text or ""}\n\n{file_text(file.filename, sent)}\n\n'.lstrip()
+        text = f'{text or ""}\n\n{file_text(file[0].filename, sent)}\n\n'.lstrip()
     row = script_message(id) if id else new_script_message(profile, chat, text)
     open_already = chatq.writing.get(row.id)
     message = open_already or chatq.open(row=row)
     if text is not None and text != message.text():
         message.update(text)
     if progress:
-        message.progress(percent)
+        message.progress(progress)
     if done == '1' or not (progress or open_already):
         message.finish()
     else:
@@ -6001,15 +5995,6 @@ def new_script_message(profile, chat, text):
     if not re.fullmatch('[0-9]{1,15}', chat):
         refuse(f'chat is “{chat[:40]}”: it has to be the number in the address of a chat.')
     return chatq.new('job', chat=one(chats, chat).id, content=text)
-
-def as_percent(text):
-    try:
-        percent = float(text or 0)
-    except ValueError:
-        percent = -1
-    if not 0 <= percent <= 100:
-        refuse(f'progress is “{text[:40]}”: it has to be a number from 0 to 100.')
-    return percent
 
 def script_message(id):
     "A message that came from a script. Raises HTTPException."
@@ -6031,17 +6016,16 @@ def profile_named(name):
     return profile or refuse(f'There is no profile “{name[:40]}”.')
 
 async def on_connect(ws):
+    query = {'seen': chatq.rev, **ws.query_params}
+    numbers = (as_id(query.get(name)) for name in ('seen', 'first', 'last'))
     with contextlib.suppress(HTTPException):  # `ws` says so when it is spoken to
-        query = ws.query_params
-        profile, chat = place_of(query, ws.session)
-        seen, first, last = (as_id(query[name]) if name in query else None
-                             for name in ('seen', 'first', 'last'))
-        ws.scope['tab'] = chatq.connect(ws, profile, chat, query.get('tab', ''), seen, first, last)
+        place = place_of(query, ws.session)
+        ws.scope['tab'] = chatq.connect(ws, *place, query.get('tab'), *numbers)
 
 def place_of(query, sess):
     "The ids of the profile and the chat that a tab shows; for the latter see Tab."
-    if as_id(query.get('chat', '')):
-        chat = one(chats, as_id(query['chat']))
+    if id := as_id(query.get('chat')):
+        chat = one(chats, id)
         return one(profiles, chat.profile).id, chat.id
     profile = get_profile(query.get('profile'), sess).id
     newest = newest_chat(profile)
@@ -6066,7 +6050,7 @@ async def ws(ws, msg: str = None, edit: int = 0):
         if tab.chat and not chat_with(tab.chat):
             refuse('This chat is not there any more: choose another one, or begin a new one.')
         where = "id = ? and chat = ? and role = 'user' and not deleted"
-        edited = edit and first_row(messages, where, [edit, tab.chat])
+        edited = first_row(messages, where, [edit, tab.chat])
         if edit and not edited:
             refuse('The message that you edited is not there any more: send this as a new one.')
         prompt = await send_prompt(tab, text, edited)
@@ -6081,11 +6065,11 @@ async def ws(ws, msg: str = None, edit: int = 0):
 def listen():
     """The socket to serve on: PORT, or the first free one of PORTS. Ends the program with one
     sentence where there is none."""
+    is_ipv6 = ':' in HOST
+    family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
     for port in [int(env['PORT'])] if env['PORT'] else PORTS:
         try:
-            family, _, _, _, address = socket.getaddrinfo(HOST, port, type=socket.SOCK_STREAM)[0]
-            is_ipv6 = family == socket.AF_INET6
-            sock = socket.create_server(address, family=family, dualstack_ipv6=is_ipv6)
+            sock = socket.create_server((HOST, port), family=family, dualstack_ipv6=is_ipv6)
             # Connections inherit it; asyncio sets it only where a socket names its protocol.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return sock
@@ -6117,11 +6101,10 @@ def check_app():
     "Ends the program with one sentence where an app has taken what the engine needs."
     now = vars(builtins) | globals()
     taken = {name for name, value in ENGINE_NAMES.items() if now.get(name) is not value}
-    if taken and (taken := taken & {*OWN, *used_names()}):
-        names = ', '.join(sorted(taken))
+    if names := taken and ', '.join(sorted(taken.intersection(used_names()))):
         sys.exit(f'{names} is a name that the engine uses: call yours otherwise.')
     for route in app.router.routes:
-        if route not in ROUTES and any(same_address(route, own) for own in ROUTES):
+        if route not in ROUTES and addresses(route) & ADDRESSES:
             sys.exit(f'{route.path} is an address that the engine uses: call yours otherwise.')
     for name in SETTINGS:
         if getattr(MAIN, name, globals()[name]) != globals()[name]:
@@ -6148,23 +6131,23 @@ def run():
 gc.freeze()  # what the engine has made lasts as long as the app
 gc.enable()
 
-# What a copy of this file must not define anew: what the engine has defined, and functions, classes
-# and modules from elsewhere that it uses.
-OWN = {name: value for name, value in globals().items()
-       if getattr(value, '__module__', '') == __name__}
+# What a copy of this file must not define anew where the engine's functions use it.
 ENGINE_NAMES = {name: value for name, value in (vars(builtins) | globals()).items()
                 if callable(value) or isinstance(value, type(sys))}
 
-ROUTES = [*app.router.routes]
+def addresses(route):
+    """Its path with each of its methods, of which a socket has none. Of two routes with the same
+    address FastHTML lets one take the other's place, or never reaches it."""
+    return {(route.path, method) for method in getattr(route, 'methods', ())}
 
-def same_address(route, own):
-    "FastHTML lets the one take the other's place, or never reaches it."
-    mine, its = (getattr(each, 'methods', ()) for each in (route, own))  # a socket has none
-    return route.path == own.path and {*mine} & {*its}
+ROUTES = [*app.router.routes]
+ADDRESSES = set().union(*map(addresses, ROUTES))
 
 def used_names():
     "The names that the engine's functions look up."
-    codes = [each.__code__ for own in OWN.values() for each in (own, *vars(own).values())
+    own = [value for value in ENGINE_NAMES.values()
+           if getattr(value, '__module__', '') == __name__]
+    codes = [each.__code__ for value in own for each in (value, *vars(value).values())
              if isinstance(each, type(run))]
     for code in codes:  # which grow by the functions in them
         codes += [each for each in code.co_consts if hasattr(each, 'co_names')]
