@@ -334,7 +334,7 @@ def open_db():
     except (apsw.NotADBError, apsw.CorruptError):
         sys.exit(f'{DB_FILE} is not a database that SQLite can read. It was left as it is: '
                  'move it away, or restore a copy.')
-    except (apsw.BusyError, apsw.LockedError):
+    except apsw.BusyError:
         sys.exit(f'{DB_FILE} is locked by another program. Close that one and start again.')
     except (apsw.Error, OSError) as e:
         sys.exit(f'{DB_FILE} cannot be written ({e}). Check the rights of its folder.')
@@ -589,7 +589,7 @@ def bring_up_to_date(tbl, cls, types):
 
 def first_row(tbl, where='1', args=(), order='id'):
     "The first row that fits, or None: plain SQL, since fastlite asks for the schema each time."
-    rows = db.q(f'select * from [{tbl.name}] where {where} order by {order} limit 1', list(args))
+    rows = db.q(f'select * from [{tbl.name}] where {where} order by {order} limit 1', args)
     return tbl.cls(**rows[0]) if rows else None
 
 @lru_cache
@@ -644,10 +644,10 @@ create index if not exists find_due_ref on find_due(kind, ref);""")
 if not first_row(profiles):
     save(profiles, Profile(name='Default'))
 
-def purge(tbl, when='deleted'):
+def purge(tbl):
     """Deletes for good what was deleted a day ago or has gone with its profile. Until then Undo
     finds it, and a page that was away is told of it."""
-    db.q(f"""delete from [{tbl.name}] where deleted and {when} < unixepoch() - 86400
+    db.q(f"""delete from [{tbl.name}] where deleted and deleted < unixepoch() - 86400
              or profile not in (select 0 union select id from profile)""")
 
 # What has changed since the search has seen it is noted by triggers, in plain SQL: no other code
@@ -695,12 +695,11 @@ def searchable(tbl, texts, when='not new.deleted'):
 
 purge(profiles)
 purge(chats)
-purge(messages, 'updated')
-db.q('delete from message where chat > 0 and chat not in (select id from chat)')
-finished = "not new.deleted and new.status <> 'streaming'"
+db.q("""delete from message where deleted and updated < unixepoch() - 86400
+        or chat > 0 and chat not in (select id from chat)""")
 file_names = """(select group_concat(value ->> 'name', ' ')
                  from json_each(iif(new.files = '', '[]', new.files)))"""
-searchable(messages, [file_names, 'new.content'], finished)
+searchable(messages, [file_names, 'new.content'], "not new.deleted and new.status <> 'streaming'")
 
 def refuse(sentence, status=400):
     "Ends a request, or what a person wanted, with one sentence that says what to do."
@@ -741,21 +740,20 @@ def first_profile():
     return first_row(profiles, 'not deleted', order='priority, id')
 
 def html_of(*components):
-    return ''.join(to_xml(each, indent=False) for each in components)
+    return to_xml(components, indent=False)
 
 # ---- 4. Guard: who may talk to this app ----------------------------------------------------------
 
 # Nothing inline, nothing from outside: the browser enforces that nothing leaves this machine.
-POLICY = ("default-src 'self'; img-src 'self' data:; object-src 'none'; frame-ancestors 'none'; "
-          "base-uri 'none'; form-action 'self'")
-HEADERS = {'content-security-policy': POLICY, 'x-content-type-options': 'nosniff',
-           'x-frame-options': 'DENY', 'referrer-policy': 'same-origin',
-           'cross-origin-opener-policy': 'same-origin',
-           'cross-origin-resource-policy': 'same-origin'}
+HEADERS = {
+    'content-security-policy':
+        "default-src 'self'; img-src 'self' data:; object-src 'none'; frame-ancestors 'none'; "
+        "base-uri 'none'; form-action 'self'",
+    'x-content-type-options': 'nosniff', 'referrer-policy': 'same-origin',
+    'cross-origin-opener-policy': 'same-origin', 'cross-origin-resource-policy': 'same-origin'}
 # What begins so takes more than MAX_BODY, as multipart.
 FILE_ROUTES = '/chatq', '/attach', '/run/'
 FOREIGN = 'This request comes from another site and was refused.', 403
-OWN_HOST = r'(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?'
 
 def too_large(request, size):
     "(sentence, status) when a request of so many bytes is more than is taken, else None."
@@ -771,7 +769,7 @@ def refusal(request):
     sockets and forms), as Jupyter Server does."""
     headers = request.headers
     host = headers.get('host', '').lower()
-    if not TOKEN and not re.fullmatch(OWN_HOST, host):
+    if not TOKEN and not re.fullmatch(r'(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?', host):
         return 'This app answers only as localhost.', 403
     if headers.get('origin') not in (None, f'http://{host}', f'https://{host}'):
         return FOREIGN
@@ -1423,13 +1421,13 @@ HTMX_CONFIG = """{"allowEval": false, "includeIndicatorStyles": false, "selfRequ
 "historyCacheSize": 0, "refreshOnHistoryMiss": true, "defaultSettleDelay": 0, "responseHandling": [
 {"code": "422|[23]..", "swap": true}, {"code": "...", "swap": false, "error": true}]}"""
 HEAD_TAGS = (
-    Meta(charset='utf-8'),
+    charset,  # which is UTF-8
     # A phone's keyboard makes the page smaller, so that the composer stays above it.
     Meta(name='viewport', content='width=device-width, initial-scale=1, viewport-fit=cover, '
                                   'interactive-widget=resizes-content'),
     Meta(name='color-scheme', content='light dark'),
     Meta(name='htmx-config', content=HTMX_CONFIG),
-    Link(rel='icon', href=versioned('icon.svg'), type='image/svg+xml'),
+    Link(rel='icon', href=versioned('icon.svg')),
     # A fork's own style and script come after the app's.
     *(Link(rel='stylesheet', href=versioned(name))
       for name in ('app.css', f'{FILE.stem}.css') if name in FILES),
@@ -5625,8 +5623,8 @@ NO_SPACES = ('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u31ff\u3400-\u9fff
 
 def as_found(text):
     "Text as the search knows it: what a person sees, and each word for itself."
-    apart = f'{WIDTHLESS}\\g<0>{WIDTHLESS}'
-    return re.sub(NO_SPACES, apart, normalize('NFC', readable(text)))
+    text = normalize('NFC', readable(text))
+    return re.sub(NO_SPACES, f'{WIDTHLESS}\\g<0>{WIDTHLESS}', text)
 
 db.conn.create_scalar_function('as_found', as_found)
 INDEXING = asyncio.Lock()
@@ -5662,8 +5660,8 @@ async def find(q: str = ''):
         return Response('')
     # After a great change the search sees the rest later, and says what it knows by now.
     await asyncio.wait([asyncio.create_task(update_index())], timeout=.5)
-    kinds = json.dumps([*SEARCHED])  # an app may have lost a list whose rows are still there
-    hits = db.q(SEARCH, [' '.join(f'"{word}"*' for word in words), kinds])
+    # An app may have lost a list whose rows are still there.
+    hits = db.q(SEARCH, [' '.join(f'"{word}"*' for word in words), json.dumps([*SEARCHED])])
     if not hits:
         return P('Nothing found.')
     more = P('There is more: type another word.') if len(hits) > 20 else None
@@ -6011,8 +6009,8 @@ def script_message(id):
 
 def profile_named(name):
     "A profile by id or by name; without either the first."
-    wanted = "not deleted and ?1 in ('', id || '', name)"
-    profile = first_row(profiles, wanted, [name.strip()], "?1 <> id || '', priority, id")
+    profile = first_row(profiles, "not deleted and ?1 in ('', id || '', name)", [name.strip()],
+                        "?1 <> id || '', priority, id")
     return profile or refuse(f'There is no profile “{name[:40]}”.')
 
 async def on_connect(ws):
@@ -6043,17 +6041,16 @@ async def ws(ws, msg: str = None, edit: int = 0):
     try:
         if msg is None:
             refuse('The app did not understand what the page sent: reload it.')
-        text = clean(msg, MAX_TEXT, 'The message')
         tab = ws.scope.get('tab')
         if not tab or not first_row(profiles, 'id = ? and not deleted', [tab.profile]):
             refuse('This profile is not there any more: choose another one.')
         if tab.chat and not chat_with(tab.chat):
             refuse('This chat is not there any more: choose another one, or begin a new one.')
-        where = "id = ? and chat = ? and role = 'user' and not deleted"
-        edited = first_row(messages, where, [edit, tab.chat])
+        edited = first_row(messages, "id = ? and chat = ? and role = 'user' and not deleted",
+                           [edit, tab.chat])
         if edit and not edited:
             refuse('The message that you edited is not there any more: send this as a new one.')
-        prompt = await send_prompt(tab, text, edited)
+        prompt = await send_prompt(tab, clean(msg, MAX_TEXT, 'The message'), edited)
         if edited:
             return toast('The message and what stood below it are replaced.',
                          restore_replaced.to(id=prompt.id))
@@ -6094,8 +6091,8 @@ def say_hello():
     if Model.kind:
         model = f'{pick_model(first_profile()) or "none yet"} ({Model.kind})'
     token = f'?token={quote(TOKEN, safe="")}' if TOKEN else ''
-    link = f'http://{name}:{app.state.port}/{token}'
-    print(f'{NAME}: {link}  data: {DB_FILE}  model: {model}', flush=True)
+    print(f'{NAME}: http://{name}:{app.state.port}/{token}  data: {DB_FILE}  model: {model}',
+          flush=True)
 
 def check_app():
     "Ends the program with one sentence where an app has taken what the engine needs."
