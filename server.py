@@ -547,11 +547,6 @@ def table(cls):
     tbl.cls, tbl.types = flexiclass(cls), types
     return tbl
 
-MISFITS = "select 1 from [{0}] where [{1}] <> '' and converted('{1}', [{1}]) is null"
-CONVERT = """
-update [{0}] set [{1}] = coalesce(converted('{1}', [{1}]), ?)
-where [{1}] is not null and [{1}] is not converted('{1}', [{1}])"""
-
 def keep_copy(why):
     "Copies the database beside it before something in it is lost, and says so."
     copy = free_name('change')
@@ -574,12 +569,15 @@ def bring_up_to_date(tbl, cls, types):
     other = [name for name, kind in types.items() if name in before and
              (columns[name] is not before[name] or kind in (date, datetime, Decimal))]
     db.conn.create_scalar_function('converted', lambda name, value: converted(types[name], value))
-    lost = [*(before.keys() - types.keys()),
-            *(name for name in other if db.q(MISFITS.format(tbl.name, name)))]
+    lost = [name for name in before if name not in types or name in other and db.q(f"""
+                select 1 from [{tbl.name}]
+                where [{name}] <> '' and converted('{name}', [{name}]) is null""")]
     if lost:
         keep_copy(f'The class of {tbl.name} has no place any more for all of {", ".join(lost)}')
     for name in other:
-        db.q(CONVERT.format(tbl.name, name), [getattr(cls, name, None)])
+        db.q(f"""update [{tbl.name}] set [{name}] = coalesce(converted('{name}', [{name}]), ?)
+                 where [{name}] is not null and [{name}] is not converted('{name}', [{name}])""",
+             [getattr(cls, name, None)])
     if columns != before:  # the trigger names columns that go
         db.q(f'drop trigger if exists [find_{tbl.name}_update]')
         tbl.create(columns, pk='id', transform=True, ignore=True)
@@ -650,10 +648,17 @@ def purge(tbl):
     db.q(f"""delete from [{tbl.name}] where deleted and deleted < unixepoch() - 86400
              or profile not in (select 0 union select id from profile)""")
 
-# What has changed since the search has seen it is noted by triggers, in plain SQL: no other code
-# has to think of it, and other programs may write to the tables. They are made anew at each start,
-# since a fork may change the columns.
-TRIGGERS = """
+SEARCHED = {}  # by the name of a table the SQL that has the search see what has changed in it
+
+def searchable(tbl, text, when='not new.deleted'):
+    """Full-text search over a table: over the text of the rows that fit, both in SQL on `new`.
+
+    What has changed since the search has seen it is noted by triggers, in plain SQL: no other code
+    has to think of it, and other programs may write to the tables. They are made anew at each
+    start, since a fork may change the columns."""
+    kind, number = tbl.name, zlib.crc32(tbl.name.encode()) % 1024  # for the rowids
+    found = f'(new.id, new.profile, {when}, {text})'
+    db.conn.execute(f"""
 create temp table was as select sql from sqlite_schema where name = 'find_{kind}_update';
 drop trigger if exists [find_{kind}_insert];
 drop trigger if exists [find_{kind}_update];
@@ -664,7 +669,8 @@ create trigger [find_{kind}_insert] after insert on [{kind}] begin
 create trigger [find_{kind}_delete] after delete on [{kind}] begin
     delete from find_due where kind = '{kind}' and ref = old.id;
     insert into find_due(kind, ref) values ('{kind}', old.id); end;
-create trigger [find_{kind}_update] after update on [{kind}] when {differs} begin
+create trigger [find_{kind}_update] after update on [{kind}]
+    when {found} is not {found.replace('new.', 'old.')} begin
     delete from find_due where kind = '{kind}' and ref in (old.id, new.id);
     insert into find_due(kind, ref) select '{kind}', old.id union select '{kind}', new.id; end;
 create temp view is_new as -- the table, or what is searched in it
@@ -672,26 +678,15 @@ create temp view is_new as -- the table, or what is searched in it
 delete from find where kind = '{kind}' and exists (select * from is_new);
 insert into find_due(kind, ref) select '{kind}', id from [{kind}], is_new order by id;
 drop view is_new;
-drop table was;"""
-
-# Has the search see some of the noted rows, the last changed first. `as_found` comes further below.
-INDEX = """
+drop table was;""")
+    # Some of the noted rows, the last changed first. `as_found` comes further below.
+    some = f"id in (select id from find_due where kind = '{kind}' order by id desc limit 50)"
+    SEARCHED[kind] = f"""
 delete from find where rowid in (select ref*1024 + {number} from find_due where {some});
 insert into find(rowid, text, kind, ref, profile)
     select id*1024 + {number}, as_found(concat_ws(' ', {text})), '{kind}', id, profile
     from [{kind}] new where id in (select ref from find_due where {some}) and {when};
 delete from find_due where {some};"""
-SEARCHED = {}  # this SQL by the name of the table
-
-def searchable(tbl, texts, when='not new.deleted'):
-    "Full-text search over a table: over some texts of the rows that fit, in SQL on `new`."
-    kind, number = tbl.name, zlib.crc32(tbl.name.encode()) % 1024  # for the rowids
-    some = f"id in (select id from find_due where kind = '{kind}' order by id desc limit 50)"
-    text = ', '.join(texts)
-    found = f'(new.id, new.profile, {when}, {text})'
-    differs = f"{found} is not {found.replace('new.', 'old.')}"
-    db.conn.execute(TRIGGERS.format(**locals()))
-    SEARCHED[kind] = INDEX.format(**locals())
 
 purge(profiles)
 purge(chats)
@@ -699,7 +694,8 @@ db.q("""delete from message where deleted and updated < unixepoch() - 86400
         or chat > 0 and chat not in (select id from chat)""")
 file_names = """(select group_concat(value ->> 'name', ' ')
                  from json_each(iif(new.files = '', '[]', new.files)))"""
-searchable(messages, [file_names, 'new.content'], "not new.deleted and new.status <> 'streaming'")
+searchable(messages, f'{file_names}, new.content',
+           "not new.deleted and new.status <> 'streaming'")
 
 def refuse(sentence, status=400):
     "Ends a request, or what a person wanted, with one sentence that says what to do."
@@ -4111,9 +4107,9 @@ class Rows:
              f'on [{self.kind}](profile, deleted, priority)')
         give_rows(tbl, 0 if self.shared else first_profile().id)
         if self.searched:
-            texts = [f'new.[{name}]' for name in (self.text, *self.fields)
-                     if self.types[name] is str]
-            searchable(tbl, texts, self.searched)
+            text = ', '.join(f'new.[{name}]' for name in (self.text, *self.fields)
+                             if self.types[name] is str)
+            searchable(tbl, text, self.searched)
         if self.has_tools:
             offer_tools(self)
 
