@@ -832,11 +832,8 @@ async def guard(app, scope, receive, send):
     if scope['type'] == 'lifespan':
         return await app(scope, receive, send)
     request = HTTPConnection(scope)
-    refused = refusal(request)
-    if refused and scope['type'] == 'websocket':  # before it is accepted: the browser sees 403
-        return await send({'type': 'websocket.close'})
-    if refused:
-        app = PlainTextResponse(*refused)
+    if refused := refusal(request):
+        app = PlainTextResponse(*refused)  # also to a socket, before that is accepted
     elif TOKEN and scope.get('method') == 'GET' and 'token' in request.query_params:
         app = without_token(request)
     form, size = b'', 0
@@ -864,7 +861,7 @@ async def guard(app, scope, receive, send):
             for name, value in HEADERS.items():
                 sent.setdefault(name, value)
         await send(message)
-    scope = dict(scope, headers=[*own_headers(scope)])
+    scope['headers'] = [*own_headers(scope)]
     await app(scope, guarded_receive, guarded_send)
 
 # ---- 5. Code: highlighted in pieces, and how pictures and tables look ----------------------------
@@ -6116,8 +6113,8 @@ def run():
     # fast as uvloop for one person.
     config = uvicorn.Config(
         functools.partial(guard, app), interface='asgi3', loop='asyncio', log_level='warning',
-        access_log=False, server_header=False,
-        ws_per_message_deflate=False, ws_max_size=MAX_BODY, timeout_graceful_shutdown=2)
+        server_header=False, ws_per_message_deflate=False, ws_max_size=MAX_BODY,
+        timeout_graceful_shutdown=2)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[sock])
 
