@@ -832,8 +832,11 @@ async def guard(app, scope, receive, send):
     if scope['type'] == 'lifespan':
         return await app(scope, receive, send)
     request = HTTPConnection(scope)
-    if refused := refusal(request):
-        app = PlainTextResponse(*refused)  # also to a socket, before that is accepted
+    refused = refusal(request)
+    if refused and scope['type'] == 'websocket':  # before it is accepted: the browser sees 403
+        return await send({'type': 'websocket.close'})
+    if refused:
+        app = PlainTextResponse(*refused)
     elif TOKEN and scope.get('method') == 'GET' and 'token' in request.query_params:
         app = without_token(request)
     form, size = b'', 0
@@ -1579,9 +1582,9 @@ def theme_button():
 def page(title, *content):
     """A whole page in the app's frame, for a route of one's own: the header with the app's name and
     the theme, then `title` as a heading and `content` (components)."""
-    header = Header(A(NAME, href='/', cls='brand'), theme_button())
-    main = Main(H1(title), *content, cls='page')
-    return Title(f'{title} · {NAME}'), ICONS, header, main, *words()
+    return (Title(f'{title} · {NAME}'), ICONS,
+            Header(A(NAME, href='/', cls='brand'), theme_button()),
+            Main(H1(title), *content, cls='page'), *words())
 
 def words(toast=()):
     "Where words to the person appear: at the edge of the page, and for screen readers."
@@ -6122,8 +6125,7 @@ gc.freeze()  # what the engine has made lasts as long as the app
 gc.enable()
 
 # What a copy of this file must not define anew where the engine's functions use it.
-ENGINE_NAMES = {name: value for name, value in (vars(builtins) | globals()).items()
-                if callable(value) or isinstance(value, type(sys))}
+ENGINE_NAMES = vars(builtins) | globals()
 
 def addresses(route):
     """Its path with each of its methods, of which a socket has none. Of two routes with the same
