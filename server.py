@@ -542,7 +542,7 @@ def table(cls):
         sys.exit(f'class {cls.__name__} can be no table: there is one of this name already.')
     try:
         bring_up_to_date(tbl, cls, types)
-    except apsw.SQLError as e:
+    except apsw.Error as e:
         sys.exit(f'class {cls.__name__} can be no table: {e}.')
     tbl.cls, tbl.types = flexiclass(cls), types
     return tbl
@@ -626,10 +626,7 @@ async def writable():
         await asyncio.sleep(.05)
 
 db = open_db()
-try:
-    profiles, chats, messages = table(Profile), table(Chat), table(Message)
-except apsw.Error as e:
-    sys.exit(f'{DB_FILE} could not be brought up to date ({e}). It was left as it is.')
+profiles, chats, messages = table(Profile), table(Chat), table(Message)
 db.conn.execute("""
 drop index if exists message_rev;
 drop index if exists message_profile;
@@ -803,11 +800,10 @@ def own_headers(scope):
     around it."""
     own_cookie = rf'(?:^|;)\s*({SLUG}_[^;]*)'.encode()
     for name, value in scope['headers']:
-        if name in UNREAD:
-            continue
         if name == b'cookie':
             value = b';'.join(re.findall(own_cookie, value))
-        yield name, value
+        if name not in UNREAD:
+            yield name, value
     if scope.get('method') == 'POST':
         yield b'hx-request', b'true'
 
@@ -5986,7 +5982,7 @@ async def from_script(text: str = None, progress: str = '', done: str = '', id: 
 def new_script_message(profile, chat, text):
     if not chat:
         return chatq.new('job', profile_named(profile).id, content=text)
-    if not re.fullmatch('[0-9]{1,15}', chat):
+    if not as_id(chat):
         refuse(f'chat is “{chat[:40]}”: it has to be the number in the address of a chat.')
     return chatq.new('job', chat=one(chats, chat).id, content=text)
 
