@@ -507,11 +507,6 @@ def loaded(kind, value):
     except ValueError:
         return value or None
 
-def converted(kind, value):
-    "What is stored in a column of another type, as it is stored in this one; None if it can't be."
-    with contextlib.suppress(ValueError):
-        return stored(from_text(kind, str(value)))
-
 # Each table's class by its name. The search has taken some names, and the page elements others.
 TABLES = dict.fromkeys(('find find_due find_data find_idx find_content find_docsize '
                         'find_config job msg').split())
@@ -568,7 +563,11 @@ def bring_up_to_date(tbl, cls, types):
     # What a text means as a date is found out by reading it.
     other = [name for name, kind in types.items() if name in before and
              (columns[name] is not before[name] or kind in (date, datetime, Decimal))]
-    db.conn.create_scalar_function('converted', lambda name, value: converted(types[name], value))
+
+    def converted(name, value):  # None where it does not fit
+        with contextlib.suppress(ValueError):
+            return stored(from_text(types[name], str(value)))
+    db.conn.create_scalar_function('converted', converted)
     lost = [name for name in before if name not in types or name in other and db.q(f"""
                 select 1 from [{tbl.name}]
                 where [{name}] <> '' and converted('{name}', [{name}]) is null""")]
@@ -5980,11 +5979,16 @@ async def from_script(text: str = None, progress: str = '', done: str = '', id: 
     return PlainTextResponse(str(message.id))
 
 def new_script_message(profile, chat, text):
-    if not chat:
-        return chatq.new('job', profile_named(profile).id, content=text)
-    if not as_id(chat):
+    "In this chat, else in the newest one of a profile, by its id or its name, else of the first."
+    if chat and not as_id(chat):
         refuse(f'chat is “{chat[:40]}”: it has to be the number in the address of a chat.')
-    return chatq.new('job', chat=one(chats, chat).id, content=text)
+    if chat:
+        return chatq.new('job', chat=one(chats, chat).id, content=text)
+    owner = first_row(profiles, "not deleted and ?1 in ('', id || '', name)", [profile.strip()],
+                      "?1 <> id || '', priority, id")
+    if not owner:
+        refuse(f'There is no profile “{profile[:40]}”.')
+    return chatq.new('job', owner.id, content=text)
 
 def script_message(id):
     "A message that came from a script. Raises HTTPException."
@@ -5998,12 +6002,6 @@ def script_message(id):
     if row.error:
         refuse(f'Message {id} was cancelled by the person.')
     return row
-
-def profile_named(name):
-    "A profile by id or by name; without either the first."
-    profile = first_row(profiles, "not deleted and ?1 in ('', id || '', name)", [name.strip()],
-                        "?1 <> id || '', priority, id")
-    return profile or refuse(f'There is no profile “{name[:40]}”.')
 
 async def on_connect(ws):
     query = {'seen': chatq.rev, **ws.query_params}
