@@ -1416,7 +1416,6 @@ HEAD_TAGS = (
     # A phone's keyboard makes the page smaller, so that the composer stays above it.
     Meta(name='viewport', content='width=device-width, initial-scale=1, viewport-fit=cover, '
                                   'interactive-widget=resizes-content'),
-    Meta(name='color-scheme', content='light dark'),
     Meta(name='htmx-config', content=HTMX_CONFIG),
     Link(rel='icon', href=versioned('icon.svg')),
     # A fork's own style and script come after the app's.
