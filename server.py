@@ -6117,8 +6117,10 @@ def run():
 gc.freeze()  # what the engine has made lasts as long as the app
 gc.enable()
 
-# What a copy of this file must not define anew where the engine's functions use it.
-ENGINE_NAMES = vars(builtins) | globals()
+# Functions, classes and modules: what a copy must not define anew where the engine's functions use
+# it. Constants it may.
+ENGINE_NAMES = {name: value for name, value in (vars(builtins) | globals()).items()
+                if callable(value) or isinstance(value, type(sys))}
 
 def addresses(route):
     """Its path with each of its methods, of which a socket has none. Of two routes with the same
