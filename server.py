@@ -5955,7 +5955,7 @@ async def from_script(text: str = None, progress: str = '', done: str = '', id: 
         refuse('done is 1 or 0.')
     if len(file) > 1:
         refuse('One file at a time: send each by itself.')
-    if file and isinstance(file[0], str):
+    if file and not isinstance(file[0], UploadFile):
         refuse('The field file has to be a file: with curl, -F file=@plot.png.')
     sent = await file[0].read() if file else b''
     if not id and not text and not sent:
