@@ -358,11 +358,13 @@ def copied(source, target):
 
 def with_files(copy):
     "A zip with the copy of the database, and the files that belong to it."
-    part = shutil.make_archive(copy, 'zip', DATA, KEPT.name)
-    with zipfile.ZipFile(part, 'a', zipfile.ZIP_DEFLATED) as packed:
+    part = copy.with_suffix('.zip.part')
+    with zipfile.ZipFile(part, 'w', zipfile.ZIP_DEFLATED) as packed:
         packed.write(copy, DB_FILE.name)
+        for path in KEPT.glob('*'):
+            packed.write(path, f'{KEPT.name}/{path.name}')
     copy.unlink()
-    return Path(part)
+    return part
 
 def without_files(copy, folder):
     "The database of a backup. Files that come with it are put beside ours, whose names are hashes."
