@@ -1413,7 +1413,7 @@ def versioned(name):
 HTMX_CONFIG = """{"allowEval": false, "includeIndicatorStyles": false, "selfRequestsOnly": true,
 "historyCacheSize": 0, "refreshOnHistoryMiss": true, "defaultSettleDelay": 0, "responseHandling": [
 {"code": "422|[23]..", "swap": true}, {"code": "...", "swap": false, "error": true}]}"""
-HEAD_TAGS = (
+HEAD_TAGS = html_of(
     charset,  # which is UTF-8
     # A phone's keyboard makes the page smaller, so that the composer stays above it.
     Meta(name='viewport', content='width=device-width, initial-scale=1, viewport-fit=cover, '
