@@ -3067,14 +3067,10 @@ def picture_data(address):
             data = file.getvalue()
     return FIRST_BYTES.match(data).lastgroup, b64encode(data).decode()
 
-def is_blind(model):
-    "Whether a model can see no pictures, as far as the server tells."
-    return model in Model.can and model not in Model.with_vision
-
 def with_pictures(said, model):
     "A message of a prompt with the pictures that its text has marks for, as its server wants them."
     addresses, text = PICTURE_MARK.findall(said['content']), said['content']
-    if not addresses or is_blind(model):
+    if not addresses or can(model, SEES) is False:
         return said | dict(content=PICTURE_MARK.sub('(A picture that you cannot see.)', text))
     text = PICTURE_MARK.sub('', text).strip()
     pictures = [picture_data(address) for address in addresses]
@@ -3131,8 +3127,7 @@ class Model:
     kind = url = problem = ''  # kind: ollama, openai, built-in, or '' for nothing
     models = {}                # name -> bytes
     keys = {OPENAI: env['OPENAI_API_KEY']}  # by base URL
-    can = {}                   # name -> what the server tells of what it can
-    with_tools = with_vision = thinking = frozenset()  # names of those that can, or may
+    told = {}                  # name -> what the server tells of what it can
     refused = {}               # name -> parts of a request that its server does not take
     chars_per_token = {}       # by name, as measured
     windows = {}               # name -> tokens of its context, where it is loaded or told
@@ -3207,35 +3202,25 @@ async def find_backend():
         else:
             problem = how_to_get_ollama()
     found = Model.kind, Model.url, Model.models, Model.problem = kind, url, models, problem
-    await find_abilities()
+    for name in models:  # an Ollama from before 2026 tells what they can one by one
+        if not Model.told.get(name):
+            Model.told[name] = told_of(await ask_ollama('/api/show', model=name))
     return found
 
-# Models that think, by their names, and those whose thinking has levels.
-THINKERS = r'gpt-oss|gpt-5|\bo\d|qwen3|deepseek-r|magistral|think|reason'
+SEES, THINKS = 'vision|image', 'thinking|reasoning'  # the words in which servers tell it
+THINKERS = r'gpt-oss|gpt-5|\bo\d|qwen3|deepseek-r|magistral|think|reason'  # OpenAI's tell it not
 LEVELED = r'gpt-|\bo\d'
+
+def can(model, words):
+    "Whether a model can do what one of these words says; None where its server does not tell."
+    told = Model.told.get(model)
+    return bool(re.search(f'"({words})"(?!: false)', told)) if told else None
 
 def ways_to_think(model):
     "What can be chosen for a model's thinking, apart from the model's own way."
-    if model not in Model.thinking:
+    if not can(model, THINKS) and not (OPENAI and re.search(THINKERS, model)):
         return ()
     return ('low', 'medium', 'high') if re.search(LEVELED, model) else ('off', 'on')
-
-async def find_abilities():
-    "Sorts the models by what they can, as far as the server tells; a request shows the rest."
-    for name in Model.models.keys() - Model.can:  # an Ollama from before 2026 tells it one by one
-        if data := await ask_ollama('POST', '/api/show', model=name):
-            Model.can[name] = told_of(data)
-
-    unknown = '"vision"' if OPENAI else ''
-
-    def able(words):
-        return {name for name in Model.models
-                if re.search(f'"({words})"(?!: false)', Model.can.get(name, unknown))}
-    Model.with_tools = set(Model.models) if OPENAI else able('tools')
-    Model.with_vision = able('vision|image')
-    Model.thinking = able('thinking|reasoning')
-    if OPENAI:
-        Model.thinking |= {name for name in Model.models if re.search(THINKERS, name)}
 
 def told_of(model):
     "What a server tells of what a model can, each in its own way, as text to search in."
@@ -3249,11 +3234,7 @@ def told_window(model):
     told = model | (model.get('meta') or {})
     return next((told[key] for key in WINDOWS if told.get(key)), None)
 
-def can_chat(name, told):
-    "Whether a model is one for a chat, and none that only embeds texts."
-    if told and not OPENAI:
-        return 'completion' in told
-    return not re.search('embed|bge-|minilm', f'{name} {told}'.lower())
+EMBEDDERS = 'embed|bge-|minilm'  # models that are none for a chat
 
 async def list_models(url):
     "The models of a server, with their size where it says so."
@@ -3266,15 +3247,14 @@ async def list_models(url):
         raise server_error(reply.status_code, reply.text)
     try:
         data = reply.json()
-        if isinstance(data, list):
-            data = dict(data=data)
-        rows = data['models'] if 'models' in data else data['data']
+        rows = data if isinstance(data, list) else data.get('models', data.get('data'))
         found = {model.get('id') or model['name']: model for model in rows}
-        Model.can |= {name: told for name, model in found.items() if (told := told_of(model))}
+        for name, model in found.items():
+            Model.told[name] = told_of(model) or Model.told.get(name, '')
         if OPENAI:
             Model.windows = {name: told_window(model) for name, model in found.items()}
         return {name: int(model.get('size') or 0) for name, model in found.items()
-                if can_chat(name, Model.can.get(name))}
+                if not re.search(EMBEDDERS, f'{name} {Model.told[name]}'.lower())}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f'What answers at {url} is not {expected}.')
 
@@ -3291,12 +3271,13 @@ def how_to_get_ollama():
                      'and set OLLAMA_HOST to the address of Windows.')
     return sentence
 
-async def ask_ollama(method, path, **body):
+async def ask_ollama(path, **body):
     "A short question to Ollama; {} where it does not answer as it should, or another server does."
     if Model.kind != 'ollama':
         return {}
     try:
         async with http(OLLAMA, 5) as client:
+            method = 'POST' if body else 'GET'
             reply = await client.request(method, f'{OLLAMA}{path}', json=body or None)
         return reply.raise_for_status().json()
     except (httpx.HTTPError, ValueError):
@@ -3305,7 +3286,7 @@ async def ask_ollama(method, path, **body):
 async def loaded_models():
     "The models that Ollama has in memory now, with the context in force for each, in tokens."
     if not OPENAI:
-        data = await ask_ollama('GET', '/api/ps')
+        data = await ask_ollama('/api/ps')
         Model.windows = {m['name']: m.get('context_length') for m in data.get('models') or []}
     return Model.windows
 
@@ -3322,10 +3303,10 @@ def pick_model(profile):
     if profile.model and (Model.kind in ('ollama', '') or profile.model in Model.models):
         return profile.model
 
-    def version(name):  # [3, 2] of llama3.2:latest
-        return [*map(int, re.findall(r'\d+', name.partition(':')[0]))]
-    llamas = [name for name in Model.models if name.startswith('llama')]
-    return max(llamas, key=version, default=next(iter(Model.models), ''))
+    def version(name):  # [3, 2] of llama3.2:latest, [] of what is no llama
+        numbers = re.findall(r'\d+', name.partition(':')[0])
+        return [*map(int, numbers)] if name.startswith('llama') else []
+    return max(Model.models, key=version, default='')
 
 async def chosen_model(profile):
     "The model that answers. Raises ModelError where there is none."
@@ -3895,7 +3876,7 @@ async def answer(chat):
 async def rounds(chat, profile):
     "Answers, and carries out the tools that the answer calls, until one calls none."
     specs, turn = [], []  # turn: what was said in it so far
-    if chat.row.model in Model.with_tools:
+    if OPENAI or can(chat.row.model, 'tools'):
         specs = [tool_spec(*each) for each in all_tools().items()]
     for left in reversed(range(ROUNDS)):  # in the last one it has to do with what it knows
         text, figures = await cut_to_fit(chat, profile, turn, specs if left else [])
@@ -5965,8 +5946,8 @@ async def check_files(prompt, profile):
         if not kept_path(each['address']).exists():
             refuse(f'{each["name"]} was deleted on the disk: remove it and attach it again.')
     model, text = pick_model(profile), told(prompt)
-    if START in text and is_blind(model):
-        other = next(iter(Model.with_vision), '')
+    if START in text and can(model, SEES) is False:
+        other = next((name for name in Model.models if can(name, SEES) is not False), '')
         way = f'{other} can: choose it and send this again.' if other else 'No installed model can.'
         error = HTTPException(400, f'{model} can see no pictures. {way}')
         choose = choose_model.to(profile=profile.id, model=other)
