@@ -3328,28 +3328,28 @@ def error_text(data):
             return error_text(data[key])
     return str(data)
 
+# By what an error is known (its status, the kind of server, what it says), what it is to us, and
+# what the person is told.
+SERVER_ERRORS = (
+    (r'^404 ollama|^\d+ ollama .*(model.*not found|not found.*model)', ModelError,
+     'The model {model} is not on this machine yet. Download it: `ollama pull {model}`'),
+    ('^(401|403)', ModelError,
+     'The model server wants a key: set OPENAI_API_KEY and start again. It says: {text}'),
+    ('^(429|503)', Busy, 'The model server is busy and did not take the prompt after several '
+                         'tries. Try again in a moment. It says: {text}'),
+    ('memory', ModelError, "{model} does not fit into this machine's memory. Choose a smaller "
+                           'model below, or a smaller context in the settings. It says: {text}'),
+    ('^(400|422).*context', TooLong, 'The model server refused: {text}'),
+    ('^(400|422)|^[45].*(tool|prefill)', Refused, 'The model server refused: {text}'),
+    ('', ModelError, 'The model server refused: {text}'))
+
 def server_error(status, data, model=''):
     "The ModelError for an error that a model server gave."
     # Ticks are ours: what stands between them in a sentence can be clicked.
-    text = ' '.join(error_text(data).split())[:300].replace('`', "'")
-    low = text.lower()
-    missing = status == 404 or 'not found' in low and 'model' in low
-    if missing and Model.kind == 'ollama' and model:
-        return ModelError(f'The model {model} is not on this machine yet. '
-                          f'Download it: `ollama pull {model}`')
-    if status in (401, 403):
-        return ModelError('The model server wants a key: set OPENAI_API_KEY and start again. '
-                          f'It says: {text}')
-    if status in (429, 503):
-        return Busy('The model server is busy and did not take the prompt after several tries. '
-                    f'Try again in a moment. It says: {text}')
-    if 'memory' in low:
-        return ModelError(f"{model} does not fit into this machine's memory. Choose a smaller "
-                          f'model below, or a smaller context in the settings. It says: {text}')
-    kind = ModelError
-    if status in (400, 422) or status > 400 and re.search('tool|prefill', low):
-        kind = TooLong if 'context' in low else Refused
-    return kind(f'The model server refused: {text or f"status {status}"}')
+    text = ' '.join(error_text(data).split())[:300].replace('`', "'") or f'status {status}'
+    signs = f'{status} {Model.kind} {text}'.lower()
+    kind, sentence = next(each for sign, *each in SERVER_ERRORS if re.search(sign, signs))
+    return kind(sentence.format(model=model, text=text))
 
 async def lines_of(reply):
     """The lines of a stream, split at \\n alone: httpx's own aiter_lines also splits at U+2028,
@@ -3364,9 +3364,8 @@ async def lines_of(reply):
 def parse_line(line, model):
     try:
         data = json.loads(line)
-        # vLLM's have an `object`, others a text where an answer has none.
-        is_error = data.get('error') or data.get('object') == 'error' or isinstance(
-            data.get('message') or data.get('detail'), str)
+        # Some have a text where an answer has none.
+        is_error = data.get('error') or isinstance(data.get('message') or data.get('detail'), str)
     except (ValueError, AttributeError):
         raise ModelError(f'What answers at {Model.url} does not speak the protocol of a '
                          'model server. Check its address.')
@@ -3384,8 +3383,7 @@ async def replies(url, path, body):
             if reply.status_code != 200:
                 await reply.aread()
                 error = server_error(reply.status_code, reply.text, model)
-                wait = reply.headers.get('retry-after', '')
-                error.wait = int(wait) if wait.isdigit() else 0
+                error.wait = count_of(reply.headers.get('retry-after'))
                 raise error
             if OPENAI and 'json' in reply.headers.get('content-type', ''):  # it does not stream
                 yield parse_line(await reply.aread(), model)
@@ -3417,7 +3415,8 @@ async def patient_replies(url, path, body):
     that is busy, and is asked again later."""
     without = Model.refused.get(body['model'], set())
     for wait in 1, 2, 4, 0:
-        sent = {part: value for part, value in body.items() if part not in without}
+        sent = {part: value for part, value in body.items()
+                if part not in without and value not in (None, '', [])}
         try:
             async for data in replies(url, path, sent):
                 Model.refused[body['model']] = without  # since it works
@@ -3445,75 +3444,65 @@ async def be_patient(wait):
     finally:
         Model.busy = ''
 
-def text_of(data, key):
+def text_of(value):
     "The text of a field, whatever a server sent: a list of parts too, and nothing but text."
-    value = data.get(key) or ''
-    parts = value if isinstance(value, list) else [value]
-    text = ''.join(str((part.get('text') or '') if isinstance(part, dict) else part)
-                   for part in parts)
-    return re.sub('[\x00-\x08\x0b-\x1f\x7f]', '', text)
+    if isinstance(value, list):
+        return ''.join(map(text_of, value))
+    if isinstance(value, dict):
+        return text_of(value.get('text'))
+    return re.sub('[\x00-\x08\x0b-\x1f\x7f]', '', str(value or ''))
 
-def count_of(data, key):
+def count_of(value):
     "The number of a field, which some servers write as text; 0 for what is none."
     try:
-        return int(float(data.get(key) or 0))
+        return int(float(value or 0))
     except (ValueError, TypeError, OverflowError):
         return 0
 
 def chat_request(prompt, model, options, tools, think):
     """The path and the body of a chat: POST /api/chat (Ollama, docs/api.md), else POST
-    /chat/completions (OpenAI's API reference, chat streaming)."""
-    body = dict(model=model, messages=[with_pictures(each, model) for each in prompt])
-    is_on = dict(on=True, off=False).get(think)
-    if tools:
-        body['tools'] = tools
+    /chat/completions (OpenAI's API reference, chat streaming). What is empty is not sent."""
+    body = dict(model=model, messages=[with_pictures(each, model) for each in prompt], tools=tools)
     if Model.kind == 'ollama':
         # Without truncate and shift: what does not fit is cut by us, and said, and never silently.
-        body |= dict(options=options, truncate=False, shift=False)
-        if think:
-            body['think'] = think if is_on is None else is_on
-        return '/api/chat', body
-    body |= dict(stream=True, stream_options=dict(include_usage=True))
-    if think:
-        body['reasoning_effort'] = dict(on='medium', off='none').get(think, think)
-    if is_on is not None:  # vLLM and llama-server know it by this
-        body['chat_template_kwargs'] = dict(enable_thinking=is_on)
+        return '/api/chat', body | dict(options=options, truncate=False, shift=False,
+                                        think=dict(on=True, off=False).get(think, think))
+    body |= dict(stream=True, stream_options=dict(include_usage=True),
+                 reasoning_effort=dict(on='medium', off='none').get(think, think),
+                 temperature=options.get('temperature'))
+    if think in ('on', 'off'):  # vLLM and llama-server know it by this
+        body['chat_template_kwargs'] = dict(enable_thinking=think == 'on')
     if prompt[-1]['role'] == 'assistant':  # vLLM goes on from there only by this
         body |= dict(continue_final_message=True, add_generation_prompt=False)
-    if 'temperature' in options:
-        body['temperature'] = options['temperature']
     return '/chat/completions', body
 
-def join_calls(calls, latest, pieces):
+def join_calls(calls, ids, pieces):
     """Adds pieces of tool calls (OpenAI) to `calls`: one with a name begins a call, the others, and
-    those with the same id, go on with the `latest` one of their index."""
+    those with the same id, go on with the latest one of their index; `ids`: the ids of these."""
     for piece in pieces:
         function, index = piece.get('function') or {}, piece.get('index')
-        name, same = function.get('name'), latest.get(index)
-        if name and not (same and same['id'] == piece.get('id')):
-            latest[index] = dict(  # Mistral wants an id of nine characters
-                id=piece.get('id') or secrets.token_hex(5)[1:], type='function',
-                function=dict(name=name, arguments=''))
-            calls.append(latest[index])
-        arguments = function.get('arguments') or ''
+        name, arguments = function.get('name'), function.get('arguments') or ''
+        if name or index not in ids:  # Mistral wants an id of nine characters
+            ids[index] = piece.get('id') or secrets.token_hex(5)[1:]
+        call = calls.setdefault((index, ids[index]), dict(
+            id=ids[index], type='function', function=dict(name=name, arguments='')))
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments)
-        if index in latest:
-            latest[index]['function']['arguments'] += arguments
+        call['function']['arguments'] += arguments
 
-def as_ollama(data):
-    "An object of OpenAI's protocol in the words of Ollama's."
-    choice = next(iter(data.get('choices') or []), {})
-    part = choice.get('delta') or choice.get('message') or {}  # the latter where it did not stream
-    usage = data.get('usage') or {}
-    thinking = part.get('reasoning_content') or part.get('reasoning')
-    return dict(message=dict(thinking=thinking,
-                             content=part.get('content') or part.get('refusal')),
-                calls=part.get('tool_calls'),
-                done=data.get('done') or choice.get('finish_reason'),
-                done_reason=choice.get('finish_reason'),
-                eval_count=usage.get('completion_tokens'),
-                prompt_eval_count=usage.get('prompt_tokens'))
+# What Ollama calls otherwise than OpenAI's protocol.
+NAMES = dict(reasoning='thinking', reasoning_content='thinking', refusal='content',
+             finish_reason='done_reason', completion_tokens='eval_count',
+             prompt_tokens='prompt_eval_count')
+
+def said_in(data):
+    "What an object of an answer says, flat and in Ollama's words, whichever protocol it has."
+    said = data | next(iter(data.get('choices') or []), {})
+    for key in 'message', 'delta', 'usage':  # a message also where it did not stream
+        said |= said.get(key) or {}
+    return {NAMES.get(key, key): value for key, value in said.items() if value}
+
+END_OF_THINKING = r'</(think|thinking|thought)>\s*'
 
 class Sorter:
     """Sorts the content of an answer into thinking and answer: some servers leave <think> in it,
@@ -3521,38 +3510,32 @@ class Sorter:
     end: then ('Thought', text) says that all so far, and this text, was thinking."""
     def __init__(self, kind=''):
         self.rest, self.kind = '', kind
-        # The character before the rest, as long as marks count: not in a field of its own.
-        self.last = '' if kind else '\n'
+        self.end = ''     # the mark that ends thinking: none in a field of its own
+        self.last = '\n'  # the character before the rest
 
-    def feed(self, text, is_end=False):
+    def feed(self, text, is_end):
         "Gives (kind, text) of what is clear by now, at the end of all that is left."
         self.rest += text
-        if not self.kind:
-            if re.fullmatch(r'\s*(<[a-z]{,9})?', self.rest) and not is_end:
-                return
-            self.kind = 'Answering'
-            if found := re.match(r'\s*<(think|thinking|thought)>\s*', self.rest):
-                self.kind, self.rest = 'Thinking', self.rest[found.end():]
-        end = r'</(think|thinking|thought)>\s*'
-        begun = self.last and self.kind == 'Thinking'
-        if begun and (found := re.search(end, self.rest)):
-            yield self.kind, joined_halves(self.rest[:found.start()])
-            self.kind, self.rest, self.last = 'Answering', self.rest[found.end():], ''
-        elif '<think' in self.rest:
-            self.last = ''  # the answer is about such marks
-        elif self.last and (found := re.search(rf'(?m)^{end}', self.last + self.rest)):
-            yield 'Thought', joined_halves(self.rest[:found.start() - 1])
-            self.rest, self.last = self.rest[found.end() - 1:], ''
         # What may be the beginning of a mark, or of a character, waits for the rest of it.
         held = '' if is_end else re.search(r'(<[/a-z]{0,9}|[\ud800-\udbff])?\Z', self.rest)[0]
-        clear, self.rest = self.rest.removesuffix(held), held
-        if clear:
-            self.last = self.last and clear[-1]
-            yield self.kind, joined_halves(clear)
-
-def joined_halves(text):
-    "Text in which characters may stand in two halves, as JSON writes them, with whole ones."
-    return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+        text = self.rest.removesuffix(held)
+        if not (self.kind or is_end or text.strip()):
+            return
+        # Characters may stand in two halves, as JSON writes them.
+        text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+        self.rest = held
+        if not self.kind:
+            text, begun = re.subn(r'^\s*<(think|thinking|thought)>\s*', '', text)
+            self.kind = 'Thinking' if begun else 'Answering'
+            self.end = END_OF_THINKING if begun else rf'(?m)^{END_OF_THINKING}'
+        if self.kind == 'Answering' and '<think' in text:
+            self.end = ''  # the answer is about such marks
+        if self.end and (found := re.search(self.end, self.last + text)):
+            yield 'Thinking' if self.kind == 'Thinking' else 'Thought', text[:found.start() - 1]
+            self.kind, self.end, text = 'Answering', '', text[found.end() - 1:]
+        if text:
+            self.last = text[-1]
+            yield self.kind, text
 
 async def say_what_it_does(chat, model):
     "Until something comes: who is before it, does it load (absent from /api/ps), or read?"
@@ -3581,37 +3564,39 @@ async def turn_to_talk(model):
 async def stream(prompt, model, options, tools=(), think=''):
     """The model's answer in pieces, from whichever back end there is: ('Thinking', text),
     ('Answering', text), ('Thought', text) as Sorter says it, and at the end ('end', fields of
-    Message, and the tool `calls`, and `cut`: it ran out of room). Raises ModelError, also where an
-    answer ends without its figures."""
+    Message, and the tool `calls`). Raises ModelError, also where an answer just ends."""
     path, body = await asyncio.to_thread(chat_request, prompt, model, options, tools, think)
-    start, calls, latest, end, sorters = None, [], {}, {}, (Sorter('Thinking'), Sorter())
+    start, calls, ids, end, has_ended = None, {}, {}, {}, False
+    sorters = dict(thinking=Sorter('Thinking'), content=Sorter())
     async with turn_to_talk(model) as watch:
         async for data in patient_replies(Model.url or await start_built_in(), path, body):
             watch.cancel()
             start = start or time.perf_counter()
-            if Model.kind != 'ollama':
-                data = as_ollama(data)
-                join_calls(calls, latest, data['calls'] or [])
-            part = data.get('message') or {}
-            for sorter, key in zip(sorters, ('thinking', 'content'), strict=True):
-                for piece in sorter.feed(text_of(part, key)):
+            said = said_in(data)
+            end |= said
+            has_ended = 'done' in end or 'done_reason' in end
+            for key, sorter in sorters.items():
+                for piece in sorter.feed(text_of(said.get(key)), has_ended):
                     yield piece
-            calls += part.get('tool_calls') or []  # whole, in any object, the last one too
-            end |= {key: value for key, value in data.items() if value}
-    for sorter in sorters:
-        for piece in sorter.feed('', is_end=True):
-            yield piece
-    if not end.get('done'):
+            pieces = said.get('tool_calls', [])
+            if Model.kind == 'ollama':  # they are whole
+                calls.update(enumerate(pieces, len(calls)))
+            else:
+                join_calls(calls, ids, pieces)
+    if not has_ended:
         raise ModelError('The answer broke off before its end: the model server stopped without a '
                          'word. Go on from there, or try again.')
     reason = end.get('done_reason')
     if reason == 'content_filter':
         raise ModelError('A filter of the model server ended the answer. '
                          'Ask in other words, or choose another model.')
-    yield 'end', dict(tokens=count_of(end, 'eval_count'), calls=calls,
-                      prompt_tokens=count_of(end, 'prompt_eval_count'),
-                      seconds=count_of(end, 'eval_duration')/1e9 or time.perf_counter() - start,
-                      cut=reason == 'length')
+    is_cut = reason == 'length'
+    yield 'end', dict(
+        calls=[*calls.values()], tokens=count_of(end.get('eval_count')),
+        prompt_tokens=count_of(end.get('prompt_eval_count')),
+        seconds=count_of(end.get('eval_duration'))/1e9 or time.perf_counter() - start,
+        status='stopped' if is_cut else 'done',
+        error='The answer reached the end of what the model can hold.' if is_cut else '')
 
 # ---- 20. Forms: what a type is in a form, and to the model ---------------------------------------
 
@@ -3862,16 +3847,10 @@ async def answer(chat):
         figures = await rounds(chat, profile)
     except ModelError as e:
         return chat.finish('error', error=str(e))
-    is_cut, has_acted = figures.pop('cut'), figures.pop('has_acted')
-    status, error = 'done', ''
-    if is_cut:
-        status, error = 'stopped', 'The answer reached the end of what the model can hold.'
-    if not chat.text().strip() and has_acted:  # no error, and trying again would act twice
-        chat.send('*The model used tools and said nothing further.*')
-    elif not chat.text().strip():
-        status = 'error'
-        error = 'The model answered nothing. Try again, or choose another model.'
-    chat.finish(status, **figures, error=error)
+    if not chat.text().strip():
+        sentence = 'The model answered nothing. Try again, or choose another model.'
+        figures |= dict(status='error', error=sentence)
+    chat.finish(**figures)
 
 async def rounds(chat, profile):
     "Answers, and carries out the tools that the answer calls, until one calls none."
@@ -3886,7 +3865,9 @@ async def rounds(chat, profile):
         turn.append(dict(role='assistant', content=text, tool_calls=calls))
         for call in calls:
             turn.append(await use_tool(chat, call))
-    return figures | dict(has_acted=bool(turn))
+    if turn and not chat.text().strip():  # no error, and trying again would act twice
+        chat.send('*The model used tools and said nothing further.*')
+    return figures
 
 async def cut_to_fit(chat, profile, turn, specs):
     """Streams the answer into `chat` and returns its text and figures. What is too long for the
@@ -4058,7 +4039,7 @@ async def download(chat, model, then):
         async for data in replies(OLLAMA, '/api/pull', dict(model=model)):
             # A step without bytes has no digest.
             layers[data.get('digest')] = data.get('completed') or 0, data.get('total') or 0
-            status = text_of(data, 'status')
+            status = text_of(data.get('status'))
             chat.note(status.split(' ')[0])
             done, total = map(sum, zip(*layers.values(), strict=True))
             percent = min(99, 100*done/max(1, total))
