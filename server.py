@@ -2962,9 +2962,9 @@ BACKGROUND.append(chatq.work)
 
 # ---- 17. Files: what may be attached, and what models and jobs are given of it -------------------
 
-PICTURES = 'png', 'jpeg', 'gif', 'webp'
-FIRST_BYTES = re.compile(rb'(?s)(?P<png>\x89PNG\r\n)|(?P<jpeg>\xff\xd8\xff)|(?P<gif>GIF8)|'
-                         rb'(?P<webp>RIFF....WEBP)|(?P<pdf>%PDF-)')
+# The kind of what `size_of` takes for a picture.
+PICTURE_KIND = re.compile(rb'(?s)(?P<png>\x89PNG)|(?P<jpeg>\xff\xd8)|(?P<gif>GIF8)|'
+                          rb'(?P<webp>.{8}WEBP)')
 PICTURE_MARK = re.compile(f'{START}(/file/[^{END}]*){END}')  # in a prompt, until it is sent
 WEIGHT = 2000     # a picture counts as so many characters of a prompt
 MOST_SIDE = 2048  # pixels that the model is given
@@ -2999,17 +2999,16 @@ def what_it_is(name, data):
     """The ending under which a file is kept, and what is kept: a picture as it is, of all else the
     text. Refuses what is neither."""
     ending = name.rpartition('.')[2].lower().replace('jpg', 'jpeg')
-    kind = getattr(FIRST_BYTES.match(data), 'lastgroup', '')
-    if kind in PICTURES:
-        width, height = size_of(data)
-        if width*height > MOST_PIXELS:
-            refuse(f'{name} has {width:,} x {height:,} pixels, and at most '
-                   f'{MOST_PIXELS//10**6} million fit: make it smaller.')
-        if width and height:
-            return kind, data
-    if kind != 'pdf' and ending in (*PICTURES, 'pdf'):
+    width, height = size_of(data)
+    if width*height > MOST_PIXELS:
+        refuse(f'{name} has {width:,} x {height:,} pixels, and at most '
+               f'{MOST_PIXELS//10**6} million fit: make it smaller.')
+    if width*height:
+        return PICTURE_KIND.match(data).lastgroup, data
+    is_pdf = data.startswith(b'%PDF-')
+    if ending in ('png', 'jpeg', 'gif', 'webp', 'pdf') and not is_pdf:
         refuse(f'{name} is not what its name says: it is no {ending.upper()} that can be read.')
-    text = pdf_text(name, data) if kind == 'pdf' else as_plain_text(data)
+    text = pdf_text(name, data) if is_pdf else as_plain_text(data)
     if not text.strip():
         refuse(f'{name} is empty or has no text in it: attach a picture (PNG, JPEG, WebP, GIF), '
                'a text or a PDF.')
@@ -3053,8 +3052,8 @@ def check_length(length, limit):
                          'this model. Attach less, or give it more context in the settings.')
 
 @lru_cache(8)
-def picture_data(address):
-    "The kind of a picture, and its data in base64: smaller, if it is large and Pillow is here."
+def picture_url(address):
+    "A picture as a data URL: smaller, if it is large and Pillow is here."
     path = kept_path(address)
     data = path.read_bytes()
     if max(size_of(data)) > MOST_SIDE or path.suffix == '.gif':
@@ -3063,21 +3062,20 @@ def picture_data(address):
             image, file = Image.open(io.BytesIO(data)), io.BytesIO()
             small = ImageOps.exif_transpose(image)
             small.thumbnail((MOST_SIDE, MOST_SIDE))
-            small.save(file, 'png' if image.format == 'GIF' else image.format)
+            small.save(file, image.format.replace('GIF', 'PNG'))
             data = file.getvalue()
-    return FIRST_BYTES.match(data).lastgroup, b64encode(data).decode()
+    kind = PICTURE_KIND.match(data).lastgroup
+    return f'data:image/{kind};base64,{b64encode(data).decode()}'
 
 def with_pictures(said, model):
     "A message of a prompt with the pictures that its text has marks for, as its server wants them."
     addresses, text = PICTURE_MARK.findall(said['content']), said['content']
     if not addresses or can(model, SEES) is False:
         return said | dict(content=PICTURE_MARK.sub('(A picture that you cannot see.)', text))
-    text = PICTURE_MARK.sub('', text).strip()
-    pictures = [picture_data(address) for address in addresses]
+    urls, text = [*map(picture_url, addresses)], PICTURE_MARK.sub('', text).strip()
     if Model.kind == 'ollama':
-        return said | dict(content=text, images=[data for _, data in pictures])
-    parts = [dict(type='image_url', image_url=dict(url=f'data:image/{kind};base64,{data}'))
-             for kind, data in pictures]
+        return said | dict(content=text, images=[url.partition(',')[2] for url in urls])
+    parts = [dict(type='image_url', image_url=dict(url=url)) for url in urls]
     if text:
         parts.insert(0, dict(type='text', text=text))
     return said | dict(content=parts)
@@ -3090,13 +3088,12 @@ class File(str):
 
 def with_paths(values, folder):
     "The values of a job, with the path of a copy in place of each file."
-    def path(number, value):
-        address, _, name = value.partition(' ')
-        copy = folder/f'{number}'/safe_name(name)
-        copy.parent.mkdir()
-        return shutil.copy(kept_path(address), copy)
-    return {name: path(number, value) if isinstance(value, File) else value
-            for number, (name, value) in enumerate(values.items())}
+    def copy(name, value):
+        address, _, file_name = value.partition(' ')
+        (folder/name).mkdir()
+        return shutil.copy(kept_path(address), folder/name/safe_name(file_name))
+    return {name: copy(name, value) if isinstance(value, File) else value
+            for name, value in values.items()}
 
 async def sent_value(value):
     "A value of a form; of a file the address under which it is kept, and its name."
@@ -3821,12 +3818,8 @@ def history(row, profile, limit):
 
 def model_options(profile):
     "The profile's settings as Ollama calls them; the model server has its own for what is empty."
-    options = {}
-    if profile.temperature:
-        options['temperature'] = float(profile.temperature)
-    if profile.context:
-        options['num_ctx'] = int(profile.context)
-    return options
+    options = dict(temperature=profile.temperature, num_ctx=profile.context)
+    return {name: float(value) for name, value in options.items() if value}
 
 def room(profile, model):
     "The context in force, in tokens, and how many characters of a prompt it takes."
@@ -3976,11 +3969,10 @@ async def use_tool(chat, call):
         if name not in tools:
             raise ValueError(f'there is no tool “{name}”, but there are: {", ".join(tools)}')
         values = tool_values(tools[name], given)
-        function = tools[name]
-        if not iscoroutinefunction(function):
-            function = functools.partial(asyncio.to_thread, function)
-        result = await function(chat, **values)
-        result = str((await result if iscoroutine(result) else result) or 'Done.')
+        result = await asyncio.to_thread(tools[name], chat, **values)
+        if iscoroutine(result):  # of an `async def`, which has not run yet
+            result = await result
+        result = str(result or 'Done.')
     except (ValueError, TypeError, KeyError, RecursionError, HTTPException) as e:
         result = f'This did not work: {getattr(e, "detail", e)}'
     which = dict(tool_name=name) if Model.kind == 'ollama' else dict(tool_call_id=call['id'])
@@ -3988,9 +3980,8 @@ async def use_tool(chat, call):
 
 def as_object(arguments):
     "The arguments of a tool call as an object; what the model broke is one that no tool takes."
-    if isinstance(arguments, str):
-        with contextlib.suppress(ValueError):
-            arguments = json.loads(arguments)
+    with contextlib.suppress(ValueError, TypeError):
+        arguments = json.loads(arguments)
     return arguments if isinstance(arguments, dict) else dict(unreadable_arguments=arguments)
 
 def tool_values(function, given):
