@@ -3126,7 +3126,6 @@ class Model:
     keys = {OPENAI: env['OPENAI_API_KEY']}  # by base URL
     told = {}                  # name -> what the server tells of what it can
     refused = {}               # name -> parts of a request that its server does not take
-    chars_per_token = {}       # by name, as measured
     windows = {}               # name -> tokens of its context, where it is loaded or told
     talking = asyncio.Lock()   # one answer at a time, a job's too
     speaker = None             # the Chatter that it is for
@@ -3204,7 +3203,7 @@ async def find_backend():
             Model.told[name] = told_of(await ask_ollama('/api/show', model=name))
     return found
 
-SEES, THINKS = 'vision|image', 'thinking|reasoning'  # the words in which servers tell it
+SEES = 'vision|image'  # the words in which servers tell it
 THINKERS = r'gpt-oss|gpt-5|\bo\d|qwen3|deepseek-r|magistral|think|reason'  # OpenAI's tell it not
 LEVELED = r'gpt-|\bo\d'
 
@@ -3215,7 +3214,7 @@ def can(model, words):
 
 def ways_to_think(model):
     "What can be chosen for a model's thinking, apart from the model's own way."
-    if not can(model, THINKS) and not (OPENAI and re.search(THINKERS, model)):
+    if not can(model, 'thinking|reasoning') and not (OPENAI and re.search(THINKERS, model)):
         return ()
     return ('low', 'medium', 'high') if re.search(LEVELED, model) else ('off', 'on')
 
@@ -3225,12 +3224,6 @@ def told_of(model):
     return ''.join(json.dumps(model[key]) for key in keys if model.get(key))
 
 WINDOWS = 'max_model_len', 'n_ctx', 'context_length', 'context_window', 'max_context_length'
-
-def told_window(model):
-    "The tokens of a model's context, which each server tells in its own way; None: it does not."
-    told = model | (model.get('meta') or {})
-    return next((told[key] for key in WINDOWS if told.get(key)), None)
-
 EMBEDDERS = 'embed|bge-|minilm'  # models that are none for a chat
 
 async def list_models(url):
@@ -3248,8 +3241,9 @@ async def list_models(url):
         found = {model.get('id') or model['name']: model for model in rows}
         for name, model in found.items():
             Model.told[name] = told_of(model) or Model.told.get(name, '')
-        if OPENAI:
-            Model.windows = {name: told_window(model) for name, model in found.items()}
+            if OPENAI:  # each server has its own word for the window, some within `meta`
+                words = model | (model.get('meta') or {})
+                Model.windows[name] = next(filter(None, map(words.get, WINDOWS)), None)
         return {name: int(model.get('size') or 0) for name, model in found.items()
                 if not re.search(EMBEDDERS, f'{name} {Model.told[name]}'.lower())}
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -3558,10 +3552,15 @@ async def turn_to_talk(model):
     finally:
         watch.cancel()
 
+EARLY_ENDS = dict(
+    length='The answer reached the end of what the model can hold.',
+    content_filter='A filter of the model server ended the answer. '
+                   'Ask in other words, or choose another model.')
+
 async def stream(prompt, model, options, tools=(), think=''):
     """The model's answer in pieces, from whichever back end there is: ('Thinking', text),
     ('Answering', text), ('Thought', text) as Sorter says it, and at the end ('end', fields of
-    Message, and the tool `calls`). Raises ModelError, also where an answer just ends."""
+    Message, and the tool `calls`). Raises ModelError, also where an answer ends early."""
     path, body = await asyncio.to_thread(chat_request, prompt, model, options, tools, think)
     start, calls, ids, end, has_ended = None, {}, {}, {}, False
     sorters = dict(thinking=Sorter('Thinking'), content=Sorter())
@@ -3583,17 +3582,12 @@ async def stream(prompt, model, options, tools=(), think=''):
     if not has_ended:
         raise ModelError('The answer broke off before its end: the model server stopped without a '
                          'word. Go on from there, or try again.')
-    reason = end.get('done_reason')
-    if reason == 'content_filter':
-        raise ModelError('A filter of the model server ended the answer. '
-                         'Ask in other words, or choose another model.')
-    is_cut = reason == 'length'
+    if sentence := EARLY_ENDS.get(end.get('done_reason')):
+        raise ModelError(sentence)
     yield 'end', dict(
         calls=[*calls.values()], tokens=count_of(end.get('eval_count')),
         prompt_tokens=count_of(end.get('prompt_eval_count')),
-        seconds=count_of(end.get('eval_duration'))/1e9 or time.perf_counter() - start,
-        status='stopped' if is_cut else 'done',
-        error='The answer reached the end of what the model can hold.' if is_cut else '')
+        seconds=count_of(end.get('eval_duration'))/1e9 or time.perf_counter() - start)
 
 # ---- 20. Forms: what a type is in a form, and to the model ---------------------------------------
 
@@ -3824,7 +3818,7 @@ def model_options(profile):
 def room(profile, model):
     "The context in force, in tokens, and how many characters of a prompt it takes."
     window = model_options(profile).get('num_ctx') or Model.windows.get(model) or CONTEXT
-    return window, int(window*.75*Model.chars_per_token.get(model, 3.5))  # 1/4 is for the answer
+    return window, int(window*.75*3.5)  # 1/4 is for the answer; a token has some 3.5 characters
 
 def how_to_think(profile, model):
     "The profile's choice, where it is one for this model."
@@ -3838,12 +3832,9 @@ async def answer(chat):
     try:
         chat.row.model = await chosen_model(profile)
         figures = await rounds(chat, profile)
+        chat.finish(**figures)
     except ModelError as e:
-        return chat.finish('error', error=str(e))
-    if not chat.text().strip():
-        sentence = 'The model answered nothing. Try again, or choose another model.'
-        figures |= dict(status='error', error=sentence)
-    chat.finish(**figures)
+        chat.finish('error', error=str(e))
 
 async def rounds(chat, profile):
     "Answers, and carries out the tools that the answer calls, until one calls none."
@@ -3858,30 +3849,28 @@ async def rounds(chat, profile):
         turn.append(dict(role='assistant', content=text, tool_calls=calls))
         for call in calls:
             turn.append(await use_tool(chat, call))
-    if turn and not chat.text().strip():  # no error, and trying again would act twice
+    has_text = chat.text().strip()
+    if turn and not has_text:  # no error, and trying again would act twice
         chat.send('*The model used tools and said nothing further.*')
+    elif not has_text:
+        raise ModelError('The model answered nothing. Try again, or choose another model.')
     return figures
 
 async def cut_to_fit(chat, profile, turn, specs):
     """Streams the answer into `chat` and returns its text and figures. What is too long for the
     model is cut."""
     model, options = chat.row.model, model_options(profile)
-    think = how_to_think(profile, model)
     await loaded_models()
-    window, limit = room(profile, model)
+    chat.row.window, limit = room(profile, model)
     asked = []  # to go on, in words
     for tries_left in reversed(range(4)):
         prompt, oldest = history(chat.row, profile, limit)
         prompt += turn or asked
         show_memory(chat.chat, oldest)
         try:
-            pieces = stream(prompt, model, options, specs, think)
+            pieces = stream(prompt, model, options, specs, how_to_think(profile, model))
             pieces = without_overlap(pieces, chat.row.content.rstrip())
-            text, figures = await write_answer(pieces, chat)
-            said = ''.join(each['content'] for each in prompt)
-            if figures['prompt_tokens'] and not specs and START not in said:  # of a picture
-                Model.chars_per_token[model] = len(said)/figures['prompt_tokens']
-            return text, figures | dict(window=window)
+            return await write_answer(pieces, chat)
         except TooLong:
             if not tries_left:
                 raise
@@ -5875,8 +5864,6 @@ async def attach(req, profile: int, chat: int = 0):
     rows = []
     for file in sent:
         name, data = safe_name(file.filename), await file.read()
-        if len(data) > MAX_FILE:
-            refuse(*too_much(MAX_FILE))
         ending, kept = await asyncio.to_thread(what_it_is, name, data)
         length = len(kept.decode()) if ending == 'txt' else 0
         rows.append(Attachment(profile=owner.id, chat=chat, name=name, size=len(data),
