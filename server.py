@@ -3540,49 +3540,49 @@ async def say_what_it_does(chat, model):
             word = 'Reading the prompt' if is_there else f'Loading {model}'
         chat.note(word)
 
-@contextlib.asynccontextmanager
-async def turn_to_talk(model):
-    "Waits until nobody else talks to the model; gives what says so until it is cancelled."
+async def replies_in_turn(path, body):
+    """As `patient_replies`, once nobody else talks to the model. Until they come, the message that
+    they are for says what it waits for."""
     chat = at_work.get()
-    watch = asyncio.create_task(say_what_it_does(chat, model))
+    watch = asyncio.create_task(say_what_it_does(chat, body['model']))
     try:
         async with Model.talking:
             Model.speaker = chat
-            yield watch
+            async for data in patient_replies(Model.url or await start_built_in(), path, body):
+                watch.cancel()
+                yield data
     finally:
         watch.cancel()
 
-EARLY_ENDS = dict(
-    length='The answer reached the end of what the model can hold.',
-    content_filter='A filter of the model server ended the answer. '
-                   'Ask in other words, or choose another model.')
+# How an answer may end before its end: what the server says of it, and what the person is told.
+EARLY_ENDS = {
+    None: 'The answer broke off before its end: the model server stopped without a word. '
+          'Go on from there, or try again.',
+    'length': 'The answer reached the end of what the model can hold.',
+    'content_filter': 'A filter of the model server ended the answer. '
+                      'Ask in other words, or choose another model.'}
 
 async def stream(prompt, model, options, tools=(), think=''):
     """The model's answer in pieces, from whichever back end there is: ('Thinking', text),
     ('Answering', text), ('Thought', text) as Sorter says it, and at the end ('end', fields of
     Message, and the tool `calls`). Raises ModelError, also where an answer ends early."""
     path, body = await asyncio.to_thread(chat_request, prompt, model, options, tools, think)
-    start, calls, ids, end, has_ended = None, {}, {}, {}, False
+    start, calls, ids, end, reason = None, {}, {}, {}, None
     sorters = dict(thinking=Sorter('Thinking'), content=Sorter())
-    async with turn_to_talk(model) as watch:
-        async for data in patient_replies(Model.url or await start_built_in(), path, body):
-            watch.cancel()
-            start = start or time.perf_counter()
-            said = said_in(data)
-            end |= said
-            has_ended = 'done' in end or 'done_reason' in end
-            for key, sorter in sorters.items():
-                for piece in sorter.feed(text_of(said.get(key)), has_ended):
-                    yield piece
-            pieces = said.get('tool_calls', [])
-            if Model.kind == 'ollama':  # they are whole
-                calls.update(enumerate(pieces, len(calls)))
-            else:
-                join_calls(calls, ids, pieces)
-    if not has_ended:
-        raise ModelError('The answer broke off before its end: the model server stopped without a '
-                         'word. Go on from there, or try again.')
-    if sentence := EARLY_ENDS.get(end.get('done_reason')):
+    async for data in replies_in_turn(path, body):
+        start = start or time.perf_counter()
+        said = said_in(data)
+        end |= said
+        reason = end.get('done_reason') or end.get('done')
+        for key, sorter in sorters.items():
+            for piece in sorter.feed(text_of(said.get(key)), is_end=reason):
+                yield piece
+        pieces = said.get('tool_calls', [])
+        if Model.kind == 'ollama':  # they are whole
+            calls.update(enumerate(pieces, len(calls)))
+        else:
+            join_calls(calls, ids, pieces)
+    if sentence := EARLY_ENDS.get(reason):
         raise ModelError(sentence)
     yield 'end', dict(
         calls=[*calls.values()], tokens=count_of(end.get('eval_count')),
@@ -3768,8 +3768,8 @@ def tool(function):
 def all_tools():
     "Every tool by its name; each job is one, too."
     tools = {function.__name__: function for function in TOOLS}
-    jobs = [function for function in all_jobs() if not getattr(function, 'broken', '')]
-    return tools | {function.__name__: function.as_tool for function in jobs}
+    return tools | {function.__name__: function.as_tool for function in all_jobs()
+                    if not getattr(function, 'broken', '')}
 
 # What the model is sent
 
@@ -3777,10 +3777,11 @@ PAST = "chat = ? and id < ? and not deleted and status in ('done', 'stopped', 'e
 
 def past_messages(row, limit):
     """(role, text) of what stands above `row` in its chat, as much as fits into `limit` characters;
-    and the id of the oldest one, 0 where all fit."""
+    and the id of the oldest one, 0 where all fit. What happened in the app is told in the person's
+    name: not every model takes a system message in between."""
     past, size, oldest = deque(), 0, 0
     for m in messages(PAST, [row.chat, row.id], 'id desc'):
-        text = told(m)
+        role, text = m.role, told(m)
         if not text:
             continue
         size += weight(text)
@@ -3788,22 +3789,19 @@ def past_messages(row, limit):
             check_length(size, limit)
         if past and size > limit:
             return past, oldest
-        past.appendleft((m.role, text[:limit]))
-        oldest = m.id
+        text, oldest = text[:limit], m.id
+        if role in ('event', 'job'):
+            comment = '' if past else '\n\nComment on that in one short sentence.'
+            role, text = 'user', f'(Meanwhile in the app: {text}){comment}'
+        past.appendleft((role, text))
     return past, 0
 
 def history(row, profile, limit):
     """The messages that the model is sent for the answer `row`, and the id of the oldest one in it
-    (0: nothing was left out for being beyond `limit` characters). What happened in the app is told
-    in the person's name, and what comes in a row from one side is one message: not every model
-    takes a system message in between, or two of one role."""
+    (0: nothing was left out for being beyond `limit` characters). What comes in a row from one side
+    is one message: not every model takes two of one role."""
     past, oldest = past_messages(row, limit)
-    said, is_event = [('system', profile.voice or VOICE)], False
-    for role, text in past:
-        is_event = role in ('event', 'job')
-        said.append(('user', f'(Meanwhile in the app: {text})') if is_event else (role, text))
-    if is_event:
-        said.append(('user', 'Comment on that in one short sentence.'))
+    said = [('system', profile.voice or VOICE), *past]
     if row.content:  # a server goes on from an unfinished answer that stands last
         said.append(('assistant', row.content))
     prompt = [dict(role=role, content='\n\n'.join(text for _, text in group))
@@ -3943,8 +3941,7 @@ async def ask_model(prompt, system=''):
     return text
 
 async def answer_into(chat, prompt, system):
-    text, _ = await write_answer(await own_prompt(prompt, system, chat), chat)
-    return text
+    return (await write_answer(await own_prompt(prompt, system, chat), chat))[0]
 
 async def use_tool(chat, call):
     """Carries out a tool call of the model, and returns the message with its result. Whatever is
@@ -5906,13 +5903,14 @@ async def check_files(prompt, profile):
             refuse(f'{each["name"]} was deleted on the disk: remove it and attach it again.')
     model, text = pick_model(profile), told(prompt)
     if START in text and can(model, SEES) is False:
-        other = next((name for name in Model.models if can(name, SEES) is not False), '')
-        way = f'{other} can: choose it and send this again.' if other else 'No installed model can.'
-        error = HTTPException(400, f'{model} can see no pictures. {way}')
-        choose = choose_model.to(profile=profile.id, model=other)
-        if other:  # and the words go with the click
-            error.button = post_button(f'Use {other}', choose, hx_target='#toast',
-                                       hx_swap='innerHTML')
+        others = [name for name in Model.models if can(name, SEES) is not False]
+        if not others:
+            refuse(f'{model} can see no pictures. No installed model can.')
+        error = HTTPException(400, f'{model} can see no pictures. {others[0]} can: '
+                                   'choose it and send this again.')
+        choose = choose_model.to(profile=profile.id, model=others[0])
+        error.button = post_button(f'Use {others[0]}', choose, hx_target='#toast',
+                                   hx_swap='innerHTML')  # the words go with the click
         raise error
     await loaded_models()
     check_length(weight(text), room(profile, model)[1])
