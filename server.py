@@ -3342,12 +3342,12 @@ def server_error(status, data, model=''):
     kind, sentence = next(each for sign, *each in SERVER_ERRORS if re.search(sign, signs))
     return kind(sentence.format(model=model, text=text))
 
-async def lines_of(reply):
-    """The lines of a stream, split at \\n alone: httpx's own aiter_lines also splits at U+2028,
+async def lines_of(reply, end):
+    """The lines of a stream, split at `end` alone: httpx's own aiter_lines also splits at U+2028,
     which Ollama sends raw."""
     rest = b''
     async for chunk in reply.aiter_bytes():
-        *lines, rest = (rest + chunk).split(b'\n')
+        *lines, rest = (rest + chunk).split(end)
         for line in lines:
             yield line
     yield rest
@@ -3374,12 +3374,11 @@ async def replies(url, path, body):
             if reply.status_code != 200:
                 await reply.aread()
                 error = server_error(reply.status_code, reply.text, model)
-                error.wait = count_of(reply.headers.get('retry-after'))
+                error.wait = count_of(reply.headers, 'retry-after')
                 raise error
-            if OPENAI and 'json' in reply.headers.get('content-type', ''):  # it does not stream
-                yield parse_line(await reply.aread(), model)
-                return
-            async for line in lines_of(reply):
+            # What does not stream is one object of many lines.
+            is_whole = OPENAI and 'json' in reply.headers.get('content-type', '')
+            async for line in lines_of(reply, b'\0' if is_whole else b'\n'):
                 line = re.sub(b'^(data|error):', b'', line).strip()  # llama-server has the latter
                 if line == b'[DONE]':
                     yield dict(done=True)
@@ -3443,10 +3442,10 @@ def text_of(value):
         return text_of(value.get('text'))
     return re.sub('[\x00-\x08\x0b-\x1f\x7f]', '', str(value or ''))
 
-def count_of(value):
+def count_of(data, key):
     "The number of a field, which some servers write as text; 0 for what is none."
     try:
-        return int(float(value or 0))
+        return int(float(data.get(key) or 0))
     except (ValueError, TypeError, OverflowError):
         return 0
 
@@ -3585,9 +3584,9 @@ async def stream(prompt, model, options, tools=(), think=''):
     if sentence := EARLY_ENDS.get(reason):
         raise ModelError(sentence)
     yield 'end', dict(
-        calls=[*calls.values()], tokens=count_of(end.get('eval_count')),
-        prompt_tokens=count_of(end.get('prompt_eval_count')),
-        seconds=count_of(end.get('eval_duration'))/1e9 or time.perf_counter() - start)
+        calls=[*calls.values()], tokens=count_of(end, 'eval_count'),
+        prompt_tokens=count_of(end, 'prompt_eval_count'),
+        seconds=count_of(end, 'eval_duration')/1e9 or time.perf_counter() - start)
 
 # ---- 20. Forms: what a type is in a form, and to the model ---------------------------------------
 
