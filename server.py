@@ -3561,7 +3561,7 @@ EARLY_ENDS = {
     'content_filter': 'A filter of the model server ended the answer. '
                       'Ask in other words, or choose another model.'}
 
-async def stream(prompt, model, options, tools=(), think=''):
+async def stream(prompt, model, options, tools=None, think=''):
     """The model's answer in pieces, from whichever back end there is: ('Thinking', text),
     ('Answering', text), ('Thought', text) as Sorter says it, and at the end ('end', fields of
     Message, and the tool `calls`). Raises ModelError, also where an answer ends early."""
