@@ -2930,9 +2930,9 @@ BACKGROUND.append(chatq.work)
 
 # ---- 17. Files: what may be attached, and what models and jobs are given of it -------------------
 
-PICTURES = 'png', 'jpeg', 'gif', 'webp'
-FIRST_BYTES = re.compile(rb'(?s)(?P<png>\x89PNG\r\n)|(?P<jpeg>\xff\xd8\xff)|(?P<gif>GIF8)|'
-                         rb'(?P<webp>RIFF....WEBP)|(?P<pdf>%PDF-)')
+# The kind of what `size_of` takes for a picture.
+PICTURE_KIND = re.compile(rb'(?s)(?P<png>\x89PNG)|(?P<jpeg>\xff\xd8)|(?P<gif>GIF8)|'
+                          rb'(?P<webp>.{8}WEBP)')
 PICTURE_MARK = re.compile(f'{START}(/file/[^{END}]*){END}')  # in a prompt, until it is sent
 WEIGHT = 2000     # a picture counts as so many characters of a prompt
 MOST_SIDE = 2048  # pixels that the model is given
@@ -2967,17 +2967,16 @@ def what_it_is(name, data):
     """The ending under which a file is kept, and what is kept: a picture as it is, of all else the
     text. Refuses what is neither."""
     ending = name.rpartition('.')[2].lower().replace('jpg', 'jpeg')
-    kind = getattr(FIRST_BYTES.match(data), 'lastgroup', '')
-    if kind in PICTURES:
-        width, height = size_of(data)
-        if width*height > MOST_PIXELS:
-            refuse(f'{name} has {width:,} x {height:,} pixels, and at most '
-                   f'{MOST_PIXELS//10**6} million fit: make it smaller.')
-        if width and height:
-            return kind, data
-    if kind != 'pdf' and ending in (*PICTURES, 'pdf'):
+    width, height = size_of(data)
+    if width*height > MOST_PIXELS:
+        refuse(f'{name} has {width:,} x {height:,} pixels, and at most '
+               f'{MOST_PIXELS//10**6} million fit: make it smaller.')
+    if width*height:
+        return PICTURE_KIND.match(data).lastgroup, data
+    is_pdf = data.startswith(b'%PDF-')
+    if ending in ('png', 'jpeg', 'gif', 'webp', 'pdf') and not is_pdf:
         refuse(f'{name} is not what its name says: it is no {ending.upper()} that can be read.')
-    text = pdf_text(name, data) if kind == 'pdf' else as_plain_text(data)
+    text = pdf_text(name, data) if is_pdf else as_plain_text(data)
     if not text.strip():
         refuse(f'{name} is empty or has no text in it: attach a picture (PNG, JPEG, WebP, GIF), '
                'a text or a PDF.')
@@ -3021,8 +3020,8 @@ def check_length(length, limit):
                          'this model. Attach less, or give it more context in the settings.')
 
 @lru_cache(8)
-def picture_data(address):
-    "The kind of a picture, and its data in base64: smaller, if it is large and Pillow is here."
+def picture_url(address):
+    "A picture as a data URL: smaller, if it is large and Pillow is here."
     path = kept_path(address)
     data = path.read_bytes()
     if max(size_of(data)) > MOST_SIDE or path.suffix == '.gif':
@@ -3031,25 +3030,20 @@ def picture_data(address):
             image, file = Image.open(io.BytesIO(data)), io.BytesIO()
             small = ImageOps.exif_transpose(image)
             small.thumbnail((MOST_SIDE, MOST_SIDE))
-            small.save(file, 'png' if image.format == 'GIF' else image.format)
+            small.save(file, image.format.replace('GIF', 'PNG'))
             data = file.getvalue()
-    return FIRST_BYTES.match(data).lastgroup, b64encode(data).decode()
-
-def is_blind(model):
-    "Whether a model can see no pictures, as far as the server tells."
-    return model in Model.can and model not in Model.with_vision
+    kind = PICTURE_KIND.match(data).lastgroup
+    return f'data:image/{kind};base64,{b64encode(data).decode()}'
 
 def with_pictures(said, model):
     "A message of a prompt with the pictures that its text has marks for, as its server wants them."
     addresses, text = PICTURE_MARK.findall(said['content']), said['content']
-    if not addresses or is_blind(model):
+    if not addresses or can(model, SEES) is False:
         return said | dict(content=PICTURE_MARK.sub('(A picture that you cannot see.)', text))
-    text = PICTURE_MARK.sub('', text).strip()
-    pictures = [picture_data(address) for address in addresses]
+    urls, text = [*map(picture_url, addresses)], PICTURE_MARK.sub('', text).strip()
     if Model.kind == 'ollama':
-        return said | dict(content=text, images=[data for _, data in pictures])
-    parts = [dict(type='image_url', image_url=dict(url=f'data:image/{kind};base64,{data}'))
-             for kind, data in pictures]
+        return said | dict(content=text, images=[url.partition(',')[2] for url in urls])
+    parts = [dict(type='image_url', image_url=dict(url=url)) for url in urls]
     if text:
         parts.insert(0, dict(type='text', text=text))
     return said | dict(content=parts)
@@ -3062,13 +3056,12 @@ class File(str):
 
 def with_paths(values, folder):
     "The values of a job, with the path of a copy in place of each file."
-    def path(number, value):
-        address, _, name = value.partition(' ')
-        copy = folder/f'{number}'/safe_name(name)
-        copy.parent.mkdir()
-        return shutil.copy(kept_path(address), copy)
-    return {name: path(number, value) if isinstance(value, File) else value
-            for number, (name, value) in enumerate(values.items())}
+    def copy(name, value):
+        address, _, file_name = value.partition(' ')
+        (folder/name).mkdir()
+        return shutil.copy(kept_path(address), folder/name/safe_name(file_name))
+    return {name: copy(name, value) if isinstance(value, File) else value
+            for name, value in values.items()}
 
 async def sent_value(value):
     "A value of a form; of a file the address under which it is kept, and its name."
@@ -3099,10 +3092,8 @@ class Model:
     kind = url = problem = ''  # kind: ollama, openai, built-in, or '' for nothing
     models = {}                # name -> bytes
     keys = {OPENAI: env['OPENAI_API_KEY']}  # by base URL
-    can = {}                   # name -> what the server tells of what it can
-    with_tools = with_vision = thinking = frozenset()  # names of those that can, or may
+    told = {}                  # name -> what the server tells of what it can
     refused = {}               # name -> parts of a request that its server does not take
-    chars_per_token = {}       # by name, as measured
     windows = {}               # name -> tokens of its context, where it is loaded or told
     talking = asyncio.Lock()   # one answer at a time, a job's too
     speaker = None             # the Chatter that it is for
@@ -3175,35 +3166,25 @@ async def find_backend():
         else:
             problem = how_to_get_ollama()
     found = Model.kind, Model.url, Model.models, Model.problem = kind, url, models, problem
-    await find_abilities()
+    for name in models:  # an Ollama from before 2026 tells what they can one by one
+        if not Model.told.get(name):
+            Model.told[name] = told_of(await ask_ollama('/api/show', model=name))
     return found
 
-# Models that think, by their names, and those whose thinking has levels.
-THINKERS = r'gpt-oss|gpt-5|\bo\d|qwen3|deepseek-r|magistral|think|reason'
+SEES = 'vision|image'  # the words in which servers tell it
+THINKERS = r'gpt-oss|gpt-5|\bo\d|qwen3|deepseek-r|magistral|think|reason'  # OpenAI's tell it not
 LEVELED = r'gpt-|\bo\d'
+
+def can(model, words):
+    "Whether a model can do what one of these words says; None where its server does not tell."
+    told = Model.told.get(model)
+    return bool(re.search(f'"({words})"(?!: false)', told)) if told else None
 
 def ways_to_think(model):
     "What can be chosen for a model's thinking, apart from the model's own way."
-    if model not in Model.thinking:
+    if not can(model, 'thinking|reasoning') and not (OPENAI and re.search(THINKERS, model)):
         return ()
     return ('low', 'medium', 'high') if re.search(LEVELED, model) else ('off', 'on')
-
-async def find_abilities():
-    "Sorts the models by what they can, as far as the server tells; a request shows the rest."
-    for name in Model.models.keys() - Model.can:  # an Ollama from before 2026 tells it one by one
-        if data := await ask_ollama('POST', '/api/show', model=name):
-            Model.can[name] = told_of(data)
-
-    unknown = '"vision"' if OPENAI else ''
-
-    def able(words):
-        return {name for name in Model.models
-                if re.search(f'"({words})"(?!: false)', Model.can.get(name, unknown))}
-    Model.with_tools = set(Model.models) if OPENAI else able('tools')
-    Model.with_vision = able('vision|image')
-    Model.thinking = able('thinking|reasoning')
-    if OPENAI:
-        Model.thinking |= {name for name in Model.models if re.search(THINKERS, name)}
 
 def told_of(model):
     "What a server tells of what a model can, each in its own way, as text to search in."
@@ -3211,17 +3192,7 @@ def told_of(model):
     return ''.join(json.dumps(model[key]) for key in keys if model.get(key))
 
 WINDOWS = 'max_model_len', 'n_ctx', 'context_length', 'context_window', 'max_context_length'
-
-def told_window(model):
-    "The tokens of a model's context, which each server tells in its own way; None: it does not."
-    told = model | (model.get('meta') or {})
-    return next((told[key] for key in WINDOWS if told.get(key)), None)
-
-def can_chat(name, told):
-    "Whether a model is one for a chat, and none that only embeds texts."
-    if told and not OPENAI:
-        return 'completion' in told
-    return not re.search('embed|bge-|minilm', f'{name} {told}'.lower())
+EMBEDDERS = 'embed|bge-|minilm'  # models that are none for a chat
 
 async def list_models(url):
     "The models of a server, with their size where it says so."
@@ -3234,15 +3205,15 @@ async def list_models(url):
         raise server_error(reply.status_code, reply.text)
     try:
         data = reply.json()
-        if isinstance(data, list):
-            data = dict(data=data)
-        rows = data['models'] if 'models' in data else data['data']
+        rows = data if isinstance(data, list) else data.get('models', data.get('data'))
         found = {model.get('id') or model['name']: model for model in rows}
-        Model.can |= {name: told for name, model in found.items() if (told := told_of(model))}
-        if OPENAI:
-            Model.windows = {name: told_window(model) for name, model in found.items()}
+        for name, model in found.items():
+            Model.told[name] = told_of(model) or Model.told.get(name, '')
+            if OPENAI:  # each server has its own word for the window, some within `meta`
+                words = model | (model.get('meta') or {})
+                Model.windows[name] = next(filter(None, map(words.get, WINDOWS)), None)
         return {name: int(model.get('size') or 0) for name, model in found.items()
-                if can_chat(name, Model.can.get(name))}
+                if not re.search(EMBEDDERS, f'{name} {Model.told[name]}'.lower())}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f'What answers at {url} is not {expected}.')
 
@@ -3259,12 +3230,13 @@ def how_to_get_ollama():
                      'and set OLLAMA_HOST to the address of Windows.')
     return sentence
 
-async def ask_ollama(method, path, **body):
+async def ask_ollama(path, **body):
     "A short question to Ollama; {} where it does not answer as it should, or another server does."
     if Model.kind != 'ollama':
         return {}
     try:
         async with http(OLLAMA, 5) as client:
+            method = 'POST' if body else 'GET'
             reply = await client.request(method, f'{OLLAMA}{path}', json=body or None)
         return reply.raise_for_status().json()
     except (httpx.HTTPError, ValueError):
@@ -3273,7 +3245,7 @@ async def ask_ollama(method, path, **body):
 async def loaded_models():
     "The models that Ollama has in memory now, with the context in force for each, in tokens."
     if not OPENAI:
-        data = await ask_ollama('GET', '/api/ps')
+        data = await ask_ollama('/api/ps')
         Model.windows = {m['name']: m.get('context_length') for m in data.get('models') or []}
     return Model.windows
 
@@ -3290,10 +3262,10 @@ def pick_model(profile):
     if profile.model and (Model.kind in ('ollama', '') or profile.model in Model.models):
         return profile.model
 
-    def version(name):  # [3, 2] of llama3.2:latest
-        return [*map(int, re.findall(r'\d+', name.partition(':')[0]))]
-    llamas = [name for name in Model.models if name.startswith('llama')]
-    return max(llamas, key=version, default=next(iter(Model.models), ''))
+    def version(name):  # [3, 2] of llama3.2:latest, [] of what is no llama
+        numbers = re.findall(r'\d+', name.partition(':')[0])
+        return [*map(int, numbers)] if name.startswith('llama') else []
+    return max(Model.models, key=version, default='')
 
 async def chosen_model(profile):
     "The model that answers. Raises ModelError where there is none."
@@ -3315,35 +3287,35 @@ def error_text(data):
             return error_text(data[key])
     return str(data)
 
+# By what an error is known (its status, the kind of server, what it says), what it is to us, and
+# what the person is told.
+SERVER_ERRORS = (
+    (r'^404 ollama|^\d+ ollama .*(model.*not found|not found.*model)', ModelError,
+     'The model {model} is not on this machine yet. Download it: `ollama pull {model}`'),
+    ('^(401|403)', ModelError,
+     'The model server wants a key: set OPENAI_API_KEY and start again. It says: {text}'),
+    ('^(429|503)', Busy, 'The model server is busy and did not take the prompt after several '
+                         'tries. Try again in a moment. It says: {text}'),
+    ('memory', ModelError, "{model} does not fit into this machine's memory. Choose a smaller "
+                           'model below, or a smaller context in the settings. It says: {text}'),
+    ('^(400|422).*context', TooLong, 'The model server refused: {text}'),
+    ('^(400|422)|^[45].*(tool|prefill)', Refused, 'The model server refused: {text}'),
+    ('', ModelError, 'The model server refused: {text}'))
+
 def server_error(status, data, model=''):
     "The ModelError for an error that a model server gave."
     # Ticks are ours: what stands between them in a sentence can be clicked.
-    text = ' '.join(error_text(data).split())[:300].replace('`', "'")
-    low = text.lower()
-    missing = status == 404 or 'not found' in low and 'model' in low
-    if missing and Model.kind == 'ollama' and model:
-        return ModelError(f'The model {model} is not on this machine yet. '
-                          f'Download it: `ollama pull {model}`')
-    if status in (401, 403):
-        return ModelError('The model server wants a key: set OPENAI_API_KEY and start again. '
-                          f'It says: {text}')
-    if status in (429, 503):
-        return Busy('The model server is busy and did not take the prompt after several tries. '
-                    f'Try again in a moment. It says: {text}')
-    if 'memory' in low:
-        return ModelError(f"{model} does not fit into this machine's memory. Choose a smaller "
-                          f'model below, or a smaller context in the settings. It says: {text}')
-    kind = ModelError
-    if status in (400, 422) or status > 400 and re.search('tool|prefill', low):
-        kind = TooLong if 'context' in low else Refused
-    return kind(f'The model server refused: {text or f"status {status}"}')
+    text = ' '.join(error_text(data).split())[:300].replace('`', "'") or f'status {status}'
+    signs = f'{status} {Model.kind} {text}'.lower()
+    kind, sentence = next(each for sign, *each in SERVER_ERRORS if re.search(sign, signs))
+    return kind(sentence.format(model=model, text=text))
 
-async def lines_of(reply):
-    """The lines of a stream, split at \\n alone: httpx's own aiter_lines also splits at U+2028,
+async def lines_of(reply, end):
+    """The lines of a stream, split at `end` alone: httpx's own aiter_lines also splits at U+2028,
     which Ollama sends raw."""
     rest = b''
     async for chunk in reply.aiter_bytes():
-        *lines, rest = (rest + chunk).split(b'\n')
+        *lines, rest = (rest + chunk).split(end)
         for line in lines:
             yield line
     yield rest
@@ -3351,9 +3323,8 @@ async def lines_of(reply):
 def parse_line(line, model):
     try:
         data = json.loads(line)
-        # vLLM's have an `object`, others a text where an answer has none.
-        is_error = data.get('error') or data.get('object') == 'error' or isinstance(
-            data.get('message') or data.get('detail'), str)
+        # Some have a text where an answer has none.
+        is_error = data.get('error') or isinstance(data.get('message') or data.get('detail'), str)
     except (ValueError, AttributeError):
         raise ModelError(f'What answers at {Model.url} does not speak the protocol of a '
                          'model server. Check its address.')
@@ -3371,13 +3342,11 @@ async def replies(url, path, body):
             if reply.status_code != 200:
                 await reply.aread()
                 error = server_error(reply.status_code, reply.text, model)
-                wait = reply.headers.get('retry-after', '')
-                error.wait = int(wait) if wait.isdigit() else 0
+                error.wait = count_of(reply.headers, 'retry-after')
                 raise error
-            if OPENAI and 'json' in reply.headers.get('content-type', ''):  # it does not stream
-                yield parse_line(await reply.aread(), model)
-                return
-            async for line in lines_of(reply):
+            # What does not stream is one object of many lines.
+            is_whole = OPENAI and 'json' in reply.headers.get('content-type', '')
+            async for line in lines_of(reply, b'\0' if is_whole else b'\n'):
                 line = re.sub(b'^(data|error):', b'', line).strip()  # llama-server has the latter
                 if line == b'[DONE]':
                     yield dict(done=True)
@@ -3404,7 +3373,8 @@ async def patient_replies(url, path, body):
     that is busy, and is asked again later."""
     without = Model.refused.get(body['model'], set())
     for wait in 1, 2, 4, 0:
-        sent = {part: value for part, value in body.items() if part not in without}
+        sent = {part: value for part, value in body.items()
+                if part not in without and value not in (None, '', [])}
         try:
             async for data in replies(url, path, sent):
                 Model.refused[body['model']] = without  # since it works
@@ -3432,13 +3402,13 @@ async def be_patient(wait):
     finally:
         Model.busy = ''
 
-def text_of(data, key):
+def text_of(value):
     "The text of a field, whatever a server sent: a list of parts too, and nothing but text."
-    value = data.get(key) or ''
-    parts = value if isinstance(value, list) else [value]
-    text = ''.join(str((part.get('text') or '') if isinstance(part, dict) else part)
-                   for part in parts)
-    return re.sub('[\x00-\x08\x0b-\x1f\x7f]', '', text)
+    if isinstance(value, list):
+        return ''.join(map(text_of, value))
+    if isinstance(value, dict):
+        return text_of(value.get('text'))
+    return re.sub('[\x00-\x08\x0b-\x1f\x7f]', '', str(value or ''))
 
 def count_of(data, key):
     "The number of a field, which some servers write as text; 0 for what is none."
@@ -3449,58 +3419,48 @@ def count_of(data, key):
 
 def chat_request(prompt, model, options, tools, think):
     """The path and the body of a chat: POST /api/chat (Ollama, docs/api.md), else POST
-    /chat/completions (OpenAI's API reference, chat streaming)."""
-    body = dict(model=model, messages=[with_pictures(each, model) for each in prompt])
-    is_on = dict(on=True, off=False).get(think)
-    if tools:
-        body['tools'] = tools
+    /chat/completions (OpenAI's API reference, chat streaming). What is empty is not sent."""
+    body = dict(model=model, messages=[with_pictures(each, model) for each in prompt], tools=tools)
     if Model.kind == 'ollama':
         # Without truncate and shift: what does not fit is cut by us, and said, and never silently.
-        body |= dict(options=options, truncate=False, shift=False)
-        if think:
-            body['think'] = think if is_on is None else is_on
-        return '/api/chat', body
-    body |= dict(stream=True, stream_options=dict(include_usage=True))
-    if think:
-        body['reasoning_effort'] = dict(on='medium', off='none').get(think, think)
-    if is_on is not None:  # vLLM and llama-server know it by this
-        body['chat_template_kwargs'] = dict(enable_thinking=is_on)
+        return '/api/chat', body | dict(options=options, truncate=False, shift=False,
+                                        think=dict(on=True, off=False).get(think, think))
+    body |= dict(stream=True, stream_options=dict(include_usage=True),
+                 reasoning_effort=dict(on='medium', off='none').get(think, think),
+                 temperature=options.get('temperature'))
+    if think in ('on', 'off'):  # vLLM and llama-server know it by this
+        body['chat_template_kwargs'] = dict(enable_thinking=think == 'on')
     if prompt[-1]['role'] == 'assistant':  # vLLM goes on from there only by this
         body |= dict(continue_final_message=True, add_generation_prompt=False)
-    if 'temperature' in options:
-        body['temperature'] = options['temperature']
     return '/chat/completions', body
 
-def join_calls(calls, latest, pieces):
+def join_calls(calls, ids, pieces):
     """Adds pieces of tool calls (OpenAI) to `calls`: one with a name begins a call, the others, and
-    those with the same id, go on with the `latest` one of their index."""
+    those with the same id, go on with the latest one of their index; `ids`: the ids of these."""
     for piece in pieces:
         function, index = piece.get('function') or {}, piece.get('index')
-        name, same = function.get('name'), latest.get(index)
-        if name and not (same and same['id'] == piece.get('id')):
-            latest[index] = dict(  # Mistral wants an id of nine characters
-                id=piece.get('id') or secrets.token_hex(5)[1:], type='function',
-                function=dict(name=name, arguments=''))
-            calls.append(latest[index])
-        arguments = function.get('arguments') or ''
+        name, arguments = function.get('name'), function.get('arguments') or ''
+        if name or index not in ids:  # Mistral wants an id of nine characters
+            ids[index] = piece.get('id') or secrets.token_hex(5)[1:]
+        call = calls.setdefault((index, ids[index]), dict(
+            id=ids[index], type='function', function=dict(name=name, arguments='')))
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments)
-        if index in latest:
-            latest[index]['function']['arguments'] += arguments
+        call['function']['arguments'] += arguments
 
-def as_ollama(data):
-    "An object of OpenAI's protocol in the words of Ollama's."
-    choice = next(iter(data.get('choices') or []), {})
-    part = choice.get('delta') or choice.get('message') or {}  # the latter where it did not stream
-    usage = data.get('usage') or {}
-    thinking = part.get('reasoning_content') or part.get('reasoning')
-    return dict(message=dict(thinking=thinking,
-                             content=part.get('content') or part.get('refusal')),
-                calls=part.get('tool_calls'),
-                done=data.get('done') or choice.get('finish_reason'),
-                done_reason=choice.get('finish_reason'),
-                eval_count=usage.get('completion_tokens'),
-                prompt_eval_count=usage.get('prompt_tokens'))
+# What Ollama calls otherwise than OpenAI's protocol.
+NAMES = dict(reasoning='thinking', reasoning_content='thinking', refusal='content',
+             finish_reason='done_reason', completion_tokens='eval_count',
+             prompt_tokens='prompt_eval_count')
+
+def said_in(data):
+    "What an object of an answer says, flat and in Ollama's words, whichever protocol it has."
+    said = data | next(iter(data.get('choices') or []), {})
+    for key in 'message', 'delta', 'usage':  # a message also where it did not stream
+        said |= said.get(key) or {}
+    return {NAMES.get(key, key): value for key, value in said.items() if value}
+
+END_OF_THINKING = r'</(think|thinking|thought)>\s*'
 
 class Sorter:
     """Sorts the content of an answer into thinking and answer: some servers leave <think> in it,
@@ -3508,38 +3468,32 @@ class Sorter:
     end: then ('Thought', text) says that all so far, and this text, was thinking."""
     def __init__(self, kind=''):
         self.rest, self.kind = '', kind
-        # The character before the rest, as long as marks count: not in a field of its own.
-        self.last = '' if kind else '\n'
+        self.end = ''     # the mark that ends thinking: none in a field of its own
+        self.last = '\n'  # the character before the rest
 
-    def feed(self, text, is_end=False):
+    def feed(self, text, is_end):
         "Gives (kind, text) of what is clear by now, at the end of all that is left."
         self.rest += text
-        if not self.kind:
-            if re.fullmatch(r'\s*(<[a-z]{,9})?', self.rest) and not is_end:
-                return
-            self.kind = 'Answering'
-            if found := re.match(r'\s*<(think|thinking|thought)>\s*', self.rest):
-                self.kind, self.rest = 'Thinking', self.rest[found.end():]
-        end = r'</(think|thinking|thought)>\s*'
-        begun = self.last and self.kind == 'Thinking'
-        if begun and (found := re.search(end, self.rest)):
-            yield self.kind, joined_halves(self.rest[:found.start()])
-            self.kind, self.rest, self.last = 'Answering', self.rest[found.end():], ''
-        elif '<think' in self.rest:
-            self.last = ''  # the answer is about such marks
-        elif self.last and (found := re.search(rf'(?m)^{end}', self.last + self.rest)):
-            yield 'Thought', joined_halves(self.rest[:found.start() - 1])
-            self.rest, self.last = self.rest[found.end() - 1:], ''
         # What may be the beginning of a mark, or of a character, waits for the rest of it.
         held = '' if is_end else re.search(r'(<[/a-z]{0,9}|[\ud800-\udbff])?\Z', self.rest)[0]
-        clear, self.rest = self.rest.removesuffix(held), held
-        if clear:
-            self.last = self.last and clear[-1]
-            yield self.kind, joined_halves(clear)
-
-def joined_halves(text):
-    "Text in which characters may stand in two halves, as JSON writes them, with whole ones."
-    return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+        text = self.rest.removesuffix(held)
+        if not (self.kind or is_end or text.strip()):
+            return
+        # Characters may stand in two halves, as JSON writes them.
+        text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+        self.rest = held
+        if not self.kind:
+            text, begun = re.subn(r'^\s*<(think|thinking|thought)>\s*', '', text)
+            self.kind = 'Thinking' if begun else 'Answering'
+            self.end = END_OF_THINKING if begun else rf'(?m)^{END_OF_THINKING}'
+        if self.kind == 'Answering' and '<think' in text:
+            self.end = ''  # the answer is about such marks
+        if self.end and (found := re.search(self.end, self.last + text)):
+            yield 'Thinking' if self.kind == 'Thinking' else 'Thought', text[:found.start() - 1]
+            self.kind, self.end, text = 'Answering', '', text[found.end() - 1:]
+        if text:
+            self.last = text[-1]
+            yield self.kind, text
 
 async def say_what_it_does(chat, model):
     "Until something comes: who is before it, does it load (absent from /api/ps), or read?"
@@ -3553,52 +3507,54 @@ async def say_what_it_does(chat, model):
             word = 'Reading the prompt' if is_there else f'Loading {model}'
         chat.note(word)
 
-@contextlib.asynccontextmanager
-async def turn_to_talk(model):
-    "Waits until nobody else talks to the model; gives what says so until it is cancelled."
+async def replies_in_turn(path, body):
+    """As `patient_replies`, once nobody else talks to the model. Until they come, the message that
+    they are for says what it waits for."""
     chat = at_work.get()
-    watch = asyncio.create_task(say_what_it_does(chat, model))
+    watch = asyncio.create_task(say_what_it_does(chat, body['model']))
     try:
         async with Model.talking:
             Model.speaker = chat
-            yield watch
+            async for data in patient_replies(Model.url or await start_built_in(), path, body):
+                watch.cancel()
+                yield data
     finally:
         watch.cancel()
 
-async def stream(prompt, model, options, tools=(), think=''):
+# How an answer may end before its end: what the server says of it, and what the person is told.
+EARLY_ENDS = {
+    None: 'The answer broke off before its end: the model server stopped without a word. '
+          'Go on from there, or try again.',
+    'length': 'The answer reached the end of what the model can hold.',
+    'content_filter': 'A filter of the model server ended the answer. '
+                      'Ask in other words, or choose another model.'}
+
+async def stream(prompt, model, options, tools=None, think=''):
     """The model's answer in pieces, from whichever back end there is: ('Thinking', text),
     ('Answering', text), ('Thought', text) as Sorter says it, and at the end ('end', fields of
-    Message, and the tool `calls`, and `cut`: it ran out of room). Raises ModelError, also where an
-    answer ends without its figures."""
+    Message, and the tool `calls`). Raises ModelError, also where an answer ends early."""
     path, body = await asyncio.to_thread(chat_request, prompt, model, options, tools, think)
-    start, calls, latest, end, sorters = None, [], {}, {}, (Sorter('Thinking'), Sorter())
-    async with turn_to_talk(model) as watch:
-        async for data in patient_replies(Model.url or await start_built_in(), path, body):
-            watch.cancel()
-            start = start or time.perf_counter()
-            if Model.kind != 'ollama':
-                data = as_ollama(data)
-                join_calls(calls, latest, data['calls'] or [])
-            part = data.get('message') or {}
-            for sorter, key in zip(sorters, ('thinking', 'content'), strict=True):
-                for piece in sorter.feed(text_of(part, key)):
-                    yield piece
-            calls += part.get('tool_calls') or []  # whole, in any object, the last one too
-            end |= {key: value for key, value in data.items() if value}
-    for sorter in sorters:
-        for piece in sorter.feed('', is_end=True):
-            yield piece
-    if not end.get('done'):
-        raise ModelError('The answer broke off before its end: the model server stopped without a '
-                         'word. Go on from there, or try again.')
-    reason = end.get('done_reason')
-    if reason == 'content_filter':
-        raise ModelError('A filter of the model server ended the answer. '
-                         'Ask in other words, or choose another model.')
-    yield 'end', dict(tokens=count_of(end, 'eval_count'), calls=calls,
-                      prompt_tokens=count_of(end, 'prompt_eval_count'),
-                      seconds=count_of(end, 'eval_duration')/1e9 or time.perf_counter() - start,
-                      cut=reason == 'length')
+    start, calls, ids, end, reason = None, {}, {}, {}, None
+    sorters = dict(thinking=Sorter('Thinking'), content=Sorter())
+    async for data in replies_in_turn(path, body):
+        start = start or time.perf_counter()
+        said = said_in(data)
+        end |= said
+        reason = end.get('done_reason') or end.get('done')
+        for key, sorter in sorters.items():
+            for piece in sorter.feed(text_of(said.get(key)), is_end=reason):
+                yield piece
+        pieces = said.get('tool_calls', [])
+        if Model.kind == 'ollama':  # they are whole
+            calls.update(enumerate(pieces, len(calls)))
+        else:
+            join_calls(calls, ids, pieces)
+    if sentence := EARLY_ENDS.get(reason):
+        raise ModelError(sentence)
+    yield 'end', dict(
+        calls=[*calls.values()], tokens=count_of(end, 'eval_count'),
+        prompt_tokens=count_of(end, 'prompt_eval_count'),
+        seconds=count_of(end, 'eval_duration')/1e9 or time.perf_counter() - start)
 
 # ---- 20. Forms: what a type is in a form, and to the model ---------------------------------------
 
@@ -3779,8 +3735,8 @@ def tool(function):
 def all_tools():
     "Every tool by its name; each job is one, too."
     tools = {function.__name__: function for function in TOOLS}
-    jobs = [function for function in all_jobs() if not getattr(function, 'broken', '')]
-    return tools | {function.__name__: function.as_tool for function in jobs}
+    return tools | {function.__name__: function.as_tool for function in all_jobs()
+                    if not getattr(function, 'broken', '')}
 
 # What the model is sent
 
@@ -3788,10 +3744,11 @@ PAST = "chat = ? and id < ? and not deleted and status in ('done', 'stopped', 'e
 
 def past_messages(row, limit):
     """(role, text) of what stands above `row` in its chat, as much as fits into `limit` characters;
-    and the id of the oldest one, 0 where all fit."""
+    and the id of the oldest one, 0 where all fit. What happened in the app is told in the person's
+    name: not every model takes a system message in between."""
     past, size, oldest = deque(), 0, 0
     for m in messages(PAST, [row.chat, row.id], 'id desc'):
-        text = told(m)
+        role, text = m.role, told(m)
         if not text:
             continue
         size += weight(text)
@@ -3799,22 +3756,19 @@ def past_messages(row, limit):
             check_length(size, limit)
         if past and size > limit:
             return past, oldest
-        past.appendleft((m.role, text[:limit]))
-        oldest = m.id
+        text, oldest = text[:limit], m.id
+        if role in ('event', 'job'):
+            comment = '' if past else '\n\nComment on that in one short sentence.'
+            role, text = 'user', f'(Meanwhile in the app: {text}){comment}'
+        past.appendleft((role, text))
     return past, 0
 
 def history(row, profile, limit):
     """The messages that the model is sent for the answer `row`, and the id of the oldest one in it
-    (0: nothing was left out for being beyond `limit` characters). What happened in the app is told
-    in the person's name, and what comes in a row from one side is one message: not every model
-    takes a system message in between, or two of one role."""
+    (0: nothing was left out for being beyond `limit` characters). What comes in a row from one side
+    is one message: not every model takes two of one role."""
     past, oldest = past_messages(row, limit)
-    said, is_event = [('system', profile.voice or VOICE)], False
-    for role, text in past:
-        is_event = role in ('event', 'job')
-        said.append(('user', f'(Meanwhile in the app: {text})') if is_event else (role, text))
-    if is_event:
-        said.append(('user', 'Comment on that in one short sentence.'))
+    said = [('system', profile.voice or VOICE), *past]
     if row.content:  # a server goes on from an unfinished answer that stands last
         said.append(('assistant', row.content))
     prompt = [dict(role=role, content='\n\n'.join(text for _, text in group))
@@ -3823,17 +3777,13 @@ def history(row, profile, limit):
 
 def model_options(profile):
     "The profile's settings as Ollama calls them; the model server has its own for what is empty."
-    options = {}
-    if profile.temperature:
-        options['temperature'] = float(profile.temperature)
-    if profile.context:
-        options['num_ctx'] = int(profile.context)
-    return options
+    options = dict(temperature=profile.temperature, num_ctx=profile.context)
+    return {name: float(value) for name, value in options.items() if value}
 
 def room(profile, model):
     "The context in force, in tokens, and how many characters of a prompt it takes."
     window = model_options(profile).get('num_ctx') or Model.windows.get(model) or CONTEXT
-    return window, int(window*.75*Model.chars_per_token.get(model, 3.5))  # 1/4 is for the answer
+    return window, int(window*.75*3.5)  # 1/4 is for the answer; a token has some 3.5 characters
 
 def how_to_think(profile, model):
     "The profile's choice, where it is one for this model."
@@ -3847,23 +3797,14 @@ async def answer(chat):
     try:
         chat.row.model = await chosen_model(profile)
         figures = await rounds(chat, profile)
+        chat.finish(**figures)
     except ModelError as e:
-        return chat.finish('error', error=str(e))
-    is_cut, has_acted = figures.pop('cut'), figures.pop('has_acted')
-    status, error = 'done', ''
-    if is_cut:
-        status, error = 'stopped', 'The answer reached the end of what the model can hold.'
-    if not chat.text().strip() and has_acted:  # no error, and trying again would act twice
-        chat.send('*The model used tools and said nothing further.*')
-    elif not chat.text().strip():
-        status = 'error'
-        error = 'The model answered nothing. Try again, or choose another model.'
-    chat.finish(status, **figures, error=error)
+        chat.finish('error', error=str(e))
 
 async def rounds(chat, profile):
     "Answers, and carries out the tools that the answer calls, until one calls none."
     specs, turn = [], []  # turn: what was said in it so far
-    if chat.row.model in Model.with_tools:
+    if OPENAI or can(chat.row.model, 'tools'):
         specs = [tool_spec(*each) for each in all_tools().items()]
     for left in reversed(range(ROUNDS)):  # in the last one it has to do with what it knows
         text, figures = await cut_to_fit(chat, profile, turn, specs if left else [])
@@ -3873,28 +3814,28 @@ async def rounds(chat, profile):
         turn.append(dict(role='assistant', content=text, tool_calls=calls))
         for call in calls:
             turn.append(await use_tool(chat, call))
-    return figures | dict(has_acted=bool(turn))
+    has_text = chat.text().strip()
+    if turn and not has_text:  # no error, and trying again would act twice
+        chat.send('*The model used tools and said nothing further.*')
+    elif not has_text:
+        raise ModelError('The model answered nothing. Try again, or choose another model.')
+    return figures
 
 async def cut_to_fit(chat, profile, turn, specs):
     """Streams the answer into `chat` and returns its text and figures. What is too long for the
     model is cut."""
     model, options = chat.row.model, model_options(profile)
-    think = how_to_think(profile, model)
     await loaded_models()
-    window, limit = room(profile, model)
+    chat.row.window, limit = room(profile, model)
     asked = []  # to go on, in words
     for tries_left in reversed(range(4)):
         prompt, oldest = history(chat.row, profile, limit)
         prompt += turn or asked
         show_memory(chat.chat, oldest)
         try:
-            pieces = stream(prompt, model, options, specs, think)
+            pieces = stream(prompt, model, options, specs, how_to_think(profile, model))
             pieces = without_overlap(pieces, chat.row.content.rstrip())
-            text, figures = await write_answer(pieces, chat)
-            said = ''.join(each['content'] for each in prompt)
-            if figures['prompt_tokens'] and not specs and START not in said:  # of a picture
-                Model.chars_per_token[model] = len(said)/figures['prompt_tokens']
-            return text, figures | dict(window=window)
+            return await write_answer(pieces, chat)
         except TooLong:
             if not tries_left:
                 raise
@@ -3967,8 +3908,7 @@ async def ask_model(prompt, system=''):
     return text
 
 async def answer_into(chat, prompt, system):
-    text, _ = await write_answer(await own_prompt(prompt, system, chat), chat)
-    return text
+    return (await write_answer(await own_prompt(prompt, system, chat), chat))[0]
 
 async def use_tool(chat, call):
     """Carries out a tool call of the model, and returns the message with its result. Whatever is
@@ -3982,11 +3922,10 @@ async def use_tool(chat, call):
         if name not in tools:
             raise ValueError(f'there is no tool “{name}”, but there are: {", ".join(tools)}')
         values = tool_values(tools[name], given)
-        function = tools[name]
-        if not iscoroutinefunction(function):
-            function = functools.partial(asyncio.to_thread, function)
-        result = await function(chat, **values)
-        result = str((await result if iscoroutine(result) else result) or 'Done.')
+        result = await asyncio.to_thread(tools[name], chat, **values)
+        if iscoroutine(result):  # of an `async def`, which has not run yet
+            result = await result
+        result = str(result or 'Done.')
     except (ValueError, TypeError, KeyError, RecursionError, HTTPException) as e:
         result = f'This did not work: {getattr(e, "detail", e)}'
     which = dict(tool_name=name) if Model.kind == 'ollama' else dict(tool_call_id=call['id'])
@@ -3994,9 +3933,8 @@ async def use_tool(chat, call):
 
 def as_object(arguments):
     "The arguments of a tool call as an object; what the model broke is one that no tool takes."
-    if isinstance(arguments, str):
-        with contextlib.suppress(ValueError):
-            arguments = json.loads(arguments)
+    with contextlib.suppress(ValueError, TypeError):
+        arguments = json.loads(arguments)
     return arguments if isinstance(arguments, dict) else dict(unreadable_arguments=arguments)
 
 def tool_values(function, given):
@@ -4045,7 +3983,7 @@ async def download(chat, model, then):
         async for data in replies(OLLAMA, '/api/pull', dict(model=model)):
             # A step without bytes has no digest.
             layers[data.get('digest')] = data.get('completed') or 0, data.get('total') or 0
-            status = text_of(data, 'status')
+            status = text_of(data.get('status'))
             chat.note(status.split(' ')[0])
             done, total = map(sum, zip(*layers.values(), strict=True))
             percent = min(99, 100*done/max(1, total))
@@ -5930,14 +5868,15 @@ async def check_files(prompt, profile):
         if not kept_path(each['address']).exists():
             refuse(f'{each["name"]} was deleted on the disk: remove it and attach it again.')
     model, text = pick_model(profile), told(prompt)
-    if START in text and is_blind(model):
-        other = next(iter(Model.with_vision), '')
-        way = f'{other} can: choose it and send this again.' if other else 'No installed model can.'
-        error = HTTPException(400, f'{model} can see no pictures. {way}')
-        choose = choose_model.to(profile=profile.id, model=other)
-        if other:  # and the words go with the click
-            error.button = post_button(f'Use {other}', choose, hx_target='#toast',
-                                       hx_swap='innerHTML')
+    if START in text and can(model, SEES) is False:
+        others = [name for name in Model.models if can(name, SEES) is not False]
+        if not others:
+            refuse(f'{model} can see no pictures. No installed model can.')
+        error = HTTPException(400, f'{model} can see no pictures. {others[0]} can: '
+                                   'choose it and send this again.')
+        choose = choose_model.to(profile=profile.id, model=others[0])
+        error.button = post_button(f'Use {others[0]}', choose, hx_target='#toast',
+                                   hx_swap='innerHTML')  # the words go with the click
         raise error
     await loaded_models()
     check_length(weight(text), room(profile, model)[1])
