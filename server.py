@@ -3192,7 +3192,13 @@ def told_of(model):
     return ''.join(json.dumps(model[key]) for key in keys if model.get(key))
 
 WINDOWS = 'max_model_len', 'n_ctx', 'context_length', 'context_window', 'max_context_length'
-EMBEDDERS = 'embed|bge-|minilm'  # models that are none for a chat
+EMBEDDERS = 'embed|bge-|minilm'
+
+def is_for_chat(model):
+    "Whether a model answers, and is none that only embeds texts or draws."
+    if not OPENAI and can(model, 'completion') is False:
+        return False
+    return not re.search(EMBEDDERS, f'{model} {Model.told[model]}'.lower())
 
 async def list_models(url):
     "The models of a server, with their size where it says so."
@@ -3213,7 +3219,7 @@ async def list_models(url):
                 words = model | (model.get('meta') or {})
                 Model.windows[name] = next(filter(None, map(words.get, WINDOWS)), None)
         return {name: int(model.get('size') or 0) for name, model in found.items()
-                if not re.search(EMBEDDERS, f'{name} {Model.told[name]}'.lower())}
+                if is_for_chat(name)}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f'What answers at {url} is not {expected}.')
 
@@ -3525,14 +3531,14 @@ async def replies_in_turn(path, body):
 EARLY_ENDS = {
     None: 'The answer broke off before its end: the model server stopped without a word. '
           'Go on from there, or try again.',
-    'length': 'The answer reached the end of what the model can hold.',
     'content_filter': 'A filter of the model server ended the answer. '
                       'Ask in other words, or choose another model.'}
 
 async def stream(prompt, model, options, tools=None, think=''):
     """The model's answer in pieces, from whichever back end there is: ('Thinking', text),
     ('Answering', text), ('Thought', text) as Sorter says it, and at the end ('end', fields of
-    Message, and the tool `calls`). Raises ModelError, also where an answer ends early."""
+    Message, and the tool `calls`; an `error` where it ran out of room). Raises ModelError, also
+    where an answer ends early."""
     path, body = await asyncio.to_thread(chat_request, prompt, model, options, tools, think)
     start, calls, ids, end, reason = None, {}, {}, {}, None
     sorters = dict(thinking=Sorter('Thinking'), content=Sorter())
@@ -3551,7 +3557,9 @@ async def stream(prompt, model, options, tools=None, think=''):
             join_calls(calls, ids, pieces)
     if sentence := EARLY_ENDS.get(reason):
         raise ModelError(sentence)
+    is_cut = reason == 'length'
     yield 'end', dict(
+        error='The answer reached the end of what the model can hold.' if is_cut else '',
         calls=[*calls.values()], tokens=count_of(end, 'eval_count'),
         prompt_tokens=count_of(end, 'prompt_eval_count'),
         seconds=count_of(end, 'eval_duration')/1e9 or time.perf_counter() - start)
@@ -3797,7 +3805,7 @@ async def answer(chat):
     try:
         chat.row.model = await chosen_model(profile)
         figures = await rounds(chat, profile)
-        chat.finish(**figures)
+        chat.finish('stopped' if figures['error'] else 'done', **figures)
     except ModelError as e:
         chat.finish('error', error=str(e))
 
