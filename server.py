@@ -1243,13 +1243,16 @@ def sanitizer():
         url_schemes={'http', 'https', 'mailto'},
         set_tag_attribute_values={'a': {'target': '_blank'}}, link_rel='noopener noreferrer')
 
-def draw(tokens, is_tail=False):
+def draw(tokens):
     """Tokens as safe HTML; elements that don't end are closed. Each row of a table has a body of
-    its own, as if it had come alone. A tail, which is drawn again and again, has no diagrams."""
+    its own, as if it had come alone."""
     md = markdown_parser()
     html = sanitizer().clean(md.renderer.render(tokens, md.options, {}))
-    html = html.replace('</tr><tr>', '</tr></tbody><tbody><tr>')
-    return MERMAID.sub(lambda found: '' if is_tail else diagram(found[1]), html)
+    return html.replace('</tr><tr>', '</tr></tbody><tbody><tr>')
+
+def with_diagrams(html):
+    """What is finished, with a picture below the code of each diagram."""
+    return MERMAID.sub(lambda found: diagram(found[1]), html)
 
 def element_starts(tokens, level):
     """Where the elements of this level begin."""
@@ -1284,7 +1287,6 @@ class Markdown:
     def __init__(self):
         self.source = ''       # what is not finished yet
         self.html = []         # all that was added, piece by piece
-        self.blocks = []       # the tokens of blocks that are finished, and not drawn yet
         self.head = []         # the tokens that begin the list, table, quote or code it is in
         self.frame = '', ''    # the HTML before and after its parts
         self.tail = ''
@@ -1340,64 +1342,50 @@ class Markdown:
         env = {'growing': growing}
         tokens = parse_markdown(text, env)
         self.is_cut = 'is_cut' in env
-        lines, rest, end = self.source.split('\n'), None, 0
         self.outdated |= bool(DEFINITION.search(text))
+        starts, begin, end = element_starts(tokens, 0), 0, len(tokens)
+        complete = text.endswith('\n') and tokens[-1:] and tokens[-1].type in ('heading_close', 'hr')
+        if growing and not complete:
+            end = max(starts, default=0)
+        if self.head and end:  # what it is in has ended
+            begin = [*starts, end][1]
+            self.add(self.draw_parts(tokens[len(self.head):begin]))
+            self.head = []
+            self.move('', '')
+        self.add(draw(tokens[begin:end]))
         self.tail = ''
-        for first, last in pairwise([*element_starts(tokens, 0), len(tokens)]):
-            block = tokens[first:last]
-            complete = text.endswith('\n') and block[0].type in ('heading_open', 'hr')
-            grows = growing and last == len(tokens) and not complete
-            add = self.add_parts if block[0].type in CONTAINERS else self.add_block
-            rest, end = add(block, lines, grows), block[0].map[1]
-        self.add_blocks()
-        if rest is None:
-            rest = lines[end:]
-        self.source = '\n'.join(rest) if growing else ''
+        self.source = self.source[len(text):] if end == len(tokens) else self.draw_open(tokens[end:])
 
-    def add_block(self, block, lines, grows):
-        """Adds a block when it is finished; else returns the lines of the rest."""
-        if grows:
-            self.tail = draw(block, is_tail=True)
-            return lines[block[0].map[0]:]
-        self.blocks += block
-
-    def add_parts(self, block, lines, grows):
-        """Adds the finished parts of a list, table, quote or code. The last one may still grow, but
-        for a table's row, which comes with its line."""
+    def draw_open(self, block):
+        """Draws the block that may still grow, and returns its source. Finished parts of a list,
+        table, quote or code are added. The last one may still grow, but for a table's row, which
+        comes with its line."""
+        lines = self.source.split('\n')
         start, end = block[0].map
         is_table = block[0].type == 'table_open'
         parts = element_starts(block, 2)[1:] if is_table else element_starts(block, 1)
-        if not self.head and (not parts or not grows or block[0].info == 'mermaid'):
-            return self.add_block(block, lines, grows)
-        if not self.head:
+        if parts and not self.head and block[0].type in CONTAINERS and block[0].info != 'mermaid':
             self.head, after = block[:parts[0]], CONTAINERS[block[0].type]
             self.move(draw(self.head).removesuffix(after), after)
-        if grows and not parts:
-            return lines[start:]
-        last = parts[-1] if grows and not is_table else len(block) - 1
+        if not self.head:
+            self.tail = draw(block)
+        if not self.head or not parts:
+            return '\n'.join(lines[start:])
+        last, rest = (len(block), end) if is_table else (parts[-1], block[parts[-1]].map[0])
         self.add(self.draw_parts(block[len(self.head):last]))
-        if not grows:
-            self.head = []
-            return self.move('', '')
+        self.tail = self.draw_parts(block[last:])
         # What begins it is parsed again with what has not been added.
-        self.tail = self.draw_parts(block[last:], is_tail=True)
-        rest = end if is_table else block[last].map[0]
-        return lines[start:block[parts[0]].map[0]] + lines[rest:]
-
-    def add_blocks(self):
-        """Adds the blocks that are finished, all at once: a sanitizer's call takes a while."""
-        blocks, self.blocks = self.blocks, []
-        self.add(draw(blocks))
+        return '\n'.join(lines[start:block[parts[0]].map[0]] + lines[rest:])
 
     def add(self, html):
         """Puts finished HTML before the open end."""
         if html:
+            html = with_diagrams(html)
             self.html.append(html)
             self.changes.append(('add', html))
 
     def move(self, *frame):
         """Begins what has parts, or ends it."""
-        self.add_blocks()
         self.html += self.frame[1], frame[0]
         self.frame = frame
         self.changes.append(('move', *frame))
@@ -1406,17 +1394,17 @@ class Markdown:
         """All of it, with a tail at the open end."""
         return ''.join(self.html) + tail + self.frame[1]
 
-    def draw_parts(self, parts, is_tail=False):
+    def draw_parts(self, parts):
         """The HTML of parts, without what stands before and after them."""
         before, after = self.frame
-        return draw(self.head + parts, is_tail).removeprefix(before).removesuffix(after)
+        return draw(self.head + parts).removeprefix(before).removesuffix(after)
 
 @lru_cache(100)
 def to_html(text: str) -> str:
     """A whole Markdown text as safe HTML: the same that it looked like while it grew."""
     parts = COMPONENT.split(text)
     parts[::2] = [draw(parse_markdown(end_line(part), {})) for part in parts[::2]]
-    return ''.join(parts)
+    return with_diagrams(''.join(parts))
 
 def inline_html(text: str) -> str:
     """One line of Markdown as safe HTML, without a paragraph around it."""
