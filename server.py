@@ -981,12 +981,6 @@ def picture_html(url, name, width='', height=''):
     return (f'<span class="picture"><a class="zoom" href="{url}">{image}</a>'
             f'<span class="caption"><span>{name}</span>{save}</span></span>')
 
-def link_open(token):
-    """A link; one to a file that is kept here saves it, under its title."""
-    if FILE_NAME.fullmatch(token.attrs['href']):
-        token.attrs['download'] = token.attrs.pop('title', '')
-    return markdown_parser().renderer.renderToken([token], 0, {}, {})
-
 # ---- 6. Mathematics: formulas as MathML, which browsers draw by themselves -----------------------
 
 # \(x\), \[x\], $$x$$ and $x$. Prices are none: single dollars have no space inside and no digit
@@ -1087,7 +1081,6 @@ COMPONENT = re.compile('\x02([^\x02\x03]*)\x03')
 MOST_MARKS, MOST_OPEN = 2000, 50  # the latter: [ without its ]
 ADDRESS = re.compile(
     r"""(?i)https?://(?:[^\s<>()\[\]*`"|\\、-】！-／：-？]|\([^\s<>()]*\))+(?<![.,:;!?'_~])""")
-BOXES = {'[ ] ': '☐ ', '[x] ': '☑ ', '[X] ': '☑ '}
 # Code, a formula and an escaped mark, as they stay; or code or a formula that has not ended.
 SPAN = re.compile(rf'''(?xs) (?<![\\`])(`++)(?:.*?(?<!`)\1(?!`) | (?P<code>.*))
     | {FORMULA.pattern[5:]}
@@ -1132,11 +1125,11 @@ def link_label(text):
 
 def prepare_texts(state):
     """Changes what stands in paragraphs, items and cells before its marks are parsed."""
-    for outer, text in pairwise([*state.tokens[:1], *state.tokens]):
+    opened = [token for token in state.tokens if token.nesting >= 0]
+    for outer, text in pairwise(opened[:1] + opened):
         if text.type != 'inline':
             continue
-        start = text.content[:4]
-        text.content = BOXES.get(start, start) + text.content[4:]
+        text.content = re.sub(r'^\[ ] ', '☐ ', re.sub(r'(?i)^\[x] ', '☑ ', text.content))
         if outer.tag in ('th', 'td'):
             text.content = re.sub(r'(?i)(`++.*?`++)|(?<!\\)<br ?/?>',
                                   lambda found: found[1] or '\\\n', text.content)
@@ -1144,16 +1137,11 @@ def prepare_texts(state):
         if len(re.findall(r'[^\w\s]|_', marks)) > MOST_MARKS or (
                 marks.count('[') - marks.count(']') > MOST_OPEN):
             text.type = 'text'
-    pairs = [pair for pair in pairwise(state.tokens) if pair[1].nesting >= 0]
-    if not state.env.get('growing') or not pairs:
+    if not state.env.get('growing') or not opened or text.type != 'inline':
         return
-    outer, last = pairs[-1]
-    finished = state.src.endswith('\n') and outer.tag != 'p'
-    if last.type == 'inline' and not finished:
-        state.env['open'] = last.children
-        whole, last.content = last.content.rstrip(), hide_unfinished(last.content)
-        if last.content != whole:
-            state.env['is_cut'] = True
+    if outer.tag == 'p' or not state.src.endswith('\n'):  # the last one may still grow
+        whole, text.content = text.content, hide_unfinished(text.content)
+        state.env |= {'open': text.children, 'is_cut': text.content != whole.rstrip()}
 
 def hide_unfinished(text):
     """A text that grows, without the mark at its end that has not ended, and without a formula
@@ -1183,13 +1171,10 @@ def close_marks(state):
             state.push('text', '', 0)
 
 def adapt_tokens(state):
-    """Each item has paragraphs, since it can't know what follows. Cells have a class for where
-    their text stands. Code comes in pieces."""
+    """Each item has paragraphs, since it can't know what follows. Code comes in pieces."""
     tokens, state.tokens = state.tokens, []
     for token in tokens:
         token.hidden = token.block = False
-        token.attrs = {'class' if name == 'style' else name: str(value).removeprefix('text-align:')
-                       for name, value in token.attrs.items()}
         state.tokens += code_tokens(token) if token.tag == 'code' else [token]
 
 @lru_cache
@@ -1203,7 +1188,6 @@ def markdown_parser():
         lambda char: not '\u3000' <= char < '\ufff0' and is_punctuation(char))
     md = MarkdownIt('commonmark', {'html': False, 'linkify': True})
     md.enable(['table', 'strikethrough']).inline.ruler.enable(['linkify'])
-    md.disable(['html_block', 'html_inline'])
     md.linkify = WebAddress
     md.inline.ruler.before('escape', 'formula', inline_formula)
     md.block.ruler.before('fence', 'formula', formula_block)
@@ -1216,7 +1200,7 @@ def markdown_parser():
             'table_close': TABLE_END, 's_close': '</del>', 'tbody_close': ''}
     for name, text in html.items():
         md.renderer.rules[name] = lambda *_, text=text: text
-    for draw in code_open, code_piece, code_close, image, link_open, formula:
+    for draw in code_open, code_piece, code_close, image, formula:
         md.renderer.rules[draw.__name__] = (
             lambda tokens, at, *_, draw=draw: draw(tokens[at]))
     return md
@@ -1233,11 +1217,9 @@ def sanitizer():
     tags = ('a b blockquote br button caption code dd del div dl dt em figcaption figure h1 h2 h3 '
             'h4 h5 h6 hr i img kbd li mark ol p pre s small span strong sub sup table tbody td th '
             'thead tr u ul')
-    spans = {'colspan', 'rowspan'}
-    attributes = {'*': {'class', 'tabindex'}, 'a': {'href', 'title', 'download'},
-                  'ol': {'start'}, 'button': {'type'}, 'td': spans, 'th': spans,
-                  'img': {'src', 'alt', 'width', 'height', 'loading'}}
-    attributes |= dict.fromkeys(MATH_TAGS.split(), set(MATH_ATTRIBUTES.split()))
+    harmless = 'class tabindex title download start type alt width height loading colspan rowspan'
+    attributes = dict.fromkeys(MATH_TAGS.split(), set(MATH_ATTRIBUTES.split()))
+    attributes |= {'*': set(harmless.split()), 'a': {'href'}, 'img': {'src'}}
     return nh3.Cleaner(
         tags=set(f'{tags} {MATH_TAGS}'.split()), attributes=attributes,
         url_schemes={'http', 'https', 'mailto'},
@@ -1245,10 +1227,13 @@ def sanitizer():
 
 def draw(tokens):
     """Tokens as safe HTML; elements that don't end are closed. Each row of a table has a body of
-    its own, as if it had come alone."""
+    its own, as if it had come alone. A link to a file that is kept here saves it, under its
+    title."""
     md = markdown_parser()
-    html = sanitizer().clean(md.renderer.render(tokens, md.options, {}))
-    return html.replace('</tr><tr>', '</tr></tbody><tbody><tr>')
+    html = md.renderer.render(tokens, md.options, {})
+    html = re.sub(f'<a href="({FILE_NAME.pattern})"( title)?', r'<a href="\1" download', html)
+    html = re.sub('(<t[dh]) style="text-align:', r'\1 class="', html)
+    return sanitizer().clean(html).replace('</tr><tr>', '</tr></tbody><tbody><tr>')
 
 def with_diagrams(html):
     """What is finished, with a picture below the code of each diagram."""
@@ -1341,7 +1326,7 @@ class Markdown:
         text = self.sure_text() if growing else end_line(self.source)
         env = {'growing': growing}
         tokens = parse_markdown(text, env)
-        self.is_cut = 'is_cut' in env
+        self.is_cut = env.get('is_cut')
         self.outdated |= bool(DEFINITION.search(text))
         starts, begin, end = element_starts(tokens, 0), 0, len(tokens)
         complete = text.endswith('\n') and tokens[-1:] and tokens[-1].type in ('heading_close', 'hr')
@@ -1408,7 +1393,7 @@ def to_html(text: str) -> str:
 
 def inline_html(text: str) -> str:
     """One line of Markdown as safe HTML, without a paragraph around it."""
-    return sanitizer().clean(markdown_parser().renderInline(text, {}))
+    return draw(markdown_parser().parseInline(text, {}))
 
 # ---- 9. App: the FastHTML app, the frame of its pages, and its errors ----------------------------
 
