@@ -1017,25 +1017,23 @@ def formula_block(state, line, last, silent):
     if not state.src.startswith(DISPLAY, start):
         return False
     found, growing = FORMULA.match(state.src, start), state.env.get('growing')
-    if found:
-        end = line + found[0].count('\n') + 1
-        text_follows = state.src[found.end():state.eMarks[end - 1]].strip()
-    else:
-        end, text_follows = last, not growing
-    if text_follows or end > last:
+    end = line + found[0].count('\n') + 1 if found else last
+    source = state.getLines(line, end, state.blkIndent, False).strip()
+    text_follows = found and not FORMULA.fullmatch(source)
+    if text_follows or end > last or not (found or growing):
         return False
     # It has no blank line, and is not longer than the item that it is in.
     if any(state.isEmpty(n) or state.sCount[n] < state.blkIndent for n in range(line, end)):
         return False
     token = state.push('formula', 'math', 0)
     token.map, token.block = [line, end], True
-    if found and not (growing and state.eMarks[end - 1] >= len(state.src)):
-        token.content = state.getLines(line, end, state.blkIndent, False).strip()
+    has_ended = not growing or state.eMarks[end - 1] < len(state.src)
+    token.content = source if found and has_ended else ''
     state.line = end
     return True
 
 @lru_cache(256)
-def formula_html(source: str, is_block=False) -> str:
+def formula_html(source: str) -> str:
     """A formula as MathML, not sanitised; as it was written where it can't be read."""
     marks = 1 + source.startswith(('\\', '$$'))
     tex = source[marks:-marks].strip()
@@ -1047,8 +1045,7 @@ def formula_html(source: str, is_block=False) -> str:
     # What the library doesn't know, where something else says the same.
     tex = re.sub(r'\{(aligned|gather(ed|\*)?)\}', '{split}', tex)
     tex = re.sub(r'\\(nonumber|notag|label\{[^{}]*\})(?![a-z])', '', tex)
-    in_display = source.startswith(DISPLAY)
-    converter = Converter(display='block' if in_display else 'inline')
+    converter = Converter(display='block' if source.startswith(DISPLAY) else 'inline')
     try:
         math = converter.convert_to_element(tex)
     except Exception:  # it has many, and no class for them
@@ -1059,16 +1056,14 @@ def formula_html(source: str, is_block=False) -> str:
             return escape(source)
         each.text = re.sub(r'\\([#$%&_{}])', r'\1', text)
         each.attrib.pop('class', None)  # ours alone
-    if in_display and not is_block:
-        math.attrib |= {'display': 'inline', 'displaystyle': 'true'}
     return tostring(math, encoding='unicode')
 
 def formula(token):
     """A formula; one in lines of its own scrolls where it is too wide."""
-    if not token.map:
-        return formula_html(token.content)
-    html = token.content and formula_html(token.content, True)
-    return html and f'<div class="scroll" tabindex="0"><p>{html}</p></div>'
+    html = token.content and formula_html(token.content)
+    if token.map:
+        return html and f'<div class="scroll" tabindex="0"><p>{html}</p></div>'
+    return html.replace(' display="block">', ' display="inline" displaystyle="true">')
 
 # ---- 7. Markdown: what is written, shown as it grows ---------------------------------------------
 
