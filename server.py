@@ -900,7 +900,7 @@ COLOURS = dict(pair.split(':') for pair in (
 # Highlighting begins anew in each piece, so that a long block costs no more than its length. A
 # piece ends after a blank line, at the latest after 12 lines. A cut depends on the text before it
 # alone: code that grows is cut like code that comes whole.
-PIECE = re.compile(r'(?:.*\n(?!(?<=\n\n)\S)){,11}.*\n?')
+PIECE = re.compile(r'(?!\Z)(?:.*\n(?!(?<=\n\n)\S)){,11}.*\n?')
 
 @lru_cache(64)
 def code_lexer(language):
@@ -931,7 +931,7 @@ def code_tokens(block):
     block.info = block.info.strip().partition(' ')[0]
     yield block.copy(type='code_open', nesting=1)
     line = block.map[0] + bool(block.markup)
-    for code in filter(None, PIECE.findall(block.content)):
+    for code in PIECE.findall(block.content):
         end = line + code.count('\n')
         yield block.copy(type='code_piece', content=code, map=[line, end], level=block.level + 1)
         line = end
@@ -1166,8 +1166,10 @@ def close_marks(state):
             state.push('text', '', 0)
 
 def adapt_tokens(state):
-    """Each item has paragraphs, since it can't know what follows. Code comes in pieces."""
-    tokens, state.tokens = state.tokens, []
+    """Each item has paragraphs, since it can't know what follows. Code comes in pieces. Each row of
+    a table gets a body of its own in `draw`."""
+    tokens = [token for token in state.tokens if token.tag != 'tbody']
+    state.tokens = []
     for token in tokens:
         token.hidden = token.block = False
         state.tokens += code_tokens(token) if token.tag == 'code' else [token]
@@ -1191,10 +1193,6 @@ def markdown_parser():
     md.core.ruler.before('inline', 'prepare_texts', prepare_texts)
     md.inline.ruler2.before('balance_pairs', 'close_marks', close_marks)
     md.core.ruler.push('adapt_tokens', adapt_tokens)
-    html = {'table_open': TABLE_START, 's_open': '<del>', 'tbody_open': '',
-            'table_close': TABLE_END, 's_close': '</del>', 'tbody_close': ''}
-    for name, text in html.items():
-        md.renderer.rules[name] = lambda *_, text=text: text
     for draw in code_open, code_piece, code_close, image, formula:
         md.renderer.rules[draw.__name__] = (
             lambda tokens, at, *_, draw=draw: draw(tokens[at]))
@@ -1228,7 +1226,9 @@ def draw(tokens):
     html = md.renderer.render(tokens, md.options, {})
     html = re.sub(f'<a href="({FILE_NAME.pattern})"( title)?', r'<a href="\1" download', html)
     html = re.sub('(<t[dh]) style="text-align:', r'\1 class="', html)
-    return sanitizer().clean(html).replace('</tr><tr>', '</tr></tbody><tbody><tr>')
+    html = sanitizer().clean(re.sub('(</?)s>', r'\1del>', html))
+    html = html.replace('</tr><tr>', '</tr></tbody><tbody><tr>')
+    return html.replace('<table>', TABLE_START).replace('</table>', TABLE_END)
 
 def with_diagrams(html):
     """What is finished, with a picture below the code of each diagram."""
@@ -1277,12 +1277,12 @@ class Markdown:
     def feed(self, text: str) -> list[tuple]:
         """Takes the next piece of text, and returns the changes."""
         self.changes = []
-        shown = self.tail.removesuffix('</p>')
-        if text.replace(' ', 'a').isalnum() and shown + '</p>' == self.tail and (
-                not self.is_cut and shown.endswith(self.source[-8:]) and len(self.source) < 1000):
+        end = f'{self.source[-8:]}</p>'
+        is_short = len(self.source) < 1000 and text.replace(' ', 'a').isalnum()
+        if is_short and self.tail.endswith(end) and not self.is_cut:
             # Words at the end of a paragraph need no parser, and most of what comes is words.
             self.source += text
-            self.tail = f'{shown}{text}</p>'
+            self.tail = f'{self.tail[:-4]}{text}</p>'
         else:
             self.add_text(text)
         return self.changes
@@ -1296,7 +1296,7 @@ class Markdown:
     def add_text(self, text):
         """Any other text. A long paragraph is not drawn anew with each word, but with each
         sentence."""
-        parts = COMPONENT.split(self.source + text.translate({0: '\ufffd', 13: None}))
+        parts = COMPONENT.split(self.source + text.replace('\r', ''))
         for self.source, component in zip(parts[::2], parts[1::2], strict=False):
             self.advance(growing=False)
             self.add(component)
