@@ -1168,11 +1168,11 @@ def close_marks(state):
 def adapt_tokens(state):
     """Each item has paragraphs, since it can't know what follows. Code comes in pieces. Each row of
     a table gets a body of its own in `draw`."""
-    tokens = [token for token in state.tokens if token.tag != 'tbody']
-    state.tokens = []
+    tokens, state.tokens = state.tokens, []
     for token in tokens:
         token.hidden = token.block = False
-        state.tokens += code_tokens(token) if token.tag == 'code' else [token]
+        if token.tag != 'tbody':
+            state.tokens += code_tokens(token) if token.tag == 'code' else [token]
 
 @lru_cache
 def markdown_parser():
@@ -1930,8 +1930,9 @@ MOST_COLUMNS = 50
 MOST_KEPT = 5_000_000     # cells of a table as CSV
 csv.field_size_limit(2**31 - 1)
 
-# A terminal's colours, links, and other commands.
-ANSI = re.compile(r'\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[()][0-9A-Z]|[78=>DEHMc])')
+# A terminal's colours, links and other commands, and what marks HTML of our own.
+SIGNS = re.compile(r"""(?x) [\x02\x03]
+    | \x1b( \[[0-?]*[\ -/]*[@-~] | \][^\x07\x1b]*(\x07|\x1b\\) | [()][0-9A-Z] | [78=>DEHMc] )""")
 NUMBER = re.compile(r'([-+]?[\d.,]+(e[-+]?\d+)?%?)?')
 LONG_NUMBER = re.compile(r'-?\d+\.\d{7,}')
 INLINE_PICTURE = re.compile(r'src="data:image/(png|jpeg);base64,([^"]*)"')
@@ -1942,7 +1943,7 @@ DRAWN_BY = {'plotly': ('kaleido', 'kaleido'), 'altair': ('vl_convert', 'vl-conve
 
 def without_signs(text):
     "Text of others, fit for a message."
-    return as_unicode(ANSI.sub('', text)).replace(START, '').replace(END, '')
+    return as_unicode(SIGNS.sub('', text))
 
 def literal(text):
     "Text of others for a block of output, which none of it may end."
@@ -1988,17 +1989,16 @@ def offered_text(x):
     fails is passed over."""
     bundle = {}
     with contextlib.suppress(Exception):
-        bundle = as_tuple(x._repr_mimebundle_(include=None, exclude=None))[0] or {}
+        bundle = without_metadata(x._repr_mimebundle_(include=None, exclude=None)) or {}
     for kind in KINDS:
         form = re.split('[/+]', kind)[1]
         with contextlib.suppress(Exception):
-            data = as_tuple(bundle.get(kind) or getattr(x, f'_repr_{form}_')())[0]
+            data = without_metadata(bundle.get(kind) or getattr(x, f'_repr_{form}_')())
             if text := data and text_of_form(form, data):
                 return text
 
-def as_tuple(offered):
-    "What an object offers, which may come with its metadata."
-    return offered if isinstance(offered, tuple) else (offered,)
+def without_metadata(offered):
+    return offered[0] if isinstance(offered, tuple) else offered
 
 def text_of_form(form, data):
     if form == 'html':
@@ -2013,35 +2013,31 @@ def html_text(html):
     "HTML of others, safe, its tables like all tables, its pictures as files; None for nothing."
     if len(html) > MAX_OUTPUT:
         return f'This is HTML of more than {MAX_OUTPUT:,} characters: it is left out.'
-
-    def kept(found):
-        return f'src="{keep_file(b64decode(found[2]), found[1])}"'
-    html = sanitizer().clean(INLINE_PICTURE.sub(kept, without_signs(html)))
+    html = INLINE_PICTURE.sub(
+        lambda found: f'src="{keep_file(b64decode(found[2]), found[1])}"', without_signs(html))
+    html = sanitizer().clean(html)
     html = re.sub('<img(?![^>]* src="/file/)[^>]*>', '', html)  # it would come from outside
     html = re.sub(r'<td(?=[^>]*>\s*[-+]?[\d.,]+%?\s*</td>)', '<td class="right"', html)
     html = re.sub('<table[^>]*>', TABLE_START, html).replace('</table>', TABLE_END)
-    return component_text(html) if '<img' in html or re.sub('<[^>]*>', '', html).strip() else None
+    return component_text(html) if re.search(r'<img|(^|>)\s*[^<\s]', html) else None
 
 # ---- 13. Pictures and tables: what is shown of them, and the files that hold all of them ---------
 
-PNG = re.compile(rb'(?s)\x89PNG\r\n\x1a\n.{4}IHDR(.{4})(.{4})')
+PNG = re.compile(rb'(?s)\A\x89PNG\r\n\x1a\n.{4}IHDR(.{4})(.{4})')
 JPEG_FRAME = re.compile(rb'(?s)\xff[\xc0-\xc2]\0[\x0b\x11\x14]\x08(..)(..)')
+# GIF and the three kinds of WebP: where their size is, the bits of the width, and where among them
+# the height begins; and what is added to both.
+SIZES = ((rb'(?s)GIF8..(.{4})', 16, 16, 0), (rb'(?s).{8}WEBPVP8 .{10}(.{4})', 14, 16, 0),
+         (rb'(?s).{8}WEBPVP8L.{5}(.{4})', 14, 14, 1), (rb'(?s).{8}WEBPVP8X.{8}(.{6})', 24, 24, 1))
 
 def size_of(data):
     "Width and height of a picture (PNG, JPEG, GIF, WebP); (0, 0) of what is none."
-    def number(at, size):
-        return int.from_bytes(data[at:at + size], 'little')
-    if data[:4] == b'GIF8':
-        return number(6, 2), number(8, 2)
-    if data[8:15] == b'WEBPVP8':  # of its three kinds each has its own place for it
-        bits = number(21, 4)
-        return {'X': (number(24, 3) + 1, number(27, 3) + 1),
-                'L': (bits % 2**14 + 1, (bits >> 14) % 2**14 + 1),
-                ' ': (number(26, 2) % 2**14, number(28, 2) % 2**14)}.get(chr(data[15]), (0, 0))
-    sizes = []
-    if found := PNG.match(data):
-        sizes = [found.groups()]
-    elif data.startswith(b'\xff\xd8'):  # it may have a small one of itself in it
+    for pattern, size, height_at, more in SIZES:
+        if found := re.match(pattern, data):
+            bits = int.from_bytes(found[1], 'little')
+            return bits % 2**size + more, (bits >> height_at) % 2**size + more
+    sizes = PNG.findall(data)
+    if data.startswith(b'\xff\xd8'):  # it may have a small one of itself in it
         sizes = [(width, height) for height, width in JPEG_FRAME.findall(data)]
     return tuple(map(int.from_bytes, max(sizes, default=(b'', b''))))
 
@@ -2098,11 +2094,9 @@ def figure_text(figure):
     return picture(file.getvalue(), 'png', next(filter(None, titles), '') or figure_name(), 2)
 
 def drawing_text(x):
-    "A figure that is drawn in browsers, as a picture, by a package that may have to be installed."
-    library = type(x).__module__.partition('.')[0]
-    if library not in DRAWN_BY:
-        return None
-    module, package = DRAWN_BY[library]
+    """A figure that is drawn in browsers, as a picture, by a package that may have to be installed.
+    Raises KeyError for anything else."""
+    module, package = DRAWN_BY[type(x).__module__.partition('.')[0]]
     if not importlib.util.find_spec(module):
         return f'To see this figure here: `pip install {package}`'
     file = io.BytesIO()
@@ -2116,10 +2110,10 @@ def drawing_text(x):
     return picture(file.getvalue(), 'png', figure_name(), 2)
 
 def frame_text(x):
-    "A data frame, a series or a list of dicts as a table; None for anything else."
-    if isinstance(x, list) and x and all(isinstance(row, dict) for row in x):
+    "A data frame, a series or a list of dicts as a table. Raises AttributeError for anything else."
+    if isinstance(x, list) and x:
         file = io.StringIO()
-        columns = dict.fromkeys(name for row in x for name in row)
+        columns = dict.fromkeys(name for row in x for name in row.keys())
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(x)
@@ -2140,7 +2134,7 @@ def table_text(text, rows, columns, delimiter=','):
     "A table from CSV, in Markdown: as much as fits into a message, and below it a link to it all."
     lines = csv.reader(io.StringIO(text), delimiter=delimiter)
     head = next(lines, [])[:MOST_COLUMNS]
-    most = max(20, min(1000, MOST_CELLS//max(len(head), 1)))
+    most = min(1000, MOST_CELLS//max(len(head), 1))
     cells = [line[:len(head)] for line in itertools.islice(lines, most)]
     size, in_file = f'{count(rows, "row")} × {count(columns, "column")}', 'all'
     if rows > (kept := text.count('\n')):
@@ -2151,7 +2145,7 @@ def table_text(text, rows, columns, delimiter=','):
     link = f'{size} [Save as CSV]({keep_file(text.encode(), "csv")} "table.csv")'
     if not head:
         return link
-    columns = itertools.islice(itertools.zip_longest(head, *cells, fillvalue=''), len(head))
+    columns = itertools.zip_longest(head, *cells, fillvalue='')
     marks = ['--:' if all(map(NUMBER.fullmatch, column[1:])) else '---' for column in columns]
     table = [map(cell_text, head), marks, *(map(cell_text, row) for row in cells)]
     return '\n'.join(f'| {" | ".join(row)} |' for row in table) + f'\n\n{link}'
@@ -2177,7 +2171,7 @@ def file_text(name, data):
     "A file that was sent, in Markdown. Refuses what is not what its name says."
     stem, _, ending = name.rpartition('.')
     ending = ending.lower()
-    try:
+    with contextlib.suppress(csv.Error):
         if ending in ('png', 'jpg', 'jpeg') and all(size_of(data)):
             is_png = data[:1] == b'\x89'
             return picture(data, 'png' if is_png else 'jpeg', stem)
@@ -2189,8 +2183,6 @@ def file_text(name, data):
             mark = max(',;\t', key=first.count)
             rows = sum(1 for _ in csv.reader(io.StringIO(text), delimiter=mark)) - 1
             return table_text(text, rows, first.count(mark) + 1, mark)
-    except (ValueError, csv.Error):
-        pass
     refuse(f'{shorten(name)} is not what its name says: send a PNG, JPEG, SVG or CSV.')
 
 # ---- 14. Chatter: a message that is being written ------------------------------------------------
