@@ -958,6 +958,8 @@ def code_close(token):
 
 # Files that were shown, sent or attached have such an address.
 FILE_NAME = re.compile(r'/file/([0-9a-f]{64}\.[a-z0-9]{1,8})')
+# A picture as the Markdown parser has it. Its title is its size.
+IMAGE = re.compile('<img src="([^"]*)" alt="([^"]*)"(?: title="([0-9]+)x([0-9]+)")?[^>]*>')
 # What can be done with a table stands before it, outside of what grows.
 TABLE_START = ('<figure class="table"><figcaption>'
                '<button type="button" class="all">Show all rows</button>'
@@ -966,13 +968,12 @@ TABLE_START = ('<figure class="table"><figcaption>'
                '<div class="scroll" tabindex="0"><table>')
 TABLE_END = '</table></div></figure>'
 
-def image(token):
-    """A picture as a link to it; one that is kept here is shown. Its title is its size."""
-    url = escape(token.attrs['src'])
-    name = escape(markdown_parser().renderer.renderInlineAsText(token.children, {}, {}))
-    if not FILE_NAME.fullmatch(url):
-        return f'<a href="{url}">{name or url}</a>'
-    return picture_html(url, name, *escape(token.attrs.get('title', '')).split('x'))
+def image(found):
+    """A picture as a link to it; one that is kept here is shown."""
+    url, name, width, height = found.groups('')
+    if FILE_NAME.fullmatch(url):
+        return picture_html(url, name, width, height)
+    return f'<a href="{url}">{name or url}</a>'
 
 def picture_html(url, name, width='', height=''):
     """A picture that a click enlarges, and below it its name and a link that saves it."""
@@ -1193,7 +1194,7 @@ def markdown_parser():
     md.core.ruler.before('inline', 'prepare_texts', prepare_texts)
     md.inline.ruler2.before('balance_pairs', 'close_marks', close_marks)
     md.core.ruler.push('adapt_tokens', adapt_tokens)
-    for draw in code_open, code_piece, code_close, image, formula:
+    for draw in code_open, code_piece, code_close, formula:
         md.renderer.rules[draw.__name__] = (
             lambda tokens, at, *_, draw=draw: draw(tokens[at]))
     return md
@@ -1223,7 +1224,7 @@ def draw(tokens):
     its own, as if it had come alone. A link to a file that is kept here saves it, under its
     title."""
     md = markdown_parser()
-    html = md.renderer.render(tokens, md.options, {})
+    html = IMAGE.sub(image, md.renderer.render(tokens, md.options, {}))
     html = re.sub(f'<a href="({FILE_NAME.pattern})"( title)?', r'<a href="\1" download', html)
     html = re.sub('(<t[dh]) style="text-align:', r'\1 class="', html)
     html = sanitizer().clean(re.sub('(</?)s>', r'\1del>', html))
@@ -1232,7 +1233,7 @@ def draw(tokens):
 
 def with_diagrams(html):
     """What is finished, with a picture below the code of each diagram."""
-    return MERMAID.sub(lambda found: diagram(found[1]), html)
+    return MERMAID.sub(lambda found: html_of(diagram(found[1])), html)
 
 def element_starts(tokens, level):
     """Where the elements of this level begin."""
@@ -1324,8 +1325,8 @@ class Markdown:
         self.is_cut = env.get('is_cut')
         self.outdated |= bool(DEFINITION.search(text))
         starts, begin, end = element_starts(tokens, 0), 0, len(tokens)
-        complete = text.endswith('\n') and tokens[-1:] and tokens[-1].type in ('heading_close', 'hr')
-        if growing and not complete:
+        last = tokens[-1].type if tokens and text.endswith('\n') else ''
+        if growing and last not in ('heading_close', 'hr'):
             end = max(starts, default=0)
         if self.head and end:  # what it is in has ended
             begin = [*starts, end][1]
@@ -1333,29 +1334,31 @@ class Markdown:
             self.head = []
             self.move('', '')
         self.add(draw(tokens[begin:end]))
-        self.tail = ''
-        self.source = self.source[len(text):] if end == len(tokens) else self.draw_open(tokens[end:])
+        if end < len(tokens):
+            self.draw_open(tokens[end:])
+        else:
+            self.tail, self.source = '', self.source[len(text):]
 
     def draw_open(self, block):
-        """Draws the block that may still grow, and returns its source. Finished parts of a list,
+        """Draws the block that may still grow, and keeps its source. Finished parts of a list,
         table, quote or code are added. The last one may still grow, but for a table's row, which
         comes with its line."""
+        kind, (start, end) = block[0].type, block[0].map
         lines = self.source.split('\n')
-        start, end = block[0].map
-        is_table = block[0].type == 'table_open'
+        is_table = kind == 'table_open'
         parts = element_starts(block, 2)[1:] if is_table else element_starts(block, 1)
-        if parts and not self.head and block[0].type in CONTAINERS and block[0].info != 'mermaid':
-            self.head, after = block[:parts[0]], CONTAINERS[block[0].type]
+        if parts and not self.head and kind in CONTAINERS and block[0].info != 'mermaid':
+            self.head, after = block[:parts[0]], CONTAINERS[kind]
             self.move(draw(self.head).removesuffix(after), after)
-        if not self.head:
-            self.tail = draw(block)
         if not self.head or not parts:
-            return '\n'.join(lines[start:])
+            self.tail = '' if self.head else draw(block)
+            self.source = '\n'.join(lines[start:])
+            return
         last, rest = (len(block), end) if is_table else (parts[-1], block[parts[-1]].map[0])
         self.add(self.draw_parts(block[len(self.head):last]))
         self.tail = self.draw_parts(block[last:])
         # What begins it is parsed again with what has not been added.
-        return '\n'.join(lines[start:block[parts[0]].map[0]] + lines[rest:])
+        self.source = '\n'.join(lines[start:block[parts[0]].map[0]] + lines[rest:])
 
     def add(self, html):
         """Puts finished HTML before the open end."""
@@ -1605,11 +1608,16 @@ def check_box(label, **attrs):
 DRAWING_TIME = 10     # seconds that a diagram may take
 MOST_CODE = 30_000    # characters of a diagram as it stands in an address
 # The process ends by itself when its time is over, also where the app has ended before it.
-DRAW = f"""import faulthandler, sys
+DRAW = rf"""import faulthandler, re, sys
 faulthandler.dump_traceback_later({DRAWING_TIME}, exit=True)
 sys.stdin.reconfigure(encoding='utf-8')
-import mermaidx
-svg = mermaidx.render(sys.stdin.read()).svg()
+try:
+    import mermaidx
+    svg = mermaidx.render(sys.stdin.read()).svg()
+except Exception as e:  # its first line, without the names of its errors
+    sys.exit(re.sub('^.*Error: |[.:]$', '', str(e).partition('\n')[0]))
+# It gets a size of its own: the one that its view box has.
+svg = re.sub(r'width="100%"(.*?viewBox="\S+ \S+ (\S+))', r'width="\2"\1', svg, count=1)
 sys.stdout.buffer.write(svg.encode())"""
 one_drawing = asyncio.Lock()
 drawings = {}  # by file: the task that draws it, whose result is why there is no picture
@@ -1627,13 +1635,12 @@ def diagram(address):
     if len(address) > MOST_CODE:
         why = 'it is too long'
     if why:
-        return html_of(P(f'This diagram could not be drawn: {why}.', cls='undrawn'))
+        return P(f'This diagram could not be drawn: {why}.', cls='undrawn')
     if not file.exists():
-        return html_of(Div(hx_get=f'/diagram/{address}', hx_trigger='load delay:.3s',
-                           hx_swap='outerHTML'))
+        return Div(hx_get=f'/diagram/{address}', hx_trigger='load delay:.3s', hx_swap='outerHTML')
     fold = Details(Summary('Source'), Pre(Code(code), tabindex=0))
     name = escape(f'Diagram: {shorten(" ".join(code.split()), 200)}')
-    return html_of(Figure(Safe(picture_html(f'/file/{file.name}', name)), fold, cls='diagram'))
+    return Figure(Safe(picture_html(f'/file/{file.name}', name)), fold, cls='diagram')
 
 @app.get('/diagram/{address}')
 async def diagram_part(address: str):
@@ -1643,9 +1650,9 @@ async def diagram_part(address: str):
     except ValueError:
         raise HTTPException(404)
     file = diagram_file(code)
-    if file not in drawings and not file.exists():
+    if file not in drawings:
         drawings[file] = asyncio.create_task(draw_diagram(code, file))
-    return Safe(diagram(address))
+    return diagram(address)
 
 async def draw_diagram(code, file):
     "Has a diagram drawn, or returns why it is not."
@@ -1654,20 +1661,13 @@ async def draw_diagram(code, file):
             process = await asyncio.create_subprocess_exec(
                 sys.executable, '-P', '-c', DRAW, stdin=-1, stdout=-1, stderr=-1)
             svg, said = await process.communicate(code.encode())
+        if said.startswith(b'Timeout'):
+            return f'it takes more than {DRAWING_TIME} s'
         if process.returncode:
-            return drawing_error(said.decode(errors='replace'))
-        # It gets a size of its own: the one that its view box has.
-        width = rb'width="100%"(.*?viewBox="\S+ \S+ (\S+))'
-        keep(file, re.sub(width, rb'width="\2"\1', svg, count=1))
+            return said.decode(errors='replace').strip() or 'mermaidx has crashed'
+        keep(file, svg)
     except OSError as e:
         return str(e)
-
-def drawing_error(said):
-    "The first line of what mermaidx has to say, without the names of its errors."
-    if said.startswith('Timeout'):
-        return f'it takes more than {DRAWING_TIME} s'
-    last = re.findall(r'(?m)^\w+(?:Error|Exception): (.*)$', said)
-    return re.sub(r'^.*Error: |[.:]$', '', last[-1]) if last else 'mermaidx has crashed'
 
 # ---- 11. Messages: what a row of the timeline looks like, as pure functions ----------------------
 
