@@ -937,6 +937,8 @@ def code_tokens(block):
         line = end
     yield block.copy(type='code_close', nesting=-1)
 
+CODE_END = '</code></pre></figure>'
+
 def code_open(token):
     """The caption of a code block, and where its lines begin. What was printed has none."""
     if token.info == 'output':
@@ -951,10 +953,8 @@ def code_piece(token):
     return highlight(lines + end, token.info) + escape(rest, quote=False)
 
 def code_close(token):
-    """What ends it; below a diagram's code a mark says which one is to be shown there."""
-    code = urlsafe_b64encode(token.content.encode()).decode()
-    mark = f'<i class="mermaid {code}"></i>' if token.info == 'mermaid' else ''
-    return f'</code></pre></figure>{mark}'
+    """What ends it."""
+    return CODE_END
 
 # Files that were shown, sent or attached have such an address.
 FILE_NAME = re.compile(r'/file/([0-9a-f]{64}\.[a-z0-9]{1,8})')
@@ -1084,7 +1084,7 @@ SPAN = re.compile(rf'''(?xs) (?<![\\`])(`++)(?:.*?(?<!`)\1(?!`) | (?P<code>.*))
 # A link or an entity that has not ended, at the end of a text.
 OPEN_LINK = re.compile(
     r'!?\[([^\[\]]*)(?:\](?:\[[^\[\]]*\]?|\([^()]*)?)?$|<(h(t(t(p[^\s<>]*)?)?)?)?$|&#?\w*$')
-MERMAID = re.compile('<i class="mermaid (.*?)"></i>')  # where a diagram belongs
+MERMAID = re.compile(f'(?s)<figcaption>mermaid<.*?<code>(.*?){CODE_END}')
 # A line that says where a link leads to, and what links look like that need one.
 DEFINITION = re.compile(r'(?m)^[ >]*\[((?:\\.|[^\[\]\\]){1,99})\]:')
 LABEL = re.compile(r'\[((?:\\.|[^\[\]\\]){1,99})\](?!:)')
@@ -1099,13 +1099,12 @@ class WebAddress:
 # Rules of our own for the parser. They get the state of a parse.
 
 def end_block(state, line, last, silent):
-    """A table ends before a line without |, a paragraph before a definition or a formula, and
-    after 100 lines: they would all be parsed anew with each further one."""
+    """A table ends before a line without |, a paragraph before a definition or a formula."""
     start = state.bMarks[line]
     if state.parentType == 'table':
         return '|' not in state.src[start:state.eMarks[line]]
-    ends = line - state.line == 100 or DEFINITION.match(state.src, start) or (
-        state.src.startswith(DISPLAY, start + state.tShift[line]))
+    is_formula = state.src.startswith(DISPLAY, start + state.tShift[line])
+    ends = is_formula or DEFINITION.match(state.src, start)
     return silent and state.parentType == 'paragraph' and ends
 
 def link_definition(state, line, last, silent):
@@ -1233,7 +1232,7 @@ def draw(tokens):
 
 def with_diagrams(html):
     """What is finished, with a picture below the code of each diagram."""
-    return MERMAID.sub(lambda found: html_of(diagram(found[1])), html)
+    return MERMAID.sub(lambda found: found[0] + html_of(diagram(unescape(found[1]))), html)
 
 def element_starts(tokens, level):
     """Where the elements of this level begin."""
@@ -1254,7 +1253,7 @@ UNSURE = re.compile(r"""(?x)
 # What grows by its parts, and what ends it.
 CONTAINERS = {
     'bullet_list_open': '</ul>', 'ordered_list_open': '</ol>', 'blockquote_open': '</blockquote>',
-    'table_open': TABLE_END, 'code_open': '</code></pre></figure>'}
+    'table_open': TABLE_END, 'code_open': CODE_END}
 
 class Markdown:
     """Markdown that comes in pieces. `feed` and `end` return the changes to a page that shows what
@@ -1625,11 +1624,10 @@ drawings = {}  # by file: the task that draws it, whose result is why there is n
 def diagram_file(code):
     return KEPT/f'{hashlib.sha256(code.encode()).hexdigest()}.svg'
 
-def diagram(address):
+def diagram(code):
     """What stands below a diagram's code: its picture, with the code folded, or why there is none;
     else an element that asks again."""
-    code = urlsafe_b64decode(address).decode()
-    file = diagram_file(code)
+    file, address = diagram_file(code), urlsafe_b64encode(code.encode()).decode()
     drawing = drawings.get(file)
     why = drawing.result() if drawing and drawing.done() else ''
     if len(address) > MOST_CODE:
@@ -1652,7 +1650,7 @@ async def diagram_part(address: str):
     file = diagram_file(code)
     if file not in drawings:
         drawings[file] = asyncio.create_task(draw_diagram(code, file))
-    return diagram(address)
+    return diagram(code)
 
 async def draw_diagram(code, file):
     "Has a diagram drawn, or returns why it is not."
@@ -2127,8 +2125,8 @@ def frame_text(x):
         return table_text(x.write_csv(), rows, columns)
     if x.columns.nlevels > 1:
         x = x.set_axis([' '.join(map(str, names)) for names in x.columns], axis=1)
-    has_index = type(x.index).__name__ != 'RangeIndex'
-    return table_text(x.to_csv(index=has_index), rows, columns)
+    text = x.to_csv(index=type(x.index).__name__ != 'RangeIndex')
+    return table_text(text, rows, columns)
 
 def table_text(text, rows, columns, delimiter=','):
     "A table from CSV, in Markdown: as much as fits into a message, and below it a link to it all."
@@ -2172,12 +2170,10 @@ def file_text(name, data):
     stem, _, ending = name.rpartition('.')
     ending = ending.lower()
     with contextlib.suppress(csv.Error):
-        if ending in ('png', 'jpg', 'jpeg') and all(size_of(data)):
-            is_png = data[:1] == b'\x89'
-            return picture(data, 'png' if is_png else 'jpeg', stem)
         text = as_plain_text(data)
-        if ending == 'svg' and re.search(r'<svg[\s>]', text):
-            return picture(data, 'svg', stem)
+        is_picture = ending in ('png', 'jpg', 'jpeg') and all(size_of(data))
+        if is_picture or ending == 'svg' and re.search(r'<svg[\s>]', text):
+            return picture(data, ending, stem)
         if ending == 'csv' and text.strip():
             first = text.partition('\n')[0]
             mark = max(',;\t', key=first.count)
