@@ -958,6 +958,8 @@ def code_close(token):
 
 # Files that were shown, sent or attached have such an address.
 FILE_NAME = re.compile(r'/file/([0-9a-f]{64}\.[a-z0-9]{1,8})')
+# A link to one as the Markdown parser has it: it saves the file, under its title.
+FILE_LINK = re.compile(f'(<a href="{FILE_NAME.pattern}")(?: title)?')
 # A picture as the Markdown parser has it. Its title is its size.
 IMAGE = re.compile('<img src="([^"]*)" alt="([^"]*)"(?: title="([0-9]+)x([0-9]+)")?[^>]*>')
 # What can be done with a table stands before it, outside of what grows.
@@ -1220,13 +1222,12 @@ def sanitizer():
 
 def draw(tokens):
     """Tokens as safe HTML; elements that don't end are closed. Each row of a table has a body of
-    its own, as if it had come alone. A link to a file that is kept here saves it, under its
-    title."""
+    its own, as if it had come alone."""
     md = markdown_parser()
     html = IMAGE.sub(image, md.renderer.render(tokens, md.options, {}))
-    html = re.sub(f'<a href="({FILE_NAME.pattern})"( title)?', r'<a href="\1" download', html)
+    html = FILE_LINK.sub(r'\1 download', html)
     html = re.sub('(<t[dh]) style="text-align:', r'\1 class="', html)
-    html = sanitizer().clean(re.sub('(</?)s>', r'\1del>', html))
+    html = sanitizer().clean(html.replace('<s>', '<del>').replace('</s>', '</del>'))
     html = html.replace('</tr><tr>', '</tr></tbody><tbody><tr>')
     return html.replace('<table>', TABLE_START).replace('</table>', TABLE_END)
 
@@ -1332,7 +1333,8 @@ class Markdown:
             self.add(self.draw_parts(tokens[len(self.head):begin]))
             self.head = []
             self.move('', '')
-        self.add(draw(tokens[begin:end]))
+        if end:
+            self.add(draw(tokens[begin:end]))
         if end < len(tokens):
             self.draw_open(tokens[end:])
         else:
@@ -1378,6 +1380,8 @@ class Markdown:
 
     def draw_parts(self, parts):
         """The HTML of parts, without what stands before and after them."""
+        if not parts:
+            return ''
         before, after = self.frame
         return draw(self.head + parts).removeprefix(before).removesuffix(after)
 
