@@ -905,10 +905,10 @@ PIECE = re.compile(r'(?!\Z)(?:.*\n(?!(?<=\n\n)\S)){,11}.*\n?')
 @lru_cache(64)
 def code_lexer(language):
     """Pygments' lexer for a language; code in one that it doesn't know is plain text."""
-    from pygments import lexers, util
+    from pygments import lexers
     try:
         return lexers.get_lexer_by_name(language, stripnl=False, ensurenl=False)
-    except util.ClassNotFound:
+    except ValueError:
         return code_lexer('text')
 
 @lru_cache(None)
@@ -917,7 +917,7 @@ def code_colour(kind):
     return next((COLOURS[name] for name in COLOURS if name in str(kind)), '')
 
 @lru_cache(64)
-def highlight(code: str, language: str) -> str:
+def highlight(code, language):
     """Code as HTML with a class for what has a colour."""
     html = ''
     tokens = code_lexer(language.lower()).get_tokens(code)
@@ -1036,7 +1036,7 @@ def formula_block(state, line, last, silent):
     return True
 
 @lru_cache(256)
-def formula_html(source: str) -> str:
+def formula_html(source):
     """A formula as MathML, not sanitised; as it was written where it can't be read."""
     marks = 1 + source.startswith(('\\', '$$'))
     tex = source[marks:-marks].strip()
@@ -1101,12 +1101,12 @@ class WebAddress:
 # Rules of our own for the parser. They get the state of a parse.
 
 def end_block(state, line, last, silent):
-    """A table ends before a line without |, a paragraph before a definition or a formula."""
-    start = state.bMarks[line]
+    """A table ends before a line without |, a paragraph before what may be a definition or a
+    formula: what follows can't change that."""
+    text = state.src[state.bMarks[line]:state.eMarks[line]]
     if state.parentType == 'table':
-        return '|' not in state.src[start:state.eMarks[line]]
-    is_formula = state.src.startswith(DISPLAY, start + state.tShift[line])
-    ends = is_formula or DEFINITION.match(state.src, start)
+        return '|' not in text
+    ends = text.lstrip().startswith(DISPLAY) or DEFINITION.match(text)
     return silent and state.parentType == 'paragraph' and ends
 
 def link_definition(state, line, last, silent):
@@ -1152,7 +1152,7 @@ def hide_unfinished(text):
         kept.append(found[1] + code + found[1] if code else found[0])
         return '\x02'
     # Behind a last dollar a digit may follow: then it is a price.
-    text = SPAN.sub(keep, re.sub(r'(?<!\$)\$\Z', '', text)).rstrip(' \n\\*_~`[')
+    text = SPAN.sub(keep, text.removesuffix('$')).rstrip(' \n\\*_~`[')
     return re.sub('\x02', lambda _: kept.pop(0), OPEN_LINK.sub(r'\1\2', text))
 
 def close_marks(state):
@@ -1160,9 +1160,10 @@ def close_marks(state):
     may stay what it is: `2*3`."""
     if state.tokens is not state.env.get('open'):
         return
-    for mark in [mark for mark in reversed(state.delimiters) if mark.open]:
-        state.tokens[mark.token].content = ''
-        if not mark.close:
+    for mark in reversed(state.delimiters):
+        if mark.open:
+            state.tokens[mark.token].content = ''
+        if mark.open and not mark.close:
             closing = replace(mark, token=len(state.tokens), open=False, close=True)
             state.delimiters.append(closing)
             state.push('text', '', 0)
@@ -1275,7 +1276,7 @@ class Markdown:
         self.is_cut = False    # is a mark at the end not shown yet?
         self.outdated = False  # may what was added look different now that all is known?
 
-    def feed(self, text: str) -> list[tuple]:
+    def feed(self, text):
         """Takes the next piece of text, and returns the changes."""
         self.changes = []
         end = f'{self.source[-8:]}</p>'
@@ -1288,7 +1289,7 @@ class Markdown:
             self.add_text(text)
         return self.changes
 
-    def end(self) -> list[tuple]:
+    def end(self):
         """Finishes what is open, and returns the last changes."""
         self.changes = []
         self.advance(growing=False)
@@ -1386,13 +1387,13 @@ class Markdown:
         return draw(self.head + parts).removeprefix(before).removesuffix(after)
 
 @lru_cache(100)
-def to_html(text: str) -> str:
+def to_html(text):
     """A whole Markdown text as safe HTML: the same that it looked like while it grew."""
     parts = COMPONENT.split(text)
     parts[::2] = [draw(parse_markdown(end_line(part), {})) for part in parts[::2]]
     return with_diagrams(''.join(parts))
 
-def inline_html(text: str) -> str:
+def inline_html(text):
     """One line of Markdown as safe HTML, without a paragraph around it."""
     return draw(markdown_parser().parseInline(text, {}))
 
@@ -2090,8 +2091,8 @@ def figure_text(figure):
     inches = figure.get_figwidth()*figure.get_figheight()
     dpi = min(2*figure.dpi, (MOST_PIXELS/2/inches)**.5)
     file = io.BytesIO()
-    quick = {'compress_level': 1}  # a larger file in less time
-    figure.savefig(file, format='png', dpi=dpi, bbox_inches='tight', pil_kwargs=quick)
+    figure.savefig(file, format='png', dpi=dpi, bbox_inches='tight',
+                   pil_kwargs={'compress_level': 1})  # a larger file in less time
     open_figures().pop(getattr(figure, 'number', None), None)
     return picture(file.getvalue(), 'png', next(filter(None, titles), '') or figure_name(), 2)
 
@@ -2120,7 +2121,7 @@ def frame_text(x):
         writer.writeheader()
         writer.writerows(x)
         return table_text(file.getvalue(), len(x), len(columns))
-    if hasattr(x, 'to_frame') and not hasattr(x, 'nlevels'):  # a series, no index
+    if 'Series' in type(x).__name__:
         x = x.to_frame('' if x.name is None else x.name)
     rows, columns = x.shape
     most = MOST_KEPT//20 if chatq.is_here() else MOST_KEPT  # it would hold up the app
