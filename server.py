@@ -1029,9 +1029,10 @@ def formula_block(state, line, last, silent):
     if any(state.isEmpty(n) or state.sCount[n] < state.blkIndent for n in range(line, end)):
         return False
     token = state.push('formula', 'math', 0)
-    token.map, token.block = [line, end], True
+    token.map = [line, end]
     has_ended = not growing or state.eMarks[end - 1] < len(state.src)
-    token.content = source if found and has_ended else ''
+    if found and has_ended:
+        token.content = source
     state.line = end
     return True
 
@@ -1203,6 +1204,8 @@ def markdown_parser():
 
 def parse_markdown(text, env):
     """Markdown as tokens. `env` is what the rules above know of the text, and find out."""
+    if not env.get('growing'):
+        text = text.removesuffix('\n') + '\n'
     env['labels'] = set(map(link_label, LABEL.findall(text)))
     return markdown_parser().parse(text, env)
 
@@ -1239,10 +1242,6 @@ def with_diagrams(html):
 def element_starts(tokens, level):
     """Where the elements of this level begin."""
     return [i for i, t in enumerate(tokens) if t.level == level and t.nesting >= 0]
-
-def end_line(text):
-    """Text whose last line ends."""
-    return text.removesuffix('\n') + '\n'
 
 # ---- 8. Growing: Markdown as it comes ------------------------------------------------------------
 
@@ -1320,7 +1319,7 @@ class Markdown:
 
     def advance(self, growing=True):
         """Adds what is finished of the source, and draws the rest."""
-        text = self.sure_text() if growing else end_line(self.source)
+        text = self.sure_text() if growing else self.source
         env = {'growing': growing}
         tokens = parse_markdown(text, env)
         self.is_cut = env.get('is_cut')
@@ -1390,7 +1389,7 @@ class Markdown:
 def to_html(text):
     """A whole Markdown text as safe HTML: the same that it looked like while it grew."""
     parts = COMPONENT.split(text)
-    parts[::2] = [draw(parse_markdown(end_line(part), {})) for part in parts[::2]]
+    parts[::2] = [draw(parse_markdown(part, {})) for part in parts[::2]]
     return with_diagrams(''.join(parts))
 
 def inline_html(text):
