@@ -2097,7 +2097,7 @@ def figure_text(figure):
 
 def drawing_text(x):
     """A figure that is drawn in browsers, as a picture, by a package that may have to be installed.
-    Raises KeyError for anything else."""
+    Raises an exception for anything else."""
     module, package = DRAWN_BY[type(x).__module__.partition('.')[0]]
     if not importlib.util.find_spec(module):
         return f'To see this figure here: `pip install {package}`'
@@ -2112,7 +2112,7 @@ def drawing_text(x):
     return picture(file.getvalue(), 'png', figure_name(), 2)
 
 def frame_text(x):
-    "A data frame, a series or a list of dicts as a table. Raises AttributeError for anything else."
+    "A data frame, a series or a list of dicts as a table. Raises an exception for anything else."
     if isinstance(x, list) and x:
         file = io.StringIO()
         columns = dict.fromkeys(name for row in x for name in row.keys())
