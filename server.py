@@ -874,15 +874,15 @@ COLOURS = dict(pair.split(':') for pair in (
 # Highlighting begins anew in each piece, so that a long block costs no more than its length. A
 # piece ends after a blank line, at the latest after 12 lines. A cut depends on the text before it
 # alone: code that grows is cut like code that comes whole.
-PIECE = re.compile(r'(?:.*\n(?!(?<=\n\n)\S)){,11}.*\n?')
+PIECE = re.compile(r'(?!\Z)(?:.*\n(?!(?<=\n\n)\S)){,11}.*\n?')
 
 @lru_cache(64)
 def code_lexer(language):
     """Pygments' lexer for a language; code in one that it doesn't know is plain text."""
-    from pygments import lexers, util
+    from pygments import lexers
     try:
         return lexers.get_lexer_by_name(language, stripnl=False, ensurenl=False)
-    except util.ClassNotFound:
+    except ValueError:
         return code_lexer('text')
 
 @lru_cache(None)
@@ -891,7 +891,7 @@ def code_colour(kind):
     return next((COLOURS[name] for name in COLOURS if name in str(kind)), '')
 
 @lru_cache(64)
-def highlight(code: str, language: str) -> str:
+def highlight(code, language):
     """Code as HTML with a class for what has a colour."""
     html = ''
     tokens = code_lexer(language.lower()).get_tokens(code)
@@ -905,11 +905,13 @@ def code_tokens(block):
     block.info = block.info.strip().partition(' ')[0]
     yield block.copy(type='code_open', nesting=1)
     line = block.map[0] + bool(block.markup)
-    for code in filter(None, PIECE.findall(block.content)):
+    for code in PIECE.findall(block.content):
         end = line + code.count('\n')
         yield block.copy(type='code_piece', content=code, map=[line, end], level=block.level + 1)
         line = end
     yield block.copy(type='code_close', nesting=-1)
+
+CODE_END = '</code></pre></figure>'
 
 def code_open(token):
     """The caption of a code block, and where its lines begin. What was printed has none."""
@@ -925,13 +927,15 @@ def code_piece(token):
     return highlight(lines + end, token.info) + escape(rest, quote=False)
 
 def code_close(token):
-    """What ends it; below a diagram's code a mark says which one is to be shown there."""
-    code = urlsafe_b64encode(token.content.encode()).decode()
-    mark = f'<i class="mermaid {code}"></i>' if token.info == 'mermaid' else ''
-    return f'</code></pre></figure>{mark}'
+    """What ends it."""
+    return CODE_END
 
 # Files that were shown, sent or attached have such an address.
 FILE_NAME = re.compile(r'/file/([0-9a-f]{64}\.[a-z0-9]{1,8})')
+# A link to one as the Markdown parser has it: it saves the file, under its title.
+FILE_LINK = re.compile(f'(<a href="{FILE_NAME.pattern}")(?: title)?')
+# A picture as the Markdown parser has it. Its title is its size.
+IMAGE = re.compile('<img src="([^"]*)" alt="([^"]*)"(?: title="([0-9]+)x([0-9]+)")?[^>]*>')
 # What can be done with a table stands before it, outside of what grows.
 TABLE_START = ('<figure class="table"><figcaption>'
                '<button type="button" class="all">Show all rows</button>'
@@ -940,13 +944,12 @@ TABLE_START = ('<figure class="table"><figcaption>'
                '<div class="scroll" tabindex="0"><table>')
 TABLE_END = '</table></div></figure>'
 
-def image(token):
-    """A picture as a link to it; one that is kept here is shown. Its title is its size."""
-    url = escape(token.attrs['src'])
-    name = escape(markdown_parser().renderer.renderInlineAsText(token.children, {}, {}))
-    if not FILE_NAME.fullmatch(url):
-        return f'<a href="{url}">{name or url}</a>'
-    return picture_html(url, name, *escape(token.attrs.get('title', '')).split('x'))
+def image(found):
+    """A picture as a link to it; one that is kept here is shown."""
+    url, name, width, height = found.groups('')
+    if FILE_NAME.fullmatch(url):
+        return picture_html(url, name, width, height)
+    return f'<a href="{url}">{name or url}</a>'
 
 def picture_html(url, name, width='', height=''):
     """A picture that a click enlarges, and below it its name and a link that saves it."""
@@ -954,12 +957,6 @@ def picture_html(url, name, width='', height=''):
     save = f'<a class="save" href="{url}" download="{name}">Save picture</a>'
     return (f'<span class="picture"><a class="zoom" href="{url}">{image}</a>'
             f'<span class="caption"><span>{name}</span>{save}</span></span>')
-
-def link_open(token):
-    """A link; one to a file that is kept here saves it, under its title."""
-    if FILE_NAME.fullmatch(token.attrs['href']):
-        token.attrs['download'] = token.attrs.pop('title', '')
-    return markdown_parser().renderer.renderToken([token], 0, {}, {})
 
 # ---- 6. Mathematics: formulas as MathML, which browsers draw by themselves -----------------------
 
@@ -997,25 +994,24 @@ def formula_block(state, line, last, silent):
     if not state.src.startswith(DISPLAY, start):
         return False
     found, growing = FORMULA.match(state.src, start), state.env.get('growing')
-    if found:
-        end = line + found[0].count('\n') + 1
-        text_follows = state.src[found.end():state.eMarks[end - 1]].strip()
-    else:
-        end, text_follows = last, not growing
-    if text_follows or end > last:
+    end = line + found[0].count('\n') + 1 if found else last
+    source = state.getLines(line, end, state.blkIndent, False).strip()
+    text_follows = found and not FORMULA.fullmatch(source)
+    if text_follows or end > last or not (found or growing):
         return False
     # It has no blank line, and is not longer than the item that it is in.
     if any(state.isEmpty(n) or state.sCount[n] < state.blkIndent for n in range(line, end)):
         return False
     token = state.push('formula', 'math', 0)
-    token.map, token.block = [line, end], True
-    if found and not (growing and state.eMarks[end - 1] >= len(state.src)):
-        token.content = state.getLines(line, end, state.blkIndent, False).strip()
+    token.map = [line, end]
+    has_ended = not growing or state.eMarks[end - 1] < len(state.src)
+    if found and has_ended:
+        token.content = source
     state.line = end
     return True
 
 @lru_cache(256)
-def formula_html(source: str, is_block=False) -> str:
+def formula_html(source):
     """A formula as MathML, not sanitised; as it was written where it can't be read."""
     marks = 1 + source.startswith(('\\', '$$'))
     tex = source[marks:-marks].strip()
@@ -1027,8 +1023,7 @@ def formula_html(source: str, is_block=False) -> str:
     # What the library doesn't know, where something else says the same.
     tex = re.sub(r'\{(aligned|gather(ed|\*)?)\}', '{split}', tex)
     tex = re.sub(r'\\(nonumber|notag|label\{[^{}]*\})(?![a-z])', '', tex)
-    in_display = source.startswith(DISPLAY)
-    converter = Converter(display='block' if in_display else 'inline')
+    converter = Converter(display='block' if source.startswith(DISPLAY) else 'inline')
     try:
         math = converter.convert_to_element(tex)
     except Exception:  # it has many, and no class for them
@@ -1039,16 +1034,14 @@ def formula_html(source: str, is_block=False) -> str:
             return escape(source)
         each.text = re.sub(r'\\([#$%&_{}])', r'\1', text)
         each.attrib.pop('class', None)  # ours alone
-    if in_display and not is_block:
-        math.attrib |= {'display': 'inline', 'displaystyle': 'true'}
     return tostring(math, encoding='unicode')
 
 def formula(token):
     """A formula; one in lines of its own scrolls where it is too wide."""
-    if not token.map:
-        return formula_html(token.content)
-    html = token.content and formula_html(token.content, True)
-    return html and f'<div class="scroll" tabindex="0"><p>{html}</p></div>'
+    html = token.content and formula_html(token.content)
+    if token.map:
+        return html and f'<div class="scroll" tabindex="0"><p>{html}</p></div>'
+    return html.replace(' display="block">', ' display="inline" displaystyle="true">')
 
 # ---- 7. Markdown: what is written, shown as it grows ---------------------------------------------
 
@@ -1061,7 +1054,6 @@ COMPONENT = re.compile('\x02([^\x02\x03]*)\x03')
 MOST_MARKS, MOST_OPEN = 2000, 50  # the latter: [ without its ]
 ADDRESS = re.compile(
     r"""(?i)https?://(?:[^\s<>()\[\]*`"|\\、-】！-／：-？]|\([^\s<>()]*\))+(?<![.,:;!?'_~])""")
-BOXES = {'[ ] ': '☐ ', '[x] ': '☑ ', '[X] ': '☑ '}
 # Code, a formula and an escaped mark, as they stay; or code or a formula that has not ended.
 SPAN = re.compile(rf'''(?xs) (?<![\\`])(`++)(?:.*?(?<!`)\1(?!`) | (?P<code>.*))
     | {FORMULA.pattern[5:]}
@@ -1069,7 +1061,7 @@ SPAN = re.compile(rf'''(?xs) (?<![\\`])(`++)(?:.*?(?<!`)\1(?!`) | (?P<code>.*))
 # A link or an entity that has not ended, at the end of a text.
 OPEN_LINK = re.compile(
     r'!?\[([^\[\]]*)(?:\](?:\[[^\[\]]*\]?|\([^()]*)?)?$|<(h(t(t(p[^\s<>]*)?)?)?)?$|&#?\w*$')
-MERMAID = re.compile('<i class="mermaid (.*?)"></i>')  # where a diagram belongs
+MERMAID = re.compile(f'(?s)<figcaption>mermaid<.*?<code>(.*?){CODE_END}')
 # A line that says where a link leads to, and what links look like that need one.
 DEFINITION = re.compile(r'(?m)^[ >]*\[((?:\\.|[^\[\]\\]){1,99})\]:')
 LABEL = re.compile(r'\[((?:\\.|[^\[\]\\]){1,99})\](?!:)')
@@ -1084,13 +1076,12 @@ class WebAddress:
 # Rules of our own for the parser. They get the state of a parse.
 
 def end_block(state, line, last, silent):
-    """A table ends before a line without |, a paragraph before a definition or a formula, and
-    after 100 lines: they would all be parsed anew with each further one."""
-    start = state.bMarks[line]
+    """A table ends before a line without |, a paragraph before what may be a definition or a
+    formula: what follows can't change that."""
+    text = state.src[state.bMarks[line]:state.eMarks[line]]
     if state.parentType == 'table':
-        return '|' not in state.src[start:state.eMarks[line]]
-    ends = line - state.line == 100 or DEFINITION.match(state.src, start) or (
-        state.src.startswith(DISPLAY, start + state.tShift[line]))
+        return '|' not in text
+    ends = text.lstrip().startswith(DISPLAY) or DEFINITION.match(text)
     return silent and state.parentType == 'paragraph' and ends
 
 def link_definition(state, line, last, silent):
@@ -1106,11 +1097,11 @@ def link_label(text):
 
 def prepare_texts(state):
     """Changes what stands in paragraphs, items and cells before its marks are parsed."""
-    for outer, text in pairwise([*state.tokens[:1], *state.tokens]):
+    opened = [token for token in state.tokens if token.nesting >= 0]
+    for outer, text in pairwise(opened[:1] + opened):
         if text.type != 'inline':
             continue
-        start = text.content[:4]
-        text.content = BOXES.get(start, start) + text.content[4:]
+        text.content = re.sub(r'^\[ ] ', '☐ ', re.sub(r'(?i)^\[x] ', '☑ ', text.content))
         if outer.tag in ('th', 'td'):
             text.content = re.sub(r'(?i)(`++.*?`++)|(?<!\\)<br ?/?>',
                                   lambda found: found[1] or '\\\n', text.content)
@@ -1118,16 +1109,11 @@ def prepare_texts(state):
         if len(re.findall(r'[^\w\s]|_', marks)) > MOST_MARKS or (
                 marks.count('[') - marks.count(']') > MOST_OPEN):
             text.type = 'text'
-    pairs = [pair for pair in pairwise(state.tokens) if pair[1].nesting >= 0]
-    if not state.env.get('growing') or not pairs:
+    if not state.env.get('growing') or not opened or text.type != 'inline':
         return
-    outer, last = pairs[-1]
-    finished = state.src.endswith('\n') and outer.tag != 'p'
-    if last.type == 'inline' and not finished:
-        state.env['open'] = last.children
-        whole, last.content = last.content.rstrip(), hide_unfinished(last.content)
-        if last.content != whole:
-            state.env['is_cut'] = True
+    if outer.tag == 'p' or not state.src.endswith('\n'):  # the last one may still grow
+        whole, text.content = text.content, hide_unfinished(text.content)
+        state.env |= {'open': text.children, 'is_cut': text.content != whole.rstrip()}
 
 def hide_unfinished(text):
     """A text that grows, without the mark at its end that has not ended, and without a formula
@@ -1141,7 +1127,7 @@ def hide_unfinished(text):
         kept.append(found[1] + code + found[1] if code else found[0])
         return '\x02'
     # Behind a last dollar a digit may follow: then it is a price.
-    text = SPAN.sub(keep, re.sub(r'(?<!\$)\$\Z', '', text)).rstrip(' \n\\*_~`[')
+    text = SPAN.sub(keep, text.removesuffix('$')).rstrip(' \n\\*_~`[')
     return re.sub('\x02', lambda _: kept.pop(0), OPEN_LINK.sub(r'\1\2', text))
 
 def close_marks(state):
@@ -1149,22 +1135,22 @@ def close_marks(state):
     may stay what it is: `2*3`."""
     if state.tokens is not state.env.get('open'):
         return
-    for mark in [mark for mark in reversed(state.delimiters) if mark.open]:
-        state.tokens[mark.token].content = ''
-        if not mark.close:
+    for mark in reversed(state.delimiters):
+        if mark.open:
+            state.tokens[mark.token].content = ''
+        if mark.open and not mark.close:
             closing = replace(mark, token=len(state.tokens), open=False, close=True)
             state.delimiters.append(closing)
             state.push('text', '', 0)
 
 def adapt_tokens(state):
-    """Each item has paragraphs, since it can't know what follows. Cells have a class for where
-    their text stands. Code comes in pieces."""
+    """Each item has paragraphs, since it can't know what follows. Code comes in pieces. Each row of
+    a table gets a body of its own in `draw`."""
     tokens, state.tokens = state.tokens, []
     for token in tokens:
         token.hidden = token.block = False
-        token.attrs = {'class' if name == 'style' else name: str(value).removeprefix('text-align:')
-                       for name, value in token.attrs.items()}
-        state.tokens += code_tokens(token) if token.tag == 'code' else [token]
+        if token.tag != 'tbody':
+            state.tokens += code_tokens(token) if token.tag == 'code' else [token]
 
 @lru_cache
 def markdown_parser():
@@ -1177,7 +1163,6 @@ def markdown_parser():
         lambda char: not '\u3000' <= char < '\ufff0' and is_punctuation(char))
     md = MarkdownIt('commonmark', {'html': False, 'linkify': True})
     md.enable(['table', 'strikethrough']).inline.ruler.enable(['linkify'])
-    md.disable(['html_block', 'html_inline'])
     md.linkify = WebAddress
     md.inline.ruler.before('escape', 'formula', inline_formula)
     md.block.ruler.before('fence', 'formula', formula_block)
@@ -1186,17 +1171,15 @@ def markdown_parser():
     md.core.ruler.before('inline', 'prepare_texts', prepare_texts)
     md.inline.ruler2.before('balance_pairs', 'close_marks', close_marks)
     md.core.ruler.push('adapt_tokens', adapt_tokens)
-    html = {'table_open': TABLE_START, 's_open': '<del>', 'tbody_open': '',
-            'table_close': TABLE_END, 's_close': '</del>', 'tbody_close': ''}
-    for name, text in html.items():
-        md.renderer.rules[name] = lambda *_, text=text: text
-    for draw in code_open, code_piece, code_close, image, link_open, formula:
+    for draw in code_open, code_piece, code_close, formula:
         md.renderer.rules[draw.__name__] = (
             lambda tokens, at, *_, draw=draw: draw(tokens[at]))
     return md
 
 def parse_markdown(text, env):
     """Markdown as tokens. `env` is what the rules above know of the text, and find out."""
+    if not env.get('growing'):
+        text = text.removesuffix('\n') + '\n'
     env['labels'] = set(map(link_label, LABEL.findall(text)))
     return markdown_parser().parse(text, env)
 
@@ -1207,31 +1190,32 @@ def sanitizer():
     tags = ('a b blockquote br button caption code dd del div dl dt em figcaption figure h1 h2 h3 '
             'h4 h5 h6 hr i img kbd li mark ol p pre s small span strong sub sup table tbody td th '
             'thead tr u ul')
-    spans = {'colspan', 'rowspan'}
-    attributes = {'*': {'class', 'tabindex'}, 'a': {'href', 'title', 'download'},
-                  'ol': {'start'}, 'button': {'type'}, 'td': spans, 'th': spans,
-                  'img': {'src', 'alt', 'width', 'height', 'loading'}}
-    attributes |= dict.fromkeys(MATH_TAGS.split(), set(MATH_ATTRIBUTES.split()))
+    harmless = 'class tabindex title download start type alt width height loading colspan rowspan'
+    attributes = dict.fromkeys(MATH_TAGS.split(), set(MATH_ATTRIBUTES.split()))
+    attributes |= {'*': set(harmless.split()), 'a': {'href'}, 'img': {'src'}}
     return nh3.Cleaner(
         tags=set(f'{tags} {MATH_TAGS}'.split()), attributes=attributes,
         url_schemes={'http', 'https', 'mailto'},
         set_tag_attribute_values={'a': {'target': '_blank'}}, link_rel='noopener noreferrer')
 
-def draw(tokens, is_tail=False):
+def draw(tokens):
     """Tokens as safe HTML; elements that don't end are closed. Each row of a table has a body of
-    its own, as if it had come alone. A tail, which is drawn again and again, has no diagrams."""
+    its own, as if it had come alone."""
     md = markdown_parser()
-    html = sanitizer().clean(md.renderer.render(tokens, md.options, {}))
+    html = IMAGE.sub(image, md.renderer.render(tokens, md.options, {}))
+    html = FILE_LINK.sub(r'\1 download', html)
+    html = re.sub('(<t[dh]) style="text-align:', r'\1 class="', html)
+    html = sanitizer().clean(html.replace('<s>', '<del>').replace('</s>', '</del>'))
     html = html.replace('</tr><tr>', '</tr></tbody><tbody><tr>')
-    return MERMAID.sub(lambda found: '' if is_tail else diagram(found[1]), html)
+    return html.replace('<table>', TABLE_START).replace('</table>', TABLE_END)
+
+def with_diagrams(html):
+    """What is finished, with a picture below the code of each diagram."""
+    return MERMAID.sub(lambda found: found[0] + html_of(diagram(unescape(found[1]))), html)
 
 def element_starts(tokens, level):
     """Where the elements of this level begin."""
     return [i for i, t in enumerate(tokens) if t.level == level and t.nesting >= 0]
-
-def end_line(text):
-    """Text whose last line ends."""
-    return text.removesuffix('\n') + '\n'
 
 # ---- 8. Growing: Markdown as it comes ------------------------------------------------------------
 
@@ -1244,7 +1228,7 @@ UNSURE = re.compile(r"""(?x)
 # What grows by its parts, and what ends it.
 CONTAINERS = {
     'bullet_list_open': '</ul>', 'ordered_list_open': '</ol>', 'blockquote_open': '</blockquote>',
-    'table_open': TABLE_END, 'code_open': '</code></pre></figure>'}
+    'table_open': TABLE_END, 'code_open': CODE_END}
 
 class Markdown:
     """Markdown that comes in pieces. `feed` and `end` return the changes to a page that shows what
@@ -1258,7 +1242,6 @@ class Markdown:
     def __init__(self):
         self.source = ''       # what is not finished yet
         self.html = []         # all that was added, piece by piece
-        self.blocks = []       # the tokens of blocks that are finished, and not drawn yet
         self.head = []         # the tokens that begin the list, table, quote or code it is in
         self.frame = '', ''    # the HTML before and after its parts
         self.tail = ''
@@ -1266,20 +1249,20 @@ class Markdown:
         self.is_cut = False    # is a mark at the end not shown yet?
         self.outdated = False  # may what was added look different now that all is known?
 
-    def feed(self, text: str) -> list[tuple]:
+    def feed(self, text):
         """Takes the next piece of text, and returns the changes."""
         self.changes = []
-        shown = self.tail.removesuffix('</p>')
-        if text.replace(' ', 'a').isalnum() and shown + '</p>' == self.tail and (
-                not self.is_cut and shown.endswith(self.source[-8:]) and len(self.source) < 1000):
+        end = f'{self.source[-8:]}</p>'
+        is_short = len(self.source) < 1000 and text.replace(' ', 'a').isalnum()
+        if is_short and self.tail.endswith(end) and not self.is_cut:
             # Words at the end of a paragraph need no parser, and most of what comes is words.
             self.source += text
-            self.tail = f'{shown}{text}</p>'
+            self.tail = f'{self.tail[:-4]}{text}</p>'
         else:
             self.add_text(text)
         return self.changes
 
-    def end(self) -> list[tuple]:
+    def end(self):
         """Finishes what is open, and returns the last changes."""
         self.changes = []
         self.advance(growing=False)
@@ -1288,7 +1271,7 @@ class Markdown:
     def add_text(self, text):
         """Any other text. A long paragraph is not drawn anew with each word, but with each
         sentence."""
-        parts = COMPONENT.split(self.source + text.translate({0: '\ufffd', 13: None}))
+        parts = COMPONENT.split(self.source + text.replace('\r', ''))
         for self.source, component in zip(parts[::2], parts[1::2], strict=False):
             self.advance(growing=False)
             self.add(component)
@@ -1310,68 +1293,57 @@ class Markdown:
 
     def advance(self, growing=True):
         """Adds what is finished of the source, and draws the rest."""
-        text = self.sure_text() if growing else end_line(self.source)
+        text = self.sure_text() if growing else self.source
         env = {'growing': growing}
         tokens = parse_markdown(text, env)
-        self.is_cut = 'is_cut' in env
-        lines, rest, end = self.source.split('\n'), None, 0
+        self.is_cut = env.get('is_cut')
         self.outdated |= bool(DEFINITION.search(text))
-        self.tail = ''
-        for first, last in pairwise([*element_starts(tokens, 0), len(tokens)]):
-            block = tokens[first:last]
-            complete = text.endswith('\n') and block[0].type in ('heading_open', 'hr')
-            grows = growing and last == len(tokens) and not complete
-            add = self.add_parts if block[0].type in CONTAINERS else self.add_block
-            rest, end = add(block, lines, grows), block[0].map[1]
-        self.add_blocks()
-        if rest is None:
-            rest = lines[end:]
-        self.source = '\n'.join(rest) if growing else ''
-
-    def add_block(self, block, lines, grows):
-        """Adds a block when it is finished; else returns the lines of the rest."""
-        if grows:
-            self.tail = draw(block, is_tail=True)
-            return lines[block[0].map[0]:]
-        self.blocks += block
-
-    def add_parts(self, block, lines, grows):
-        """Adds the finished parts of a list, table, quote or code. The last one may still grow, but
-        for a table's row, which comes with its line."""
-        start, end = block[0].map
-        is_table = block[0].type == 'table_open'
-        parts = element_starts(block, 2)[1:] if is_table else element_starts(block, 1)
-        if not self.head and (not parts or not grows or block[0].info == 'mermaid'):
-            return self.add_block(block, lines, grows)
-        if not self.head:
-            self.head, after = block[:parts[0]], CONTAINERS[block[0].type]
-            self.move(draw(self.head).removesuffix(after), after)
-        if grows and not parts:
-            return lines[start:]
-        last = parts[-1] if grows and not is_table else len(block) - 1
-        self.add(self.draw_parts(block[len(self.head):last]))
-        if not grows:
+        starts, begin, end = element_starts(tokens, 0), 0, len(tokens)
+        last = tokens[-1].type if tokens and text.endswith('\n') else ''
+        if growing and last not in ('heading_close', 'hr'):
+            end = max(starts, default=0)
+        if self.head and end:  # what it is in has ended
+            begin = [*starts, end][1]
+            self.add(self.draw_parts(tokens[len(self.head):begin]))
             self.head = []
-            return self.move('', '')
-        # What begins it is parsed again with what has not been added.
-        self.tail = self.draw_parts(block[last:], is_tail=True)
-        rest = end if is_table else block[last].map[0]
-        return lines[start:block[parts[0]].map[0]] + lines[rest:]
+            self.move('', '')
+        if end:
+            self.add(draw(tokens[begin:end]))
+        if end < len(tokens):
+            self.draw_open(tokens[end:])
+        else:
+            self.tail, self.source = '', self.source[len(text):]
 
-    def add_blocks(self):
-        """Adds the blocks that are finished, all at once: a sanitizer's call takes a while."""
-        blocks, self.blocks = self.blocks, []
-        self.add(draw(blocks))
+    def draw_open(self, block):
+        """Draws the block that may still grow, and keeps its source. Finished parts of a list,
+        table, quote or code are added. The last one may still grow, but for a table's row, which
+        comes with its line."""
+        kind, (start, end) = block[0].type, block[0].map
+        lines = self.source.split('\n')
+        is_table = kind == 'table_open'
+        parts = element_starts(block, 2)[1:] if is_table else element_starts(block, 1)
+        if parts and not self.head and kind in CONTAINERS and block[0].info != 'mermaid':
+            self.head, after = block[:parts[0]], CONTAINERS[kind]
+            self.move(draw(self.head).removesuffix(after), after)
+        if not self.head or not parts:
+            self.tail = '' if self.head else draw(block)
+            self.source = '\n'.join(lines[start:])
+            return
+        last, rest = (len(block), end) if is_table else (parts[-1], block[parts[-1]].map[0])
+        self.add(self.draw_parts(block[len(self.head):last]))
+        self.tail = self.draw_parts(block[last:])
+        # What begins it is parsed again with what has not been added.
+        self.source = '\n'.join(lines[start:block[parts[0]].map[0]] + lines[rest:])
 
     def add(self, html):
         """Puts finished HTML before the open end."""
         if html:
+            html = with_diagrams(html)
             self.html.append(html)
             self.changes.append(('add', html))
 
     def move(self, *frame):
         """Begins what has parts, or ends it."""
-        self.add_blocks()
         self.html += self.frame[1], frame[0]
         self.frame = frame
         self.changes.append(('move', *frame))
@@ -1380,21 +1352,23 @@ class Markdown:
         """All of it, with a tail at the open end."""
         return ''.join(self.html) + tail + self.frame[1]
 
-    def draw_parts(self, parts, is_tail=False):
+    def draw_parts(self, parts):
         """The HTML of parts, without what stands before and after them."""
+        if not parts:
+            return ''
         before, after = self.frame
-        return draw(self.head + parts, is_tail).removeprefix(before).removesuffix(after)
+        return draw(self.head + parts).removeprefix(before).removesuffix(after)
 
 @lru_cache(100)
-def to_html(text: str) -> str:
+def to_html(text):
     """A whole Markdown text as safe HTML: the same that it looked like while it grew."""
     parts = COMPONENT.split(text)
-    parts[::2] = [draw(parse_markdown(end_line(part), {})) for part in parts[::2]]
-    return ''.join(parts)
+    parts[::2] = [draw(parse_markdown(part, {})) for part in parts[::2]]
+    return with_diagrams(''.join(parts))
 
-def inline_html(text: str) -> str:
+def inline_html(text):
     """One line of Markdown as safe HTML, without a paragraph around it."""
-    return sanitizer().clean(markdown_parser().renderInline(text, {}))
+    return draw(markdown_parser().parseInline(text, {}))
 
 # ---- 9. App: the FastHTML app, the frame of its pages, and its errors ----------------------------
 
@@ -1606,11 +1580,16 @@ def check_box(label, **attrs):
 DRAWING_TIME = 10     # seconds that a diagram may take
 MOST_CODE = 30_000    # characters of a diagram as it stands in an address
 # The process ends by itself when its time is over, also where the app has ended before it.
-DRAW = f"""import faulthandler, sys
+DRAW = rf"""import faulthandler, re, sys
 faulthandler.dump_traceback_later({DRAWING_TIME}, exit=True)
 sys.stdin.reconfigure(encoding='utf-8')
-import mermaidx
-svg = mermaidx.render(sys.stdin.read()).svg()
+try:
+    import mermaidx
+    svg = mermaidx.render(sys.stdin.read()).svg()
+except Exception as e:  # its first line, without the names of its errors
+    sys.exit(re.sub('^.*Error: |[.:]$', '', str(e).partition('\n')[0]))
+# It gets a size of its own: the one that its view box has.
+svg = re.sub(r'width="100%"(.*?viewBox="\S+ \S+ (\S+))', r'width="\2"\1', svg, count=1)
 sys.stdout.buffer.write(svg.encode())"""
 one_drawing = asyncio.Lock()
 drawings = {}  # by file: the task that draws it, whose result is why there is no picture
@@ -1618,23 +1597,21 @@ drawings = {}  # by file: the task that draws it, whose result is why there is n
 def diagram_file(code):
     return KEPT/f'{hashlib.sha256(code.encode()).hexdigest()}.svg'
 
-def diagram(address):
+def diagram(code):
     """What stands below a diagram's code: its picture, with the code folded, or why there is none;
     else an element that asks again."""
-    code = urlsafe_b64decode(address).decode()
-    file = diagram_file(code)
+    file, address = diagram_file(code), urlsafe_b64encode(code.encode()).decode()
     drawing = drawings.get(file)
     why = drawing.result() if drawing and drawing.done() else ''
     if len(address) > MOST_CODE:
         why = 'it is too long'
     if why:
-        return html_of(P(f'This diagram could not be drawn: {why}.', cls='undrawn'))
+        return P(f'This diagram could not be drawn: {why}.', cls='undrawn')
     if not file.exists():
-        return html_of(Div(hx_get=f'/diagram/{address}', hx_trigger='load delay:.3s',
-                           hx_swap='outerHTML'))
+        return Div(hx_get=f'/diagram/{address}', hx_trigger='load delay:.3s', hx_swap='outerHTML')
     fold = Details(Summary('Source'), Pre(Code(code), tabindex=0))
     name = escape(f'Diagram: {shorten(" ".join(code.split()), 200)}')
-    return html_of(Figure(Safe(picture_html(f'/file/{file.name}', name)), fold, cls='diagram'))
+    return Figure(Safe(picture_html(f'/file/{file.name}', name)), fold, cls='diagram')
 
 @app.get('/diagram/{address}')
 async def diagram_part(address: str):
@@ -1644,9 +1621,9 @@ async def diagram_part(address: str):
     except ValueError:
         raise HTTPException(404)
     file = diagram_file(code)
-    if file not in drawings and not file.exists():
+    if file not in drawings:
         drawings[file] = asyncio.create_task(draw_diagram(code, file))
-    return Safe(diagram(address))
+    return diagram(code)
 
 async def draw_diagram(code, file):
     "Has a diagram drawn, or returns why it is not."
@@ -1655,20 +1632,13 @@ async def draw_diagram(code, file):
             process = await asyncio.create_subprocess_exec(
                 sys.executable, '-P', '-c', DRAW, stdin=-1, stdout=-1, stderr=-1)
             svg, said = await process.communicate(code.encode())
+        if said.startswith(b'Timeout'):
+            return f'it takes more than {DRAWING_TIME} s'
         if process.returncode:
-            return drawing_error(said.decode(errors='replace'))
-        # It gets a size of its own: the one that its view box has.
-        width = rb'width="100%"(.*?viewBox="\S+ \S+ (\S+))'
-        write_private(file, re.sub(width, rb'width="\2"\1', svg, count=1))
+            return said.decode(errors='replace').strip() or 'mermaidx has crashed'
+        write_private(file, svg)
     except OSError as e:
         return str(e)
-
-def drawing_error(said):
-    "The first line of what mermaidx has to say, without the names of its errors."
-    if said.startswith('Timeout'):
-        return f'it takes more than {DRAWING_TIME} s'
-    last = re.findall(r'(?m)^\w+(?:Error|Exception): (.*)$', said)
-    return re.sub(r'^.*Error: |[.:]$', '', last[-1]) if last else 'mermaidx has crashed'
 
 # ---- 11. Messages: what a row of the timeline looks like, as pure functions ----------------------
 
@@ -1931,8 +1901,9 @@ MOST_COLUMNS = 50
 MOST_KEPT = 5_000_000     # cells of a table as CSV
 csv.field_size_limit(2**31 - 1)
 
-# A terminal's colours, links, and other commands.
-ANSI = re.compile(r'\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[()][0-9A-Z]|[78=>DEHMc])')
+# A terminal's colours, links and other commands, and what marks HTML of our own.
+SIGNS = re.compile(r"""(?x) [\x02\x03]
+    | \x1b( \[[0-?]*[\ -/]*[@-~] | \][^\x07\x1b]*(\x07|\x1b\\) | [()][0-9A-Z] | [78=>DEHMc] )""")
 NUMBER = re.compile(r'([-+]?[\d.,]+(e[-+]?\d+)?%?)?')
 LONG_NUMBER = re.compile(r'-?\d+\.\d{7,}')
 INLINE_PICTURE = re.compile(r'src="data:image/(png|jpeg);base64,([^"]*)"')
@@ -1943,7 +1914,7 @@ DRAWN_BY = {'plotly': ('kaleido', 'kaleido'), 'altair': ('vl_convert', 'vl-conve
 
 def without_signs(text):
     "Text of others, fit for a message."
-    return as_unicode(ANSI.sub('', text)).replace(START, '').replace(END, '')
+    return as_unicode(SIGNS.sub('', text))
 
 def literal(text):
     "Text of others for a block of output, which none of it may end."
@@ -1989,17 +1960,16 @@ def offered_text(x):
     fails is passed over."""
     bundle = {}
     with contextlib.suppress(Exception):
-        bundle = as_tuple(x._repr_mimebundle_(include=None, exclude=None))[0] or {}
+        bundle = without_metadata(x._repr_mimebundle_(include=None, exclude=None)) or {}
     for kind in KINDS:
         form = re.split('[/+]', kind)[1]
         with contextlib.suppress(Exception):
-            data = as_tuple(bundle.get(kind) or getattr(x, f'_repr_{form}_')())[0]
+            data = without_metadata(bundle.get(kind) or getattr(x, f'_repr_{form}_')())
             if text := data and text_of_form(form, data):
                 return text
 
-def as_tuple(offered):
-    "What an object offers, which may come with its metadata."
-    return offered if isinstance(offered, tuple) else (offered,)
+def without_metadata(offered):
+    return offered[0] if isinstance(offered, tuple) else offered
 
 def text_of_form(form, data):
     if form == 'html':
@@ -2014,35 +1984,31 @@ def html_text(html):
     "HTML of others, safe, its tables like all tables, its pictures as files; None for nothing."
     if len(html) > MAX_OUTPUT:
         return f'This is HTML of more than {MAX_OUTPUT:,} characters: it is left out.'
-
-    def kept(found):
-        return f'src="{keep_file(b64decode(found[2]), found[1])}"'
-    html = sanitizer().clean(INLINE_PICTURE.sub(kept, without_signs(html)))
+    html = INLINE_PICTURE.sub(
+        lambda found: f'src="{keep_file(b64decode(found[2]), found[1])}"', without_signs(html))
+    html = sanitizer().clean(html)
     html = re.sub('<img(?![^>]* src="/file/)[^>]*>', '', html)  # it would come from outside
     html = re.sub(r'<td(?=[^>]*>\s*[-+]?[\d.,]+%?\s*</td>)', '<td class="right"', html)
     html = re.sub('<table[^>]*>', TABLE_START, html).replace('</table>', TABLE_END)
-    return component_text(html) if '<img' in html or re.sub('<[^>]*>', '', html).strip() else None
+    return component_text(html) if re.search(r'<img|(^|>)\s*[^<\s]', html) else None
 
 # ---- 13. Pictures and tables: what is shown of them, and the files that hold all of them ---------
 
-PNG = re.compile(rb'(?s)\x89PNG\r\n\x1a\n.{4}IHDR(.{4})(.{4})')
+PNG = re.compile(rb'(?s)\A\x89PNG\r\n\x1a\n.{4}IHDR(.{4})(.{4})')
 JPEG_FRAME = re.compile(rb'(?s)\xff[\xc0-\xc2]\0[\x0b\x11\x14]\x08(..)(..)')
+# GIF and the three kinds of WebP: where their size is, the bits of the width, and where among them
+# the height begins; and what is added to both.
+SIZES = ((rb'(?s)GIF8..(.{4})', 16, 16, 0), (rb'(?s).{8}WEBPVP8 .{10}(.{4})', 14, 16, 0),
+         (rb'(?s).{8}WEBPVP8L.{5}(.{4})', 14, 14, 1), (rb'(?s).{8}WEBPVP8X.{8}(.{6})', 24, 24, 1))
 
 def size_of(data):
     "Width and height of a picture (PNG, JPEG, GIF, WebP); (0, 0) of what is none."
-    def number(at, size):
-        return int.from_bytes(data[at:at + size], 'little')
-    if data[:4] == b'GIF8':
-        return number(6, 2), number(8, 2)
-    if data[8:15] == b'WEBPVP8':  # of its three kinds each has its own place for it
-        bits = number(21, 4)
-        return {'X': (number(24, 3) + 1, number(27, 3) + 1),
-                'L': (bits % 2**14 + 1, (bits >> 14) % 2**14 + 1),
-                ' ': (number(26, 2) % 2**14, number(28, 2) % 2**14)}.get(chr(data[15]), (0, 0))
-    sizes = []
-    if found := PNG.match(data):
-        sizes = [found.groups()]
-    elif data.startswith(b'\xff\xd8'):  # it may have a small one of itself in it
+    for pattern, size, height_at, more in SIZES:
+        if found := re.match(pattern, data):
+            bits = int.from_bytes(found[1], 'little')
+            return bits % 2**size + more, (bits >> height_at) % 2**size + more
+    sizes = PNG.findall(data)
+    if data.startswith(b'\xff\xd8'):  # it may have a small one of itself in it
         sizes = [(width, height) for height, width in JPEG_FRAME.findall(data)]
     return tuple(map(int.from_bytes, max(sizes, default=(b'', b''))))
 
@@ -2093,17 +2059,15 @@ def figure_text(figure):
     inches = figure.get_figwidth()*figure.get_figheight()
     dpi = min(2*figure.dpi, (MOST_PIXELS/2/inches)**.5)
     file = io.BytesIO()
-    quick = {'compress_level': 1}  # a larger file in less time
-    figure.savefig(file, format='png', dpi=dpi, bbox_inches='tight', pil_kwargs=quick)
+    figure.savefig(file, format='png', dpi=dpi, bbox_inches='tight',
+                   pil_kwargs={'compress_level': 1})  # a larger file in less time
     open_figures().pop(getattr(figure, 'number', None), None)
     return picture(file.getvalue(), 'png', next(filter(None, titles), '') or figure_name(), 2)
 
 def drawing_text(x):
-    "A figure that is drawn in browsers, as a picture, by a package that may have to be installed."
-    library = type(x).__module__.partition('.')[0]
-    if library not in DRAWN_BY:
-        return None
-    module, package = DRAWN_BY[library]
+    """A figure that is drawn in browsers, as a picture, by a package that may have to be installed.
+    Raises an exception for anything else."""
+    module, package = DRAWN_BY[type(x).__module__.partition('.')[0]]
     if not importlib.util.find_spec(module):
         return f'To see this figure here: `pip install {package}`'
     file = io.BytesIO()
@@ -2117,15 +2081,15 @@ def drawing_text(x):
     return picture(file.getvalue(), 'png', figure_name(), 2)
 
 def frame_text(x):
-    "A data frame, a series or a list of dicts as a table; None for anything else."
-    if isinstance(x, list) and x and all(isinstance(row, dict) for row in x):
+    "A data frame, a series or a list of dicts as a table. Raises an exception for anything else."
+    if isinstance(x, list) and x:
         file = io.StringIO()
-        columns = dict.fromkeys(name for row in x for name in row)
+        columns = dict.fromkeys(name for row in x for name in row.keys())
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(x)
         return table_text(file.getvalue(), len(x), len(columns))
-    if hasattr(x, 'to_frame') and not hasattr(x, 'nlevels'):  # a series, no index
+    if 'Series' in type(x).__name__:
         x = x.to_frame('' if x.name is None else x.name)
     rows, columns = x.shape
     most = MOST_KEPT//20 if chatq.is_here() else MOST_KEPT  # it would hold up the app
@@ -2134,14 +2098,14 @@ def frame_text(x):
         return table_text(x.write_csv(), rows, columns)
     if x.columns.nlevels > 1:
         x = x.set_axis([' '.join(map(str, names)) for names in x.columns], axis=1)
-    has_index = type(x.index).__name__ != 'RangeIndex'
-    return table_text(x.to_csv(index=has_index), rows, columns)
+    text = x.to_csv(index=type(x.index).__name__ != 'RangeIndex')
+    return table_text(text, rows, columns)
 
 def table_text(text, rows, columns, delimiter=','):
     "A table from CSV, in Markdown: as much as fits into a message, and below it a link to it all."
     lines = csv.reader(io.StringIO(text), delimiter=delimiter)
     head = next(lines, [])[:MOST_COLUMNS]
-    most = max(20, min(1000, MOST_CELLS//max(len(head), 1)))
+    most = min(1000, MOST_CELLS//max(len(head), 1))
     cells = [line[:len(head)] for line in itertools.islice(lines, most)]
     size, in_file = f'{count(rows, "row")} × {count(columns, "column")}', 'all'
     if rows > (kept := text.count('\n')):
@@ -2152,7 +2116,7 @@ def table_text(text, rows, columns, delimiter=','):
     link = f'{size} [Save as CSV]({keep_file(text.encode(), "csv")} "table.csv")'
     if not head:
         return link
-    columns = itertools.islice(itertools.zip_longest(head, *cells, fillvalue=''), len(head))
+    columns = itertools.zip_longest(head, *cells, fillvalue='')
     marks = ['--:' if all(map(NUMBER.fullmatch, column[1:])) else '---' for column in columns]
     table = [map(cell_text, head), marks, *(map(cell_text, row) for row in cells)]
     return '\n'.join(f'| {" | ".join(row)} |' for row in table) + f'\n\n{link}'
@@ -2178,20 +2142,16 @@ def file_text(name, data):
     "A file that was sent, in Markdown. Refuses what is not what its name says."
     stem, _, ending = name.rpartition('.')
     ending = ending.lower()
-    try:
-        if ending in ('png', 'jpg', 'jpeg') and all(size_of(data)):
-            is_png = data[:1] == b'\x89'
-            return picture(data, 'png' if is_png else 'jpeg', stem)
+    with contextlib.suppress(csv.Error):
         text = as_plain_text(data)
-        if ending == 'svg' and re.search(r'<svg[\s>]', text):
-            return picture(data, 'svg', stem)
+        is_picture = ending in ('png', 'jpg', 'jpeg') and all(size_of(data))
+        if is_picture or ending == 'svg' and re.search(r'<svg[\s>]', text):
+            return picture(data, ending, stem)
         if ending == 'csv' and text.strip():
             first = text.partition('\n')[0]
             mark = max(',;\t', key=first.count)
             rows = sum(1 for _ in csv.reader(io.StringIO(text), delimiter=mark)) - 1
             return table_text(text, rows, first.count(mark) + 1, mark)
-    except (ValueError, csv.Error):
-        pass
     refuse(f'{shorten(name)} is not what its name says: send a PNG, JPEG, SVG or CSV.')
 
 # ---- 14. Chatter: a message that is being written ------------------------------------------------
