@@ -3640,13 +3640,13 @@ class Lines(str):
 class Secret(str):
     """A job's parameter that is asked for once, kept in a file of this user's, and shown nowhere.
     Each job has its own; `key: Secret('openai')` in several jobs is one that they share."""
-    shared = ''
+    kept_as = ''
 
-    def __new__(cls, shared):
-        return type('Secret', (cls,), dict(shared=shared))
+    def __new__(cls, name):
+        return type('Secret', (cls,), dict(kept_as=name))
 
 def is_secret(kind):
-    return isinstance(kind, type) and issubclass(kind, Secret)
+    return hasattr(kind, 'kept_as')
 
 class WrongValue(ValueError):
     "What does not fit: a sentence for the person, by the name of each column or parameter."
@@ -3692,11 +3692,13 @@ def help_of(parameter):
 
 def fields_of(function):
     "The fields of a job or a tool: its parameters behind the first one, which is the chat."
+    if hasattr(function, 'fields'):
+        return function.fields
     parameters = [*signature(function, eval_str=True).parameters.values()][1:]
     fields = [Field(p.name, kind_of(p), p.default, help=help_of(p)) for p in parameters]
     for field in fields:
         if is_secret(field.kind):
-            field.secret = field.kind.shared or f'{function.__name__}.{field.name}'
+            field.secret = field.kind.kept_as or f'{function.__name__}.{field.name}'
             field.kind = str
         if field.kind is Lines:
             field.most = MAX_BODY
@@ -3716,7 +3718,6 @@ def as_said(value):
 
 def parse(field, text):
     "What was typed, or what a model gave, as a value. Raises ValueError with a sentence."
-    text = text.strip()
     if text and field.kind is File and not kept_path(text.partition(' ')[0]).is_file():
         raise ValueError('Choose the file again.')
     if text:
@@ -3731,10 +3732,9 @@ def parse_all(fields, given):
     "The values of these fields by name, and by name what is wrong with them."
     values, wrong = {}, {}
     for field in fields:
-        text = given.get(field.name)
-        text = text if isinstance(text, str) else as_typed(text)
         try:
-            values[field.name] = parse(field, clean(text, field.most, 'This'))
+            text = clean(as_typed(given.get(field.name)), field.most, 'This')
+            values[field.name] = parse(field, text)
         except (ValueError, HTTPException) as e:
             wrong[field.name] = getattr(e, 'detail', str(e))
     return values, wrong
@@ -3749,18 +3749,17 @@ def control(field, value, **attrs):
     if field.kind is bool:
         return Input(type='checkbox', value='1', checked=BOOLS.get(text), **attrs)
     if field.options:
-        words = [*([''] if field.default is None else []), *field.options]
-        options = [Option(word, selected=word == text) for word in words]
-        return Select(*options, **attrs)
+        nothing = Option('') if field.default is None else None
+        options = [Option(word, selected=word == text) for word in field.options]
+        return Select(nothing, *options, **attrs)
     if field.kind is Lines:  # without a maxlength: a browser would cut what is pasted
         return Textarea(text, rows=2, **attrs)
     if field.kind is File:  # one that was chosen stays so
         kept = Input(type='hidden', name=attrs['name'], value=text), Small(text.partition(' ')[2])
         return Span(kept if text else None, Input(type='file', **attrs))
     usual = dict(type='text', value=text, maxlength=field.most)
-    if field.secret:
-        usual |= dict(type='password', value='')
-    return Input(**usual | INPUTS.get(field.kind, {}) | attrs)
+    special = dict(type='password', value='') if field.secret else INPUTS.get(field.kind, {})
+    return Input(**usual | special | attrs)
 
 def labelled(field, value, form, wrong=None, **attrs):
     "A field with its label, and beside it what is wrong; `form`: what its id begins with."
@@ -4146,8 +4145,7 @@ class Rows:
         """The rows in order, of the profile with this id, of that of the chat at work, or else of
         all."""
         chat = at_work.get()
-        profile = profile or (chat and chat.profile)
-        return chatq.read(self.select, 0 if self.shared else profile)
+        return chatq.read(self.select, profile or (chat and chat.profile))
 
     def row(self, id):
         "The row with this id. Raises HTTPException 404."
@@ -4167,12 +4165,11 @@ class Rows:
                  if (value := as_typed(getattr(row, name)))]
         return ' · '.join([self.name(row), *facts])
 
-    def tally(self, column, where='1', args=()):
-        "How many rows have which value in a column: {False: 3, True: 2}; `where`: SQL."
-        sql = (f'select [{column}] as value, count(*) as n from [{self.kind}] '
-               f'where {where} and deleted = 0 group by 1')
-        kind = self.types[column]
-        return {loaded(kind, row['value']): row['n'] for row in chatq.read(db.q, sql, args)}
+    def tally(self, where):
+        "How many of the rows that fit a condition, in SQL, each profile has, by its id."
+        sql = (f'select profile, count(*) as n from [{self.kind}] '
+               f'where deleted = 0 and {where} group by profile')
+        return Counter({row['profile']: row['n'] for row in chatq.read(db.q, sql)})
 
     @from_anywhere
     async def add(self, said='', tab='', /, **columns):
@@ -4238,10 +4235,8 @@ class Rows:
     async def post(self, data: dict, sess, x_tab: str = ''):
         """The route of the add form: a row for each line of the text that was typed or pasted.
         Answers them."""
-        typed = data.get(self.text, '')
-        typed = typed[-1] if isinstance(typed, list) else typed  # a field that was sent twice
-        text = clean(typed, MAX_BODY, 'The text')
-        lines = [line.strip() for line in text.split('\n') if line.strip()]
+        text = clean(data.get(self.text, ''), MAX_BODY, 'The text')
+        lines = re.findall(r'\S.*', text)
         if not lines:
             refuse(self.empty)
         if len(lines) > 500:
@@ -4259,8 +4254,7 @@ class Rows:
     @from_anywhere
     async def rename(self, row, text=None, tab='', **fields):
         "Changes the text of a row, with an event in the chat, and further fields; see `change`."
-        row = one(self.table, getattr(row, 'id', row))
-        old = self.name(row)
+        old = self.name(one(self.table, getattr(row, 'id', row)))
         text = old if text is None else text.replace('\n', ' ')
         said = '' if text == old else f'Renamed {quoted(old)} to {quoted(text)}'
         return await self.change(row, said, tab, **{self.text: text}, **fields)
@@ -4276,7 +4270,7 @@ class Rows:
 
     def select(self, profile, most=-1, after=0):
         "Rows of a profile, or for None of all, in order: so many, behind the one with this id."
-        where = self.listed
+        where, profile = self.listed, 0 if self.shared else profile
         if profile is not None:
             where += ' and profile = :profile'
         if after:
@@ -4293,8 +4287,7 @@ class Rows:
         if unknown := columns.keys() - self.types.keys():
             has = f'; it has: {", ".join(self.types)}'
             raise WrongValue({name: f'{self.kind} has no {name}{has}' for name in unknown})
-        given = [name for name, value in columns.items() if value is not None]
-        values, wrong = parse_all(self.form_fields(given), columns)
+        values, wrong = parse_all(self.form_fields(columns), columns)
         if self.text in values:
             values[self.text] = values[self.text].replace('\n', ' ')
         if values.get(self.text) == '':
@@ -4345,52 +4338,47 @@ class Rows:
 def offer_tools(listing):
     """Makes tools of what the model may do with a list, in the profile of its chat. Before a row is
     deleted the person is asked."""
-    kind, text, fields = listing.kind, listing.text, listing.fields
+    kind, fields = listing.kind, listing.fields
     kind_said = kind.replace('_', ' ')
 
     async def list_rows(chat):
+        "Lists the {}s, in order, with their ids."
         lines = [f'{row.id}: {listing.line(row)}' for row in listing.rows()[:500]]
         return '\n'.join(lines) or 'The list is empty.'
 
     async def add(chat, /, **columns):
-        row = await listing.add(**given(columns))
+        "Adds a {} at the end."
+        row = await listing.add(**columns)
         return f'Added as {kind_said} {row.id}.'
 
     async def change(chat, /, id, **columns):
-        columns = given(columns)
-        await listing.rename(listing.own_row(id), columns.pop(text, None), **columns)
+        "Changes a {}: what is left out stays as it is."
+        columns = {name: value for name, value in columns.items() if value is not None}
+        await listing.rename(listing.own_row(id), columns.pop(listing.text, None), **columns)
 
-    async def move(chat, id, before_id):
+    async def move(chat, id: int, before_id: int = 0):
+        "Moves a {} before another one, or without before_id to the end."
         await listing.move(listing.own_row(id), before_id and listing.own_row(before_id).id)
 
-    async def delete(chat, id):
+    async def delete(chat, id: int):
+        "Deletes a {}, after asking the person."
         name = listing.name(listing.own_row(id))
         question = f'Delete the {kind_said} “{name}”?'
         if await chat.ask(question, f'Delete {name}', 'Keep it') == 'Keep it':
             return 'The person wants to keep it.'
         await listing.delete(listing.own_row(id))
 
-    def given(columns):
-        return {name: value for name, value in columns.items() if value not in (None, UNSET)}
-
-    def offer(name, function, help, defaults):
-        function.__name__, function.__doc__ = name, help
-        function.__signature__ = signature_of(
-            Parameter(column, Parameter.KEYWORD_ONLY, default=default,
-                      annotation=listing.types.get(column, int))
-            for column, default in defaults.items())
-        tool(function)
-    usual = {name: getattr(listing.table.cls, name, None) for name in fields}
-    changed = dict.fromkeys([text, *fields], None if fields else REQUIRED)
-    id = dict(id=REQUIRED)
-    offer(f'list_{kind}s', list_rows, f'Lists the {kind_said}s, in order, with their ids.', {})
-    offer(f'add_{kind}', add, f'Adds a {kind_said} at the end.', {text: REQUIRED} | usual)
-    offer(f'{"change" if fields else "rename"}_{kind}', change,
-          f'Changes a {kind_said}: what is left out stays as it is.', id | changed)
+    optional = [Field(name, listing.types[name], None) for name in fields]
+    add.fields = [Field(listing.text, str), *optional]
+    change.fields = [Field('id', int), Field(listing.text, str, None if fields else REQUIRED),
+                     *optional]
+    tools = {f'list_{kind}s': list_rows, f'add_{kind}': add, f'delete_{kind}': delete,
+             f'{"change" if fields else "rename"}_{kind}': change}
     if listing.can_move:
-        offer(f'move_{kind}', move, f'Moves a {kind_said} before another one, or without before_id '
-              'to the end.', id | dict(before_id=0))
-    offer(f'delete_{kind}', delete, f'Deletes a {kind_said}, after asking the person.', id)
+        tools[f'move_{kind}'] = move
+    for name, function in tools.items():
+        function.__name__, function.__doc__ = name, function.__doc__.format(kind_said)
+        tool(function)
 
 # The priority of the row above a place; where there is none, two less than that of the one below.
 ABOVE = """
@@ -4440,19 +4428,18 @@ class Listing(Rows):
 
     def open_counts(self):
         "How many rows are open, by the profile's id: the number beside its name."
-        return {}
+        return self.tally('not done') if self.types.get('done') is bool else {}
 
-    def url(self, route, **query):
-        return qp(f'/{route}', kind=self.kind, **query)
+    def url(self, route, row):
+        return f'/{route}?kind={self.kind}&id={row.id}'
 
     def undo_url(self, stamp):
-        return self.url('undo', stamp=stamp)
+        return f'/undo?kind={self.kind}&stamp={stamp}'
 
     def details(self, row):
         "The further fields of a row as small print: by their value, a box by its name."
-        values = {name: getattr(row, name) for name in self.fields}
-        facts = [name if value is True else as_said(value)
-                 for name, value in values.items() if value]
+        facts = [name if value is True else as_said(value) for name in self.fields
+                 if (value := getattr(row, name))]
         return Small(' · '.join(facts)) if facts else None
 
     def add_form(self, profile, button, hint, to=''):
@@ -4461,25 +4448,23 @@ class Listing(Rows):
                       autocomplete='off', enterkeyhint='done')
         plus = icon_button('plus', button, type='submit')
         return Form(field, Hidden(profile.id, name='profile'), plus, cls='add', data_lines='1',
-                    hx_post=to or self.url('add'), hx_target=f'#{self.kind}-list',
+                    hx_post=to or f'/add?kind={self.kind}', hx_target=f'#{self.kind}-list',
                     hx_swap='beforeend scroll:bottom')
 
     def ul(self, profile):
         """The list as it stands in the page: its first rows, the rest comes as one scrolls there;
         all of them where a search hit leads to one."""
-        owner = 0 if self.shared else profile.id
         has_hit = profile.query.get('at', '').startswith(f'{self.kind}-')
-        most = 10**6 if has_hit else self.part
-        return Ul(*self.items(owner, most), id=f'{self.kind}-list', hx_target='closest li',
-                  hx_swap='outerHTML')
+        rows = self.items(profile.id, 10**6 if has_hit else self.part)
+        return Ul(*rows, id=f'{self.kind}-list', hx_target='closest li', hx_swap='outerHTML')
 
-    def items(self, owner, most, after=0):
+    def items(self, profile, most, after=0):
         "So many rows as components, and where there are more a sign that loads them."
-        rows = self.select(owner, most + 1, after)
+        rows = self.select(profile, most + 1, after)
         yield from map(self.item, rows[:most])
         if len(rows) > most:
-            yield Li(id=f'{self.kind}-{rows[most].id}-part', cls='part',
-                     hx_get=self.url('rows', profile=owner), hx_trigger='intersect once')
+            yield Li(id=f'{self.kind}-{rows[most].id}-part', cls='part', hx_trigger='intersect once',
+                     hx_get=f'/rows?kind={self.kind}&profile={profile}')
 
     def section(self, title, hint):
         "The list with its heading and its add form, for SIDE: `SIDE.append(links.section(...))`."
@@ -4504,10 +4489,9 @@ class Listing(Rows):
                            cls='quiet grip', tabindex='-1')
         acts = Span(
             actions, grip if self.can_move else None,
-            icon_button('pencil', f'Rename {name}', title='Edit',
-                        hx_get=self.url('edit', id=row.id)),
+            icon_button('pencil', f'Rename {name}', title='Edit', hx_get=self.url('edit', row)),
             icon_button('trash', f'Delete {name}', title='Delete',
-                        hx_post=self.url('delete', id=row.id)), cls='acts')
+                        hx_post=self.url('delete', row)), cls='acts')
         return Li(content, acts, tabindex='0', data_before=before, id=f'{self.kind}-{row.id}',
                   cls='done' if getattr(row, 'done', False) else None)
 
@@ -4515,8 +4499,8 @@ class Listing(Rows):
         "A row that asks before it is deleted."
         why = f'why-{row.id}'
         delete = Button(f'Delete {self.name(row)}', aria_describedby=why,
-                        hx_post=self.url('delete', id=row.id, sure=1))
-        keep = Button('Keep', hx_get=self.url('item_view', id=row.id))
+                        hx_post=self.url('delete', row) + '&sure=1')
+        keep = Button('Keep', hx_get=self.url('item_view', row))
         return Li(Span(text, cls='title', id=why), delete, keep, cls='asking',
                   id=f'{self.kind}-{row.id}')
 
@@ -4532,11 +4516,11 @@ class Listing(Rows):
             return labelled(each, typed[each.name], id, wrong.get(each.name),
                             autofocus=each.name == first, **attrs)
         if more:
-            cancel = Button('Cancel', type='button', hx_get=self.url('item_view', id=row.id))
+            cancel = Button('Cancel', type='button', hx_get=self.url('item_view', row))
             fields = field(text, **attrs), *map(field, more), Button('Save'), cancel
         else:
             fields = [control(text, typed[text.name], name=text.name, autofocus=True, **attrs)]
-        form = Form(*fields, hx_post=self.url('rename', id=row.id), hx_sync='this:drop',
+        form = Form(*fields, hx_post=self.url('rename', row), hx_sync='this:drop',
                     hx_trigger='submit' if more else 'submit, focusout', novalidate=True)
         return Li(form, cls='editing', id=id)
 
@@ -4545,7 +4529,7 @@ def whole_lists(profile):
     many as it shows; and what is linked to lists."""
     parts = [chips(profile)]
     for listing in LISTS.values():
-        url = listing.url('rows', profile=0 if listing.shared else profile.id)
+        url = f'/rows?kind={listing.kind}&profile={profile.id}'
         parts.append(Ul(id=f'{listing.kind}-list', hx_swap_oob='true', data_reload=url))
         parts += [component(profile) for component in listing.linked().values()]
     return parts
@@ -4636,8 +4620,7 @@ async def take_back(id: int):
     kind, before = json.loads(m.undo)
     listing = listing_of(kind)
     listing.show(listing.table.update(**before))
-    m.undo, m.content = '', f'{m.content} (undone)'
-    chatq.changed(m)
+    chatq.changed(m, undo='', content=f'{m.content} (undone)')
 
 @app.post
 async def move(listing: Listing, id: int, before: int = 0, x_tab: str = ''):
@@ -6224,7 +6207,7 @@ class Profiles(Listing):
 
     def content(self, p):
         facts = ' · '.join(filter(None, (p.address, p.code, '' if p.active else 'inactive')))
-        return A(p.name, Small(facts) if facts else None, href=f'/profile/{p.id}', cls='title')
+        return A(p.name, facts and Small(facts), href=f'/profile/{p.id}', cls='title')
 
     def linked(self):
         if profile_panel not in HEAD:  # an app may have taken it out
@@ -6235,11 +6218,13 @@ class Profiles(Listing):
         "The last profile cannot go, and one that is not empty only after saying what goes with it."
         if len(self.rows()) == 1:
             raise HTTPException(400, 'The last profile cannot be deleted: add another one first.')
-        if contents := [*profile_contents(p)]:
-            return self.question(p, f'{p.name} goes with {" and ".join(contents)}.')
+        contents = ' and '.join(profile_contents(p))
+        if contents:
+            return self.question(p, f'{p.name} goes with {contents}.')
 
     def after_delete(self, p, tab):
-        if any(each.profile == p.id and each.key == tab for each in chatq.tabs):
+        here = chatq.tab(tab)
+        if here and here.profile == p.id:
             return Redirect(f'/?undone=profile-{p.id}')
         return super().after_delete(p, tab)
 
@@ -6289,7 +6274,7 @@ class Todos(Listing):
     def content(self, todo):
         box = Input(type='checkbox', id=f'check-{todo.id}', checked=todo.done, autocomplete='off',
                     aria_label=todo.title, hx_post=toggle.to(id=todo.id))
-        return box, Span(todo.title, self.details(todo), cls='title')
+        return box, super().content(todo)
 
     def linked(self):
         if todo_section not in SIDE:  # an app may have taken it out
@@ -6298,9 +6283,6 @@ class Todos(Listing):
 
     def line(self, todo):
         return f'[{"x" if todo.done else " "}] {todo.title}'
-
-    def open_counts(self):
-        return self.tally('profile', 'not done')
 
     def parse_line(self, line, of_many):
         "Pasted lines may be a Markdown list, with boxes."
@@ -6319,34 +6301,30 @@ def todo_section(profile):
         todos.ul(profile),
         todos.add_form(profile, 'Add', 'What needs to be done?', '/todo'),
         todo_bar(profile),
-        todo_filter(profile, profile.query.get('show', 'all')),
+        todo_filter(profile.query.get('show', 'all')),
         cls='todos', aria_label='Todo')
 
 SIDE.insert(1, todo_section)
 
-def todo_filter(profile, show):
+@app.get
+def todo_filter(show: str = 'all'):
     """The links under the list. The style sheet hides rows by `data-show`, so that what comes to
-    match is in its place already."""
+    match is in its place already. The filter stands in the address, for a reload and for the way
+    back."""
     def link(name):
         address = f'?show={name}'
-        return A(name.capitalize(), href=address, id=f'show-{name}',
-                 aria_current='page' if name == show else None, hx_push_url=address,
-                 hx_get=filter_todos.to(profile=profile.id, show=name))
+        return A(name.capitalize(), href=address, id=f'show-{name}', hx_push_url=address,
+                 aria_current='page' if name == show else None,
+                 hx_get=todo_filter.to(show=name))
     return Nav(*map(link, ('all', 'active', 'completed')), cls='filter', aria_label='Filter',
                data_show=show, hx_target='this', hx_swap='outerHTML')
 
-@app.get
-async def filter_todos(profile: int, htmx, show: str = 'all'):
-    "The filter stands in the address, for a reload and for the way back."
-    return todo_filter(get_profile(profile), show)
-
 def todo_bar(profile):
     "Mark all, the counter and Clear completed: what changes with every todo; empty without one."
-    counts = todos.tally('done', 'profile = ?', [profile.id])
+    left, done = (todos.tally(what)[profile.id] for what in ('not done', 'done'))
     bar = Div(id='todo-bar', hx_swap_oob='true')
-    if not counts:
+    if not left + done:
         return bar
-    left = counts.get(False, 0)
     every = Input(type='checkbox', id='toggle-all', checked=not left, autocomplete='off',
                   hx_post=toggle_all.to(profile=profile.id), hx_swap='none')
     clear = Button('Clear completed', cls='quiet', hx_target='#toast', hx_swap='innerHTML',
@@ -6354,7 +6332,7 @@ def todo_bar(profile):
     items = ' item left' if left == 1 else ' items left'
     return bar(Label(every, Span('Mark all as complete', cls='hide')),
                Span(Strong(f'{left:,}'), items, id='todo-count'),
-               clear if True in counts else None)
+               clear if done else None)
 
 app.post('/todo')(todos.post)
 
