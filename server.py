@@ -3683,10 +3683,6 @@ def kind_of(parameter):
         return base_type(parameter.annotation)
     return type(parameter.default) if type(parameter.default) in COLUMN_TYPES else str
 
-def signature_of(parameters):
-    "The signature of a job or a tool with these parameters."
-    return Signature([Parameter('_', Parameter.POSITIONAL_ONLY), *parameters])
-
 def help_of(parameter):
     return str(getattr(parameter.annotation, '__metadata__', [''])[0])
 
@@ -3712,8 +3708,7 @@ def as_said(value):
     "A value as people say it: '3 Jan', with the year where it is another one."
     if not isinstance(value, date):
         return as_typed(value)
-    this_year = value.year == date.today().year
-    day = f'{value.day} {value:{"%b" if this_year else "%b %Y"}}'
+    day = f'{value.day} {value:%b %Y}'.removesuffix(f' {date.today().year}')
     return f'{day}, {value:%H:%M}' if isinstance(value, datetime) else day
 
 def parse(field, text):
@@ -3745,7 +3740,7 @@ INPUTS = {int: dict(inputmode='numeric'), float: dict(inputmode='decimal'),
 
 def control(field, value, **attrs):
     "The input for a field, of the right kind for its type."
-    text = as_typed(value)
+    text, attrs = as_typed(value), dict(name=field.name, autocomplete='off') | attrs
     if field.kind is bool:
         return Input(type='checkbox', value='1', checked=BOOLS.get(text), **attrs)
     if field.options:
@@ -3755,8 +3750,8 @@ def control(field, value, **attrs):
     if field.kind is Lines:  # without a maxlength: a browser would cut what is pasted
         return Textarea(text, rows=2, **attrs)
     if field.kind is File:  # one that was chosen stays so
-        kept = Input(type='hidden', name=attrs['name'], value=text), Small(text.partition(' ')[2])
-        return Span(kept if text else None, Input(type='file', **attrs))
+        kept = Input(type='hidden', name=field.name, value=text), Small(text.partition(' ')[2])
+        return Span(text and kept, Input(type='file', **attrs))
     usual = dict(type='text', value=text, maxlength=field.most)
     special = dict(type='password', value='') if field.secret else INPUTS.get(field.kind, {})
     return Input(**usual | special | attrs)
@@ -3764,11 +3759,10 @@ def control(field, value, **attrs):
 def labelled(field, value, form, wrong=None, **attrs):
     "A field with its label, and beside it what is wrong; `form`: what its id begins with."
     id, error = f'{form}-{field.name}', None
-    attrs = dict(name=field.name, id=id, autocomplete='off') | attrs
     if wrong:
         error = Small(wrong, id=f'{id}-wrong', cls='error')
         attrs |= dict(aria_invalid='true', aria_describedby=error.id)
-    box, words = control(field, value, **attrs), field.help and Small(field.help)
+    box, words = control(field, value, id=id, **attrs), field.help and Small(field.help)
     if field.kind is bool:
         return Label(box, field.label, words, error, cls='check')
     return Label(field.label, box, words, error)
@@ -4166,10 +4160,10 @@ class Rows:
         return ' · '.join([self.name(row), *facts])
 
     def tally(self, where):
-        "How many of the rows that fit a condition, in SQL, each profile has, by its id."
-        sql = (f'select profile, count(*) as n from [{self.kind}] '
-               f'where deleted = 0 and {where} group by profile')
-        return Counter({row['profile']: row['n'] for row in chatq.read(db.q, sql)})
+        "How many rows that fit a condition (SQL) each profile has, by its id."
+        rows = chatq.read(db.q, f'select profile, count(*) as n from [{self.kind}] '
+                                f'where deleted = 0 and {where} group by profile')
+        return Counter({row['profile']: row['n'] for row in rows})
 
     @from_anywhere
     async def add(self, said='', tab='', /, **columns):
@@ -4184,7 +4178,7 @@ class Rows:
         row.priority = self.end(row.profile)
         save(self.table, row)
         self.show(row, tab)
-        await self.tell(said, 'Added', row, dict(deleted=time.time()))
+        await self.tell(said, row, 'Added', dict(deleted=time.time()))
         return row
 
     @from_anywhere
@@ -4192,16 +4186,15 @@ class Rows:
         """Changes columns of a row (or of the row with this id), and gives the changed row; see
         `add`."""
         await writable()
-        before = one(self.table, getattr(row, 'id', row))
+        before = self.row(getattr(row, 'id', row))
         row = save(self.table, replace(before, **self.checked(columns)))
         self.show(row, tab)
-        await self.tell(said, verb, row, {name: getattr(before, name) for name in columns})
+        await self.tell(said, row, verb, {name: getattr(before, name) for name in columns})
         return row
 
-    @from_anywhere
-    async def delete(self, row, said='', tab='', /):
+    def delete(self, row, said='', tab='', /):
         "Deletes a row, so that Undo can bring it back; see `add`."
-        return await self.change(row, said, tab, 'Deleted', deleted=time.time())
+        return self.change(row, said, tab, 'Deleted', deleted=time.time())
 
     @from_anywhere
     async def change_all(self, rows, said='', /, **columns):
@@ -4211,12 +4204,12 @@ class Rows:
         columns = self.checked(columns)
         await writable()
         with db.conn:
-            rows = [save(self.table, replace(row, **columns)) for row in rows]
-        if len(rows) == 1:
-            self.show(rows[0])
+            first, *others = [save(self.table, replace(row, **columns)) for row in rows]
+        if others:
+            chatq.push('lists', whole_lists, first.profile or None)
         else:
-            chatq.push('lists', whole_lists, rows[0].profile or None)
-        await self.tell(said, 'Changed', rows[0])
+            self.show(first)
+        await self.tell(said, first)
 
     @from_anywhere
     async def move(self, row, before=0, tab=''):
@@ -4224,11 +4217,14 @@ class Rows:
         neighbours, so that one row is written."""
         priority = self.end(row.profile)
         if before:
-            below = one(self.table, before).priority
-            above = db.item(ABOVE.format(self.kind), [below, row.profile, row.id, below])
+            below = self.row(before).priority
+            # Where no row is above, as if there were one two lower.
+            sql = f"""select coalesce(max(priority), ? - 2) from [{self.kind}]
+                      where profile = ? and deleted = 0 and id <> ? and priority < ?"""
+            above = db.item(sql, [below, row.profile, row.id, below])
             priority = (above + below)/2
             if priority in (above, below):  # no number is left between them: once in a great while
-                db.q(RENUMBER.format(self.kind), [row.profile])
+                self.renumber(row.profile)
                 return await self.move(row, before, tab)
         await self.change(row, '', tab, 'Moved', priority=priority)
 
@@ -4241,12 +4237,13 @@ class Rows:
             refuse(self.empty)
         if len(lines) > 500:
             refuse(f'These are {len(lines)} lines: at most 500 can be added at once.')
-        rows = [self.parse_line(line, len(lines) > 1) for line in lines]
+        many = len(lines) > 1
         owner = 0 if self.shared else get_profile(data.get('profile'), sess).id
         with db.conn:  # all of them or none, and one write
-            added = [await self.add('', x_tab, profile=owner, **row) for row in rows]
-            more = f' and {count(len(rows) - 1, f"more {self.kind}")}' if len(rows) > 1 else ''
-            await self.tell(f'Added {quoted(self.name(added[0]))}{more}', 'Added', added[0])
+            added = [await self.add('', x_tab, profile=owner, **self.parse_line(line, many))
+                     for line in lines]
+            more = f' and {count(len(lines) - 1, f"more {self.kind}")}' if many else ''
+            await self.tell(f'Added {quoted(self.name(added[0]))}{more}', added[0])
         return html_of(*map(self.item, added))
 
     # How it comes about
@@ -4254,7 +4251,7 @@ class Rows:
     @from_anywhere
     async def rename(self, row, text=None, tab='', **fields):
         "Changes the text of a row, with an event in the chat, and further fields; see `change`."
-        old = self.name(one(self.table, getattr(row, 'id', row)))
+        old = self.name(self.row(getattr(row, 'id', row)))
         text = old if text is None else text.replace('\n', ' ')
         said = '' if text == old else f'Renamed {quoted(old)} to {quoted(text)}'
         return await self.change(row, said, tab, **{self.text: text}, **fields)
@@ -4264,9 +4261,15 @@ class Rows:
 
     def end(self, profile):
         "The priority of a further row at the end."
-        sql = (f'select coalesce(max(priority), 0) + 1 from [{self.kind}] '
-               'where profile = ? and deleted = 0')
-        return db.item(sql, [profile])
+        return db.item(f'select coalesce(max(priority), 0) + 1 from [{self.kind}] '
+                       'where profile = ? and deleted = 0', [profile])
+
+    def renumber(self, profile):
+        "Gives the rows of a profile priorities that are whole numbers, in their order."
+        db.q(f"""update [{self.kind}] set priority = number from (
+                     select id as row, row_number() over (order by priority, id) as number
+                     from [{self.kind}] where profile = ? and deleted = 0) where id = row""",
+             [profile])
 
     def select(self, profile, most=-1, after=0):
         "Rows of a profile, or for None of all, in order: so many, behind the one with this id."
@@ -4285,12 +4288,13 @@ class Rows:
         if not columns:
             raise ValueError(f'Name the columns, as in {self.text}=…')
         if unknown := columns.keys() - self.types.keys():
-            has = f'; it has: {", ".join(self.types)}'
-            raise WrongValue({name: f'{self.kind} has no {name}{has}' for name in unknown})
+            raise WrongValue({name: f'{self.kind} has no {name}; it has: {", ".join(self.types)}'
+                              for name in unknown})
         values, wrong = parse_all(self.form_fields(columns), columns)
-        if self.text in values:
-            values[self.text] = values[self.text].replace('\n', ' ')
-        if values.get(self.text) == '':
+        text = values.get(self.text)
+        if text:
+            values[self.text] = text.replace('\n', ' ')
+        elif text == '':
             wrong[self.text] = 'It needs a name, and it is empty.'
         if wrong:
             raise WrongValue(wrong)
@@ -4302,7 +4306,7 @@ class Rows:
             most = MAX_TITLE if name == self.text else MAX_TEXT
             yield Field(name, self.types[name], getattr(self.table.cls, name, ''), most)
 
-    async def tell(self, said, verb, row, before=''):
+    async def tell(self, said, row, verb='Changed', before=''):
         """An event in the chat: with Undo where the model did it, and where the profile wants it
         with a remark of the model, later. `before`: the columns that Undo puts back."""
         chat = at_work.get()
@@ -4317,18 +4321,17 @@ class Rows:
 
     def show(self, row, tab=''):
         "Shows a row that is new, changed, moved or deleted, and what is linked to lists."
-        component = functools.partial(self.fragment, row.id)
-        place = row.priority, row.id
-        chatq.push(f'{self.kind}-{row.id}', component, row.profile or None, tab, place)
+        id, place = f'{self.kind}-{row.id}', (row.priority, row.id)
+
+        def fragment(profile):
+            "The row as it is by now, for a page that may have it."
+            now = first_row(self.table, 'id = ? and not deleted', [row.id])
+            item = self.placed(now) if now else Li(id=id, data_before='gone')
+            return Ul(item, hx_swap_oob=f'beforeend:#{self.kind}-list')
+        chatq.push(id, fragment, row.profile or None, tab, place)
         for listing in LISTS.values():
             for key, component in listing.linked().items():
                 chatq.push(key, component)
-
-    def fragment(self, id, profile):
-        "A row for a page that may have it, as it is by now."
-        row = first_row(self.table, 'id = ? and not deleted', [id])
-        item = self.placed(row) if row else Li(id=f'{self.kind}-{id}', data_before='gone')
-        return Ul(item, hx_swap_oob=f'beforeend:#{self.kind}-list')
 
     def placed(self, row):
         "A row that tells a page which element it stands above; 'end' where there is none."
@@ -4368,10 +4371,9 @@ def offer_tools(listing):
             return 'The person wants to keep it.'
         await listing.delete(listing.own_row(id))
 
-    optional = [Field(name, listing.types[name], None) for name in fields]
-    add.fields = [Field(listing.text, str), *optional]
+    add.fields = [Field(listing.text, str), *listing.form_fields(fields)]
     change.fields = [Field('id', int), Field(listing.text, str, None if fields else REQUIRED),
-                     *optional]
+                     *(Field(name, listing.types[name], None) for name in fields)]
     tools = {f'list_{kind}s': list_rows, f'add_{kind}': add, f'delete_{kind}': delete,
              f'{"change" if fields else "rename"}_{kind}': change}
     if listing.can_move:
@@ -4379,16 +4381,6 @@ def offer_tools(listing):
     for name, function in tools.items():
         function.__name__, function.__doc__ = name, function.__doc__.format(kind_said)
         tool(function)
-
-# The priority of the row above a place; where there is none, two less than that of the one below.
-ABOVE = """
-select coalesce(max(priority), ? - 2) from [{}]
-where profile = ? and deleted = 0 and id <> ? and priority < ?"""
-
-RENUMBER = """
-update [{0}] set priority = number from (
-    select id as row, row_number() over (order by priority, id) as number
-    from [{0}] where profile = ? and deleted = 0) where id = row"""
 
 # ---- 23. Lists: how they look in the page --------------------------------------------------------
 
@@ -4463,8 +4455,9 @@ class Listing(Rows):
         rows = self.select(profile, most + 1, after)
         yield from map(self.item, rows[:most])
         if len(rows) > most:
-            yield Li(id=f'{self.kind}-{rows[most].id}-part', cls='part', hx_trigger='intersect once',
-                     hx_get=f'/rows?kind={self.kind}&profile={profile}')
+            yield Li(id=f'{self.kind}-{rows[most].id}-part', cls='part',
+                     hx_get=f'/rows?kind={self.kind}&profile={profile}',
+                     hx_trigger='intersect once')
 
     def section(self, title, hint):
         "The list with its heading and its add form, for SIDE: `SIDE.append(links.section(...))`."
@@ -4493,7 +4486,7 @@ class Listing(Rows):
             icon_button('trash', f'Delete {name}', title='Delete',
                         hx_post=self.url('delete', row)), cls='acts')
         return Li(content, acts, tabindex='0', data_before=before, id=f'{self.kind}-{row.id}',
-                  cls='done' if getattr(row, 'done', False) else None)
+                  cls=getattr(row, 'done', False) and 'done')
 
     def question(self, row, text):
         "A row that asks before it is deleted."
@@ -4509,7 +4502,7 @@ class Listing(Rows):
         saved by its button. `typed` and `wrong`: what was refused, and why, by name."""
         typed, id = vars(row) | typed, f'{self.kind}-{row.id}'
         text, *more = self.form_fields([self.text, *self.fields])
-        attrs = dict(aria_label=f'New name of {self.name(row)}', autocomplete='off')
+        label = f'New name of {self.name(row)}'
         first = next(iter(wrong), text.name)  # what is wrong may be out of sight on a phone
 
         def field(each, **attrs):
@@ -4517,9 +4510,9 @@ class Listing(Rows):
                             autofocus=each.name == first, **attrs)
         if more:
             cancel = Button('Cancel', type='button', hx_get=self.url('item_view', row))
-            fields = field(text, **attrs), *map(field, more), Button('Save'), cancel
+            fields = field(text, aria_label=label), *map(field, more), Button('Save'), cancel
         else:
-            fields = [control(text, typed[text.name], name=text.name, autofocus=True, **attrs)]
+            fields = [control(text, typed[text.name], aria_label=label, autofocus=True)]
         form = Form(*fields, hx_post=self.url('rename', row), hx_sync='this:drop',
                     hx_trigger='submit' if more else 'submit, focusout', novalidate=True)
         return Li(form, cls='editing', id=id)
@@ -4580,10 +4573,10 @@ async def edit(listing: Listing, id: int):
     return listing.edit_form(listing.row(id))
 
 @app.post
-async def rename(listing: Listing, id: int, req, x_tab: str = ''):
+async def rename(listing: Listing, id: int, typed: dict, x_tab: str = ''):
     """Changes the text of a row, and its further fields: from a page all of them, since a box that
     is not ticked is not sent. 422 with the form where a value does not fit."""
-    row, typed = listing.row(id), dict(await req.form())
+    row = listing.row(id)
     text = clean(typed.get(listing.text, typed.get('name', '')), MAX_TITLE, 'The name')
     if not text and not listing.fields:
         return await delete(listing, id, x_tab=x_tab)
@@ -4602,7 +4595,7 @@ async def delete(listing: Listing, id: int, sure: int = 0, x_tab: str = ''):
     return listing.after_delete(row, x_tab)
 
 @app.post
-async def undo(listing: Listing, stamp: float, htmx: HtmxHeaders):
+async def undo(listing: Listing, stamp: float, htmx):
     "Brings back what was deleted with this stamp, at its place."
     rows = listing.table('deleted and deleted = ?', [stamp])
     if not rows:
@@ -5118,7 +5111,8 @@ class Notebook:
             self.parameters = parameters_of(parameter_cell(self.cells))
         except HTTPException as e:
             self.broken = e.detail
-        self.__signature__ = signature_of(self.parameters.values())
+        chat = Parameter('_', Parameter.POSITIONAL_ONLY)
+        self.__signature__ = Signature([chat, *self.parameters.values()])
         self.as_tool = tool_of(self)
 
     def __call__(self, chat, /, **values):
@@ -6236,7 +6230,7 @@ def profile_menu(chosen):
 
     def item(p):
         is_chosen, number = p.id == chosen.id, numbers[p.id]
-        link = A(p.name, href=f'/profile/{p.id}', aria_current='page' if is_chosen else None)
+        link = A(p.name, href=f'/profile/{p.id}', aria_current=is_chosen and 'page')
         if p.active or is_chosen:
             return Li(link, Small(number, Span(' open', cls='hide')) if number else None)
     return Ul(*map(item, profile_list.rows()), id='profile-menu', hx_swap_oob='true')
@@ -6314,25 +6308,22 @@ def todo_filter(show: str = 'all'):
     def link(name):
         address = f'?show={name}'
         return A(name.capitalize(), href=address, id=f'show-{name}', hx_push_url=address,
-                 aria_current='page' if name == show else None,
-                 hx_get=todo_filter.to(show=name))
+                 hx_get=todo_filter.to(show=name), aria_current=name == show and 'page')
     return Nav(*map(link, ('all', 'active', 'completed')), cls='filter', aria_label='Filter',
                data_show=show, hx_target='this', hx_swap='outerHTML')
 
 def todo_bar(profile):
-    "Mark all, the counter and Clear completed: what changes with every todo; empty without one."
-    left, done = (todos.tally(what)[profile.id] for what in ('not done', 'done'))
-    bar = Div(id='todo-bar', hx_swap_oob='true')
-    if not left + done:
-        return bar
+    "Mark all, the counter and Clear completed: what changes with every todo."
+    left = todos.tally('not done')[profile.id]
+    done = todos.tally('done')[profile.id]
     every = Input(type='checkbox', id='toggle-all', checked=not left, autocomplete='off',
                   hx_post=toggle_all.to(profile=profile.id), hx_swap='none')
     clear = Button('Clear completed', cls='quiet', hx_target='#toast', hx_swap='innerHTML',
                    hx_post=clear_completed.to(profile=profile.id))
     items = ' item left' if left == 1 else ' items left'
-    return bar(Label(every, Span('Mark all as complete', cls='hide')),
+    return Div(Label(every, Span('Mark all as complete', cls='hide')),
                Span(Strong(f'{left:,}'), items, id='todo-count'),
-               clear if done else None)
+               clear if done else None, id='todo-bar', hx_swap_oob='true')
 
 app.post('/todo')(todos.post)
 
