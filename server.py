@@ -4231,7 +4231,9 @@ class Rows:
     async def post(self, data: dict, sess, x_tab: str = ''):
         """The route of the add form: a row for each line of the text that was typed or pasted.
         Answers them."""
-        text = clean(data.get(self.text, ''), MAX_BODY, 'The text')
+        typed = data.get(self.text, '')
+        typed = typed[-1] if isinstance(typed, list) else typed  # a field that was sent twice
+        text = clean(typed, MAX_BODY, 'The text')
         lines = re.findall(r'\S.*', text)
         if not lines:
             refuse(self.empty)
