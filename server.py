@@ -3683,21 +3683,21 @@ def kind_of(parameter):
         return base_type(parameter.annotation)
     return type(parameter.default) if type(parameter.default) in COLUMN_TYPES else str
 
-def help_of(parameter):
-    return str(getattr(parameter.annotation, '__metadata__', [''])[0])
-
 def fields_of(function):
     "The fields of a job or a tool: its parameters behind the first one, which is the chat."
     if hasattr(function, 'fields'):
         return function.fields
     parameters = [*signature(function, eval_str=True).parameters.values()][1:]
-    fields = [Field(p.name, kind_of(p), p.default, help=help_of(p)) for p in parameters]
-    for field in fields:
+    fields = []
+    for parameter in parameters:
+        field = Field(parameter.name, kind_of(parameter), parameter.default)
+        field.help = str(getattr(parameter.annotation, '__metadata__', [''])[0])
         if is_secret(field.kind):
             field.secret = field.kind.kept_as or f'{function.__name__}.{field.name}'
             field.kind = str
         if field.kind is Lines:
             field.most = MAX_BODY
+        fields.append(field)
     return fields
 
 def as_typed(value):
@@ -3742,7 +3742,7 @@ def control(field, value, **attrs):
     "The input for a field, of the right kind for its type."
     text, attrs = as_typed(value), dict(name=field.name, autocomplete='off') | attrs
     if field.kind is bool:
-        return Input(type='checkbox', value='1', checked=BOOLS.get(text), **attrs)
+        return Input(type='checkbox', checked=BOOLS.get(text), **attrs)
     if field.options:
         nothing = Option('') if field.default is None else None
         options = [Option(word, selected=word == text) for word in field.options]
@@ -4336,9 +4336,9 @@ class Rows:
                 chatq.push(key, component)
 
     def placed(self, row):
-        "A row that tells a page which element it stands above; 'end' where there is none."
+        "A row that tells a page the id of the element that it stands above, or that it is the end."
         rows = self.select(row.profile, 1, row.id)
-        return self.item(row, f'{self.kind}-{rows[0].id}' if rows else 'end')
+        return self.item(row)(data_before=f'{self.kind}-{rows[0].id}' if rows else 'end')
 
 def offer_tools(listing):
     """Makes tools of what the model may do with a list, in the profile of its chat. Before a row is
@@ -4470,10 +4470,9 @@ class Listing(Rows):
                            aria_label=title)
         return section
 
-    def item(self, row, before=None):
-        """A row: its own content, and what every list's rows have. `before` tells a page where it
-        stands: above the element with this id, or at the 'end'. One that an app cannot draw shows
-        its text alone, and can be edited and deleted."""
+    def item(self, row):
+        """A row: its own content, and what every list's rows have. One that an app cannot draw
+        shows its text alone, and can be edited and deleted."""
         name = self.name(row)
         try:
             content, actions = Safe(html_of(self.content(row))), Safe(html_of(self.actions(row)))
@@ -4487,7 +4486,7 @@ class Listing(Rows):
             icon_button('pencil', f'Rename {name}', title='Edit', hx_get=self.url('edit', row)),
             icon_button('trash', f'Delete {name}', title='Delete',
                         hx_post=self.url('delete', row)), cls='acts')
-        return Li(content, acts, tabindex='0', data_before=before, id=f'{self.kind}-{row.id}',
+        return Li(content, acts, tabindex='0', id=f'{self.kind}-{row.id}',
                   cls=getattr(row, 'done', False) and 'done')
 
     def question(self, row, text):
@@ -4540,11 +4539,11 @@ def open_counts():
 
 def profile_contents(profile):
     "What a profile has, in words: ['2 todos', '1 message']."
-    lists = (listing.table for listing in LISTS.values() if listing.table is not chats)
-    for tbl in (*lists, messages):
-        sql = f'select count(*) from [{tbl.name}] where profile = ? and not deleted'
-        if number := db.item(sql, [profile.id]):
-            yield count(number, tbl.name)
+    for kind in (*LISTS, 'message'):
+        sql = f'select count(*) from [{kind}] where profile = ? and not deleted'
+        number = db.item(sql, [profile.id])
+        if number and kind != 'chat':
+            yield count(number, kind)
 
 # ---- 24. Routes of lists -------------------------------------------------------------------------
 
