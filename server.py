@@ -6281,10 +6281,10 @@ class Todos(Listing):
 
     def parse_line(self, line, of_many):
         "Pasted lines may be a Markdown list, with boxes."
-        mark = re.match(r'(?:[-*+]|\d+[.)])\s+(?:\[([ xX])\]\s*)?(?=\S)', line)
+        mark = re.match(r'([-*+]|\d+[.)])\s+(\[ \]|(?P<done>\[[xX]\]))?\s*(?=\S)', line)
         if not of_many or not mark:
             return {'title': line}
-        return {'title': line[mark.end():], 'done': mark[1] in ('x', 'X')}
+        return {'title': line[mark.end():], 'done': bool(mark['done'])}
 
 todos = Todos(table(Todo))
 
