@@ -4574,10 +4574,10 @@ async def edit(listing: Listing, id: int):
     return listing.edit_form(listing.row(id))
 
 @app.post
-async def rename(listing: Listing, id: int, typed: dict, x_tab: str = ''):
+async def rename(listing: Listing, id: int, req, x_tab: str = ''):
     """Changes the text of a row, and its further fields: from a page all of them, since a box that
     is not ticked is not sent. 422 with the form where a value does not fit."""
-    row = listing.row(id)
+    row, typed = listing.row(id), dict(await req.form())  # without the address's own parameters
     text = clean(typed.get(listing.text, typed.get('name', '')), MAX_TITLE, 'The name')
     if not text and not listing.fields:
         return await delete(listing, id, x_tab=x_tab)
