@@ -3532,13 +3532,13 @@ class Lines(str):
 class Secret(str):
     """A job's parameter that is asked for once, kept in a file of this user's, and shown nowhere.
     Each job has its own; `key: Secret('openai')` in several jobs is one that they share."""
-    shared = ''
+    kept_as = ''
 
-    def __new__(cls, shared):
-        return type('Secret', (cls,), dict(shared=shared))
+    def __new__(cls, name):
+        return type('Secret', (cls,), dict(kept_as=name))
 
 def is_secret(kind):
-    return isinstance(kind, type) and issubclass(kind, Secret)
+    return hasattr(kind, 'kept_as')
 
 class WrongValue(ValueError):
     "What does not fit: a sentence for the person, by the name of each column or parameter."
@@ -3575,23 +3575,21 @@ def kind_of(parameter):
         return base_type(parameter.annotation)
     return type(parameter.default) if type(parameter.default) in COLUMN_TYPES else str
 
-def signature_of(parameters):
-    "The signature of a job or a tool with these parameters."
-    return Signature([Parameter('_', Parameter.POSITIONAL_ONLY), *parameters])
-
-def help_of(parameter):
-    return str(getattr(parameter.annotation, '__metadata__', [''])[0])
-
 def fields_of(function):
     "The fields of a job or a tool: its parameters behind the first one, which is the chat."
+    if hasattr(function, 'fields'):
+        return function.fields
     parameters = [*signature(function, eval_str=True).parameters.values()][1:]
-    fields = [Field(p.name, kind_of(p), p.default, help=help_of(p)) for p in parameters]
-    for field in fields:
+    fields = []
+    for parameter in parameters:
+        field = Field(parameter.name, kind_of(parameter), parameter.default)
+        field.help = str(getattr(parameter.annotation, '__metadata__', [''])[0])
         if is_secret(field.kind):
-            field.secret = field.kind.shared or f'{function.__name__}.{field.name}'
+            field.secret = field.kind.kept_as or f'{function.__name__}.{field.name}'
             field.kind = str
         if field.kind is Lines:
             field.most = MAX_BODY
+        fields.append(field)
     return fields
 
 def as_typed(value):
@@ -3602,13 +3600,11 @@ def as_said(value):
     "A value as people say it: '3 Jan', with the year where it is another one."
     if not isinstance(value, date):
         return as_typed(value)
-    this_year = value.year == date.today().year
-    day = f'{value.day} {value:{"%b" if this_year else "%b %Y"}}'
+    day = f'{value.day} {value:%b %Y}'.removesuffix(f' {date.today().year}')
     return f'{day}, {value:%H:%M}' if isinstance(value, datetime) else day
 
 def parse(field, text):
     "What was typed, or what a model gave, as a value. Raises ValueError with a sentence."
-    text = text.strip()
     if text and field.kind is File and not kept_path(text.partition(' ')[0]).is_file():
         raise ValueError('Choose the file again.')
     if text:
@@ -3623,10 +3619,9 @@ def parse_all(fields, given):
     "The values of these fields by name, and by name what is wrong with them."
     values, wrong = {}, {}
     for field in fields:
-        text = given.get(field.name)
-        text = text if isinstance(text, str) else as_typed(text)
         try:
-            values[field.name] = parse(field, clean(text, field.most, 'This'))
+            text = clean(as_typed(given.get(field.name)), field.most, 'This')
+            values[field.name] = parse(field, text)
         except (ValueError, HTTPException) as e:
             wrong[field.name] = getattr(e, 'detail', str(e))
     return values, wrong
@@ -3637,31 +3632,29 @@ INPUTS = {int: dict(inputmode='numeric'), float: dict(inputmode='decimal'),
 
 def control(field, value, **attrs):
     "The input for a field, of the right kind for its type."
-    text = as_typed(value)
+    text, attrs = as_typed(value), dict(name=field.name, autocomplete='off') | attrs
     if field.kind is bool:
-        return Input(type='checkbox', value='1', checked=BOOLS.get(text), **attrs)
+        return Input(type='checkbox', checked=BOOLS.get(text), **attrs)
     if field.options:
-        words = [*([''] if field.default is None else []), *field.options]
-        options = [Option(word, selected=word == text) for word in words]
-        return Select(*options, **attrs)
+        nothing = Option('') if field.default is None else None
+        options = [Option(word, selected=word == text) for word in field.options]
+        return Select(nothing, *options, **attrs)
     if field.kind is Lines:  # without a maxlength: a browser would cut what is pasted
         return Textarea(text, rows=2, **attrs)
     if field.kind is File:  # one that was chosen stays so
-        kept = Input(type='hidden', name=attrs['name'], value=text), Small(text.partition(' ')[2])
-        return Span(kept if text else None, Input(type='file', **attrs))
+        kept = Input(type='hidden', name=field.name, value=text), Small(text.partition(' ')[2])
+        return Span(text and kept, Input(type='file', **attrs))
     usual = dict(type='text', value=text, maxlength=field.most)
-    if field.secret:
-        usual |= dict(type='password', value='')
-    return Input(**usual | INPUTS.get(field.kind, {}) | attrs)
+    special = dict(type='password', value='') if field.secret else INPUTS.get(field.kind, {})
+    return Input(**usual | special | attrs)
 
 def labelled(field, value, form, wrong=None, **attrs):
     "A field with its label, and beside it what is wrong; `form`: what its id begins with."
     id, error = f'{form}-{field.name}', None
-    attrs = dict(name=field.name, id=id, autocomplete='off') | attrs
     if wrong:
         error = Small(wrong, id=f'{id}-wrong', cls='error')
         attrs |= dict(aria_invalid='true', aria_describedby=error.id)
-    box, words = control(field, value, **attrs), field.help and Small(field.help)
+    box, words = control(field, value, id=id, **attrs), field.help and Small(field.help)
     if field.kind is bool:
         return Label(box, field.label, words, error, cls='check')
     return Label(field.label, box, words, error)
@@ -4021,8 +4014,7 @@ class Rows:
         """The rows in order, of the profile with this id, of that of the chat at work, or else of
         all."""
         chat = at_work.get()
-        profile = profile or (chat and chat.profile)
-        return chatq.read(self.select, 0 if self.shared else profile)
+        return chatq.read(self.select, profile or (chat and chat.profile))
 
     def row(self, id):
         "The row with this id. Raises HTTPException 404."
@@ -4042,12 +4034,11 @@ class Rows:
                  if (value := as_typed(getattr(row, name)))]
         return ' · '.join([self.name(row), *facts])
 
-    def tally(self, column, where='1', args=()):
-        "How many rows have which value in a column: {False: 3, True: 2}; `where`: SQL."
-        sql = (f'select [{column}] as value, count(*) as n from [{self.kind}] '
-               f'where {where} and deleted = 0 group by 1')
-        kind = self.types[column]
-        return {loaded(kind, row['value']): row['n'] for row in chatq.read(db.q, sql, args)}
+    def tally(self, where):
+        "How many rows that fit a condition (SQL) each profile has, by its id."
+        rows = chatq.read(db.q, f'select profile, count(*) as n from [{self.kind}] '
+                                f'where deleted = 0 and {where} group by profile')
+        return Counter({row['profile']: row['n'] for row in rows})
 
     @from_anywhere
     async def add(self, said='', tab='', /, **columns):
@@ -4062,7 +4053,7 @@ class Rows:
         row.priority = self.end(row.profile)
         save(self.table, row)
         self.show(row, tab)
-        await self.tell(said, 'Added', row, dict(deleted=time.time()))
+        await self.tell(said, row, 'Added', dict(deleted=time.time()))
         return row
 
     @from_anywhere
@@ -4070,16 +4061,15 @@ class Rows:
         """Changes columns of a row (or of the row with this id), and gives the changed row; see
         `add`."""
         await writable()
-        before = one(self.table, getattr(row, 'id', row))
+        before = self.row(getattr(row, 'id', row))
         row = save(self.table, replace(before, **self.checked(columns)))
         self.show(row, tab)
-        await self.tell(said, verb, row, {name: getattr(before, name) for name in columns})
+        await self.tell(said, row, verb, {name: getattr(before, name) for name in columns})
         return row
 
-    @from_anywhere
-    async def delete(self, row, said='', tab='', /):
+    def delete(self, row, said='', tab='', /):
         "Deletes a row, so that Undo can bring it back; see `add`."
-        return await self.change(row, said, tab, 'Deleted', deleted=time.time())
+        return self.change(row, said, tab, 'Deleted', deleted=time.time())
 
     @from_anywhere
     async def change_all(self, rows, said='', /, **columns):
@@ -4089,12 +4079,12 @@ class Rows:
         columns = self.checked(columns)
         await writable()
         with db.conn:
-            rows = [save(self.table, replace(row, **columns)) for row in rows]
-        if len(rows) == 1:
-            self.show(rows[0])
+            first, *others = [save(self.table, replace(row, **columns)) for row in rows]
+        if others:
+            chatq.push('lists', whole_lists, first.profile or None)
         else:
-            chatq.push('lists', whole_lists, rows[0].profile or None)
-        await self.tell(said, 'Changed', rows[0])
+            self.show(first)
+        await self.tell(said, first)
 
     @from_anywhere
     async def move(self, row, before=0, tab=''):
@@ -4102,11 +4092,14 @@ class Rows:
         neighbours, so that one row is written."""
         priority = self.end(row.profile)
         if before:
-            below = one(self.table, before).priority
-            above = db.item(ABOVE.format(self.kind), [below, row.profile, row.id, below])
+            below = self.row(before).priority
+            # Where no row is above, as if there were one two lower.
+            sql = f"""select coalesce(max(priority), ? - 2) from [{self.kind}]
+                      where profile = ? and deleted = 0 and id <> ? and priority < ?"""
+            above = db.item(sql, [below, row.profile, row.id, below])
             priority = (above + below)/2
             if priority in (above, below):  # no number is left between them: once in a great while
-                db.q(RENUMBER.format(self.kind), [row.profile])
+                self.renumber(row.profile)
                 return await self.move(row, before, tab)
         await self.change(row, '', tab, 'Moved', priority=priority)
 
@@ -4116,17 +4109,18 @@ class Rows:
         typed = data.get(self.text, '')
         typed = typed[-1] if isinstance(typed, list) else typed  # a field that was sent twice
         text = clean(typed, MAX_BODY, 'The text')
-        lines = [line.strip() for line in text.split('\n') if line.strip()]
+        lines = re.findall(r'\S.*', text)
         if not lines:
             refuse(self.empty)
         if len(lines) > 500:
             refuse(f'These are {len(lines)} lines: at most 500 can be added at once.')
-        rows = [self.parse_line(line, len(lines) > 1) for line in lines]
+        many = len(lines) > 1
         owner = 0 if self.shared else get_profile(data.get('profile'), sess).id
         with db.conn:  # all of them or none, and one write
-            added = [await self.add('', x_tab, profile=owner, **row) for row in rows]
-            more = f' and {count(len(rows) - 1, f"more {self.kind}")}' if len(rows) > 1 else ''
-            await self.tell(f'Added {quoted(self.name(added[0]))}{more}', 'Added', added[0])
+            added = [await self.add('', x_tab, profile=owner, **self.parse_line(line, many))
+                     for line in lines]
+            more = f' and {count(len(lines) - 1, f"more {self.kind}")}' if many else ''
+            await self.tell(f'Added {quoted(self.name(added[0]))}{more}', added[0])
         return html_of(*map(self.item, added))
 
     # How it comes about
@@ -4134,8 +4128,7 @@ class Rows:
     @from_anywhere
     async def rename(self, row, text=None, tab='', **fields):
         "Changes the text of a row, with an event in the chat, and further fields; see `change`."
-        row = one(self.table, getattr(row, 'id', row))
-        old = self.name(row)
+        old = self.name(self.row(getattr(row, 'id', row)))
         text = old if text is None else text.replace('\n', ' ')
         said = '' if text == old else f'Renamed {quoted(old)} to {quoted(text)}'
         return await self.change(row, said, tab, **{self.text: text}, **fields)
@@ -4145,13 +4138,19 @@ class Rows:
 
     def end(self, profile):
         "The priority of a further row at the end."
-        sql = (f'select coalesce(max(priority), 0) + 1 from [{self.kind}] '
-               'where profile = ? and deleted = 0')
-        return db.item(sql, [profile])
+        return db.item(f'select coalesce(max(priority), 0) + 1 from [{self.kind}] '
+                       'where profile = ? and deleted = 0', [profile])
+
+    def renumber(self, profile):
+        "Gives the rows of a profile priorities that are whole numbers, in their order."
+        db.q(f"""update [{self.kind}] set priority = number from (
+                     select id as row, row_number() over (order by priority, id) as number
+                     from [{self.kind}] where profile = ? and deleted = 0) where id = row""",
+             [profile])
 
     def select(self, profile, most=-1, after=0):
         "Rows of a profile, or for None of all, in order: so many, behind the one with this id."
-        where = self.listed
+        where, profile = self.listed, 0 if self.shared else profile
         if profile is not None:
             where += ' and profile = :profile'
         if after:
@@ -4166,13 +4165,13 @@ class Rows:
         if not columns:
             raise ValueError(f'Name the columns, as in {self.text}=…')
         if unknown := columns.keys() - self.types.keys():
-            has = f'; it has: {", ".join(self.types)}'
-            raise WrongValue({name: f'{self.kind} has no {name}{has}' for name in unknown})
-        given = [name for name, value in columns.items() if value is not None]
-        values, wrong = parse_all(self.form_fields(given), columns)
-        if self.text in values:
-            values[self.text] = values[self.text].replace('\n', ' ')
-        if values.get(self.text) == '':
+            raise WrongValue({name: f'{self.kind} has no {name}; it has: {", ".join(self.types)}'
+                              for name in unknown})
+        values, wrong = parse_all(self.form_fields(columns), columns)
+        text = values.get(self.text)
+        if text:
+            values[self.text] = text.replace('\n', ' ')
+        elif text == '':
             wrong[self.text] = 'It needs a name, and it is empty.'
         if wrong:
             raise WrongValue(wrong)
@@ -4184,7 +4183,7 @@ class Rows:
             most = MAX_TITLE if name == self.text else MAX_TEXT
             yield Field(name, self.types[name], getattr(self.table.cls, name, ''), most)
 
-    async def tell(self, said, verb, row, before=''):
+    async def tell(self, said, row, verb='Changed', before=''):
         """An event in the chat: with Undo where the model did it, and where the profile wants it
         with a remark of the model, later. `before`: the columns that Undo puts back."""
         chat = at_work.get()
@@ -4199,83 +4198,66 @@ class Rows:
 
     def show(self, row, tab=''):
         "Shows a row that is new, changed, moved or deleted, and what is linked to lists."
-        component = functools.partial(self.fragment, row.id)
-        place = row.priority, row.id
-        chatq.push(f'{self.kind}-{row.id}', component, row.profile or None, tab, place)
+        id, place = f'{self.kind}-{row.id}', (row.priority, row.id)
+
+        def fragment(profile):
+            "The row as it is by now, for a page that may have it."
+            now = first_row(self.table, 'id = ? and not deleted', [row.id])
+            item = self.placed(now) if now else Li(id=id, data_before='gone')
+            return Ul(item, hx_swap_oob=f'beforeend:#{self.kind}-list')
+        chatq.push(id, fragment, row.profile or None, tab, place)
         for listing in LISTS.values():
             for key, component in listing.linked().items():
                 chatq.push(key, component)
 
-    def fragment(self, id, profile):
-        "A row for a page that may have it, as it is by now."
-        row = first_row(self.table, 'id = ? and not deleted', [id])
-        item = self.placed(row) if row else Li(id=f'{self.kind}-{id}', data_before='gone')
-        return Ul(item, hx_swap_oob=f'beforeend:#{self.kind}-list')
-
     def placed(self, row):
-        "A row that tells a page which element it stands above; 'end' where there is none."
+        "A row that tells a page the id of the element that it stands above, or that it is the end."
         rows = self.select(row.profile, 1, row.id)
-        return self.item(row, f'{self.kind}-{rows[0].id}' if rows else 'end')
+        return self.item(row)(data_before=f'{self.kind}-{rows[0].id}' if rows else 'end')
 
 def offer_tools(listing):
     """Makes tools of what the model may do with a list, in the profile of its chat. Before a row is
     deleted the person is asked."""
-    kind, text, fields = listing.kind, listing.text, listing.fields
+    kind, fields = listing.kind, listing.fields
     kind_said = kind.replace('_', ' ')
 
     async def list_rows(chat):
+        "Lists the {}s, in order, with their ids."
         lines = [f'{row.id}: {listing.line(row)}' for row in listing.rows()[:500]]
         return '\n'.join(lines) or 'The list is empty.'
 
     async def add(chat, /, **columns):
-        row = await listing.add(**given(columns))
+        "Adds a {} at the end."
+        row = await listing.add(**columns)
         return f'Added as {kind_said} {row.id}.'
 
     async def change(chat, /, id, **columns):
-        columns = given(columns)
-        await listing.rename(listing.own_row(id), columns.pop(text, None), **columns)
+        "Changes a {}: what is left out stays as it is."
+        columns = {name: value for name, value in columns.items() if value is not None}
+        await listing.rename(listing.own_row(id), columns.pop(listing.text, None), **columns)
 
-    async def move(chat, id, before_id):
+    async def move(chat, id: int, before_id: int = 0):
+        "Moves a {} before another one, or without before_id to the end."
         await listing.move(listing.own_row(id), before_id and listing.own_row(before_id).id)
 
-    async def delete(chat, id):
+    async def delete(chat, id: int):
+        "Deletes a {}, after asking the person."
         name = listing.name(listing.own_row(id))
         question = f'Delete the {kind_said} “{name}”?'
         if await chat.ask(question, f'Delete {name}', 'Keep it') == 'Keep it':
             return 'The person wants to keep it.'
         await listing.delete(listing.own_row(id))
 
-    def given(columns):
-        return {name: value for name, value in columns.items() if value not in (None, UNSET)}
-
-    def offer(name, function, help, defaults):
-        function.__name__, function.__doc__ = name, help
-        function.__signature__ = signature_of(
-            Parameter(column, Parameter.KEYWORD_ONLY, default=default,
-                      annotation=listing.types.get(column, int))
-            for column, default in defaults.items())
-        tool(function)
-    usual = {name: getattr(listing.table.cls, name, None) for name in fields}
-    changed = dict.fromkeys([text, *fields], None if fields else REQUIRED)
-    id = dict(id=REQUIRED)
-    offer(f'list_{kind}s', list_rows, f'Lists the {kind_said}s, in order, with their ids.', {})
-    offer(f'add_{kind}', add, f'Adds a {kind_said} at the end.', {text: REQUIRED} | usual)
-    offer(f'{"change" if fields else "rename"}_{kind}', change,
-          f'Changes a {kind_said}: what is left out stays as it is.', id | changed)
+    add.fields = [Field(listing.text, str), *listing.form_fields(fields)]
+    change.fields = [Field('id', int), Field(listing.text, str, None if fields else REQUIRED),
+                     *(Field(name, listing.types[name], None) for name in fields)]
+    tools = {f'list_{kind}s': list_rows, f'add_{kind}': add, f'delete_{kind}': delete,
+             f'{"change" if fields else "rename"}_{kind}': change}
     if listing.can_move:
-        offer(f'move_{kind}', move, f'Moves a {kind_said} before another one, or without before_id '
-              'to the end.', id | dict(before_id=0))
-    offer(f'delete_{kind}', delete, f'Deletes a {kind_said}, after asking the person.', id)
-
-# The priority of the row above a place; where there is none, two less than that of the one below.
-ABOVE = """
-select coalesce(max(priority), ? - 2) from [{}]
-where profile = ? and deleted = 0 and id <> ? and priority < ?"""
-
-RENUMBER = """
-update [{0}] set priority = number from (
-    select id as row, row_number() over (order by priority, id) as number
-    from [{0}] where profile = ? and deleted = 0) where id = row"""
+        tools[f'move_{kind}'] = move
+    for name, function in tools.items():
+        function.__name__, function.__doc__ = name, function.__doc__.format(kind_said)
+        tool(function)
 
 # ---- 23. Lists: how they look in the page --------------------------------------------------------
 
@@ -4315,19 +4297,18 @@ class Listing(Rows):
 
     def open_counts(self):
         "How many rows are open, by the profile's id: the number beside its name."
-        return {}
+        return self.tally('not done') if self.types.get('done') is bool else {}
 
-    def url(self, route, **query):
-        return qp(f'/{route}', kind=self.kind, **query)
+    def url(self, route, row):
+        return f'/{route}?kind={self.kind}&id={row.id}'
 
     def undo_url(self, stamp):
-        return self.url('undo', stamp=stamp)
+        return f'/undo?kind={self.kind}&stamp={stamp}'
 
     def details(self, row):
         "The further fields of a row as small print: by their value, a box by its name."
-        values = {name: getattr(row, name) for name in self.fields}
-        facts = [name if value is True else as_said(value)
-                 for name, value in values.items() if value]
+        facts = [name if value is True else as_said(value) for name in self.fields
+                 if (value := getattr(row, name))]
         return Small(' · '.join(facts)) if facts else None
 
     def add_form(self, profile, button, hint, to=''):
@@ -4336,25 +4317,24 @@ class Listing(Rows):
                       autocomplete='off', enterkeyhint='done')
         plus = icon_button('plus', button, type='submit')
         return Form(field, Hidden(profile.id, name='profile'), plus, cls='add', data_lines='1',
-                    hx_post=to or self.url('add'), hx_target=f'#{self.kind}-list',
+                    hx_post=to or f'/add?kind={self.kind}', hx_target=f'#{self.kind}-list',
                     hx_swap='beforeend scroll:bottom')
 
     def ul(self, profile):
         """The list as it stands in the page: its first rows, the rest comes as one scrolls there;
         all of them where a search hit leads to one."""
-        owner = 0 if self.shared else profile.id
         has_hit = profile.query.get('at', '').startswith(f'{self.kind}-')
-        most = 10**6 if has_hit else self.part
-        return Ul(*self.items(owner, most), id=f'{self.kind}-list', hx_target='closest li',
-                  hx_swap='outerHTML')
+        rows = self.items(profile.id, 10**6 if has_hit else self.part)
+        return Ul(*rows, id=f'{self.kind}-list', hx_target='closest li', hx_swap='outerHTML')
 
-    def items(self, owner, most, after=0):
+    def items(self, profile, most, after=0):
         "So many rows as components, and where there are more a sign that loads them."
-        rows = self.select(owner, most + 1, after)
+        rows = self.select(profile, most + 1, after)
         yield from map(self.item, rows[:most])
         if len(rows) > most:
             yield Li(id=f'{self.kind}-{rows[most].id}-part', cls='part',
-                     hx_get=self.url('rows', profile=owner), hx_trigger='intersect once')
+                     hx_get=f'/rows?kind={self.kind}&profile={profile}',
+                     hx_trigger='intersect once')
 
     def section(self, title, hint):
         "The list with its heading and its add form, for SIDE: `SIDE.append(links.section(...))`."
@@ -4365,10 +4345,9 @@ class Listing(Rows):
                            aria_label=title)
         return section
 
-    def item(self, row, before=None):
-        """A row: its own content, and what every list's rows have. `before` tells a page where it
-        stands: above the element with this id, or at the 'end'. One that an app cannot draw shows
-        its text alone, and can be edited and deleted."""
+    def item(self, row):
+        """A row: its own content, and what every list's rows have. One that an app cannot draw
+        shows its text alone, and can be edited and deleted."""
         name = self.name(row)
         try:
             content, actions = Safe(html_of(self.content(row))), Safe(html_of(self.actions(row)))
@@ -4379,19 +4358,18 @@ class Listing(Rows):
                            cls='quiet grip', tabindex='-1')
         acts = Span(
             actions, grip if self.can_move else None,
-            icon_button('pencil', f'Rename {name}', title='Edit',
-                        hx_get=self.url('edit', id=row.id)),
+            icon_button('pencil', f'Rename {name}', title='Edit', hx_get=self.url('edit', row)),
             icon_button('trash', f'Delete {name}', title='Delete',
-                        hx_post=self.url('delete', id=row.id)), cls='acts')
-        return Li(content, acts, tabindex='0', data_before=before, id=f'{self.kind}-{row.id}',
-                  cls='done' if getattr(row, 'done', False) else None)
+                        hx_post=self.url('delete', row)), cls='acts')
+        return Li(content, acts, tabindex='0', id=f'{self.kind}-{row.id}',
+                  cls=getattr(row, 'done', False) and 'done')
 
     def question(self, row, text):
         "A row that asks before it is deleted."
         why = f'why-{row.id}'
         delete = Button(f'Delete {self.name(row)}', aria_describedby=why,
-                        hx_post=self.url('delete', id=row.id, sure=1))
-        keep = Button('Keep', hx_get=self.url('item_view', id=row.id))
+                        hx_post=self.url('delete', row) + '&sure=1')
+        keep = Button('Keep', hx_get=self.url('item_view', row))
         return Li(Span(text, cls='title', id=why), delete, keep, cls='asking',
                   id=f'{self.kind}-{row.id}')
 
@@ -4400,18 +4378,18 @@ class Listing(Rows):
         saved by its button. `typed` and `wrong`: what was refused, and why, by name."""
         typed, id = vars(row) | typed, f'{self.kind}-{row.id}'
         text, *more = self.form_fields([self.text, *self.fields])
-        attrs = dict(aria_label=f'New name of {self.name(row)}', autocomplete='off')
+        label = f'New name of {self.name(row)}'
         first = next(iter(wrong), text.name)  # what is wrong may be out of sight on a phone
 
         def field(each, **attrs):
             return labelled(each, typed[each.name], id, wrong.get(each.name),
                             autofocus=each.name == first, **attrs)
         if more:
-            cancel = Button('Cancel', type='button', hx_get=self.url('item_view', id=row.id))
-            fields = field(text, **attrs), *map(field, more), Button('Save'), cancel
+            cancel = Button('Cancel', type='button', hx_get=self.url('item_view', row))
+            fields = field(text, aria_label=label), *map(field, more), Button('Save'), cancel
         else:
-            fields = [control(text, typed[text.name], name=text.name, autofocus=True, **attrs)]
-        form = Form(*fields, hx_post=self.url('rename', id=row.id), hx_sync='this:drop',
+            fields = [control(text, typed[text.name], aria_label=label, autofocus=True)]
+        form = Form(*fields, hx_post=self.url('rename', row), hx_sync='this:drop',
                     hx_trigger='submit' if more else 'submit, focusout', novalidate=True)
         return Li(form, cls='editing', id=id)
 
@@ -4420,7 +4398,7 @@ def whole_lists(profile):
     many as it shows; and what is linked to lists."""
     parts = [chips(profile)]
     for listing in LISTS.values():
-        url = listing.url('rows', profile=0 if listing.shared else profile.id)
+        url = f'/rows?kind={listing.kind}&profile={profile.id}'
         parts.append(Ul(id=f'{listing.kind}-list', hx_swap_oob='true', data_reload=url))
         parts += [component(profile) for component in listing.linked().values()]
     return parts
@@ -4436,11 +4414,11 @@ def open_counts():
 
 def profile_contents(profile):
     "What a profile has, in words: ['2 todos', '1 message']."
-    lists = (listing.table for listing in LISTS.values() if listing.table is not chats)
-    for tbl in (*lists, messages):
-        sql = f'select count(*) from [{tbl.name}] where profile = ? and not deleted'
-        if number := db.item(sql, [profile.id]):
-            yield count(number, tbl.name)
+    for kind in (*LISTS, 'message'):
+        sql = f'select count(*) from [{kind}] where profile = ? and not deleted'
+        number = db.item(sql, [profile.id])
+        if number and kind != 'chat':
+            yield count(number, kind)
 
 # ---- 24. Routes of lists -------------------------------------------------------------------------
 
@@ -4474,7 +4452,7 @@ async def edit(listing: Listing, id: int):
 async def rename(listing: Listing, id: int, req, x_tab: str = ''):
     """Changes the text of a row, and its further fields: from a page all of them, since a box that
     is not ticked is not sent. 422 with the form where a value does not fit."""
-    row, typed = listing.row(id), dict(await req.form())
+    row, typed = listing.row(id), dict(await req.form())  # without the address's own parameters
     text = clean(typed.get(listing.text, typed.get('name', '')), MAX_TITLE, 'The name')
     if not text and not listing.fields:
         return await delete(listing, id, x_tab=x_tab)
@@ -4493,7 +4471,7 @@ async def delete(listing: Listing, id: int, sure: int = 0, x_tab: str = ''):
     return listing.after_delete(row, x_tab)
 
 @app.post
-async def undo(listing: Listing, stamp: float, htmx: HtmxHeaders):
+async def undo(listing: Listing, stamp: float, htmx):
     "Brings back what was deleted with this stamp, at its place."
     rows = listing.table('deleted and deleted = ?', [stamp])
     if not rows:
@@ -4511,8 +4489,7 @@ async def take_back(id: int):
     kind, before = json.loads(m.undo)
     listing = listing_of(kind)
     listing.show(listing.table.update(**before))
-    m.undo, m.content = '', f'{m.content} (undone)'
-    chatq.changed(m)
+    chatq.changed(m, undo='', content=f'{m.content} (undone)')
 
 @app.post
 async def move(listing: Listing, id: int, before: int = 0, x_tab: str = ''):
@@ -5010,7 +4987,8 @@ class Notebook:
             self.parameters = parameters_of(parameter_cell(self.cells))
         except HTTPException as e:
             self.broken = e.detail
-        self.__signature__ = signature_of(self.parameters.values())
+        chat = Parameter('_', Parameter.POSITIONAL_ONLY)
+        self.__signature__ = Signature([chat, *self.parameters.values()])
         self.as_tool = tool_of(self)
 
     def __call__(self, chat, /, **values):
@@ -6084,7 +6062,7 @@ class Profiles(Listing):
 
     def content(self, p):
         facts = ' · '.join(filter(None, (p.address, p.code, '' if p.active else 'inactive')))
-        return A(p.name, Small(facts) if facts else None, href=f'/profile/{p.id}', cls='title')
+        return A(p.name, facts and Small(facts), href=f'/profile/{p.id}', cls='title')
 
     def linked(self):
         if profile_panel not in HEAD:  # an app may have taken it out
@@ -6095,11 +6073,13 @@ class Profiles(Listing):
         "The last profile cannot go, and one that is not empty only after saying what goes with it."
         if len(self.rows()) == 1:
             raise HTTPException(400, 'The last profile cannot be deleted: add another one first.')
-        if contents := [*profile_contents(p)]:
-            return self.question(p, f'{p.name} goes with {" and ".join(contents)}.')
+        contents = ' and '.join(profile_contents(p))
+        if contents:
+            return self.question(p, f'{p.name} goes with {contents}.')
 
     def after_delete(self, p, tab):
-        if any(each.profile == p.id and each.key == tab for each in chatq.tabs):
+        here = chatq.tab(tab)
+        if here and here.profile == p.id:
             return Redirect(f'/?undone=profile-{p.id}')
         return super().after_delete(p, tab)
 
@@ -6111,7 +6091,7 @@ def profile_menu(chosen):
 
     def item(p):
         is_chosen, number = p.id == chosen.id, numbers[p.id]
-        link = A(p.name, href=f'/profile/{p.id}', aria_current='page' if is_chosen else None)
+        link = A(p.name, href=f'/profile/{p.id}', aria_current=is_chosen and 'page')
         if p.active or is_chosen:
             return Li(link, Small(number, Span(' open', cls='hide')) if number else None)
     return Ul(*map(item, profile_list.rows()), id='profile-menu', hx_swap_oob='true')
@@ -6149,7 +6129,7 @@ class Todos(Listing):
     def content(self, todo):
         box = Input(type='checkbox', id=f'check-{todo.id}', checked=todo.done, autocomplete='off',
                     aria_label=todo.title, hx_post=toggle.to(id=todo.id))
-        return box, Span(todo.title, self.details(todo), cls='title')
+        return box, super().content(todo)
 
     def linked(self):
         if todo_section not in SIDE:  # an app may have taken it out
@@ -6159,15 +6139,12 @@ class Todos(Listing):
     def line(self, todo):
         return f'[{"x" if todo.done else " "}] {todo.title}'
 
-    def open_counts(self):
-        return self.tally('profile', 'not done')
-
     def parse_line(self, line, of_many):
         "Pasted lines may be a Markdown list, with boxes."
-        mark = re.match(r'(?:[-*+]|\d+[.)])\s+(?:\[([ xX])\]\s*)?(?=\S)', line)
+        mark = re.match(r'([-*+]|\d+[.)])\s+(\[ \]|(?P<done>\[[xX]\]))?\s*(?=\S)', line)
         if not of_many or not mark:
             return {'title': line}
-        return {'title': line[mark.end():], 'done': mark[1] in ('x', 'X')}
+        return {'title': line[mark.end():], 'done': bool(mark['done'])}
 
 todos = Todos(table(Todo))
 
@@ -6179,42 +6156,35 @@ def todo_section(profile):
         todos.ul(profile),
         todos.add_form(profile, 'Add', 'What needs to be done?', '/todo'),
         todo_bar(profile),
-        todo_filter(profile, profile.query.get('show', 'all')),
+        todo_filter(profile.query.get('show', 'all')),
         cls='todos', aria_label='Todo')
 
 SIDE.insert(1, todo_section)
 
-def todo_filter(profile, show):
+@app.get
+def todo_filter(show: str = 'all'):
     """The links under the list. The style sheet hides rows by `data-show`, so that what comes to
-    match is in its place already."""
+    match is in its place already. The filter stands in the address, for a reload and for the way
+    back."""
     def link(name):
         address = f'?show={name}'
-        return A(name.capitalize(), href=address, id=f'show-{name}',
-                 aria_current='page' if name == show else None, hx_push_url=address,
-                 hx_get=filter_todos.to(profile=profile.id, show=name))
+        return A(name.capitalize(), href=address, id=f'show-{name}', hx_push_url=address,
+                 hx_get=todo_filter.to(show=name), aria_current=name == show and 'page')
     return Nav(*map(link, ('all', 'active', 'completed')), cls='filter', aria_label='Filter',
                data_show=show, hx_target='this', hx_swap='outerHTML')
 
-@app.get
-async def filter_todos(profile: int, htmx, show: str = 'all'):
-    "The filter stands in the address, for a reload and for the way back."
-    return todo_filter(get_profile(profile), show)
-
 def todo_bar(profile):
-    "Mark all, the counter and Clear completed: what changes with every todo; empty without one."
-    counts = todos.tally('done', 'profile = ?', [profile.id])
-    bar = Div(id='todo-bar', hx_swap_oob='true')
-    if not counts:
-        return bar
-    left = counts.get(False, 0)
+    "Mark all, the counter and Clear completed: what changes with every todo."
+    left = todos.tally('not done')[profile.id]
+    done = todos.tally('done')[profile.id]
     every = Input(type='checkbox', id='toggle-all', checked=not left, autocomplete='off',
                   hx_post=toggle_all.to(profile=profile.id), hx_swap='none')
     clear = Button('Clear completed', cls='quiet', hx_target='#toast', hx_swap='innerHTML',
                    hx_post=clear_completed.to(profile=profile.id))
     items = ' item left' if left == 1 else ' items left'
-    return bar(Label(every, Span('Mark all as complete', cls='hide')),
+    return Div(Label(every, Span('Mark all as complete', cls='hide')),
                Span(Strong(f'{left:,}'), items, id='todo-count'),
-               clear if True in counts else None)
+               clear if done else None, id='todo-bar', hx_swap_oob='true')
 
 app.post('/todo')(todos.post)
 
