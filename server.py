@@ -2261,9 +2261,9 @@ class Chatter:
     Markdown or a component, `update` replaces the text, `finish` closes it; `progress`, `note` and
     `ask` say and ask the rest. A thread may call them too.
 
-    What pages have to show of its text is kept as a list of HTML fragments that htmx swaps in by
-    id. A tab is a position in this list, so that a slow one costs nothing. The open end of the text
-    and the other parts (the bar, the note) are drawn as they are when the tab is due."""
+    What has come of its text is drawn when the first of its tabs is due, as HTML that htmx puts at
+    its place, and goes into the outboxes of all of them. The other parts (the bar, the note) are
+    drawn as they are when a tab is due."""
     def __init__(self, row):
         self.row, self.id, self.profile, self.chat = row, row.id, row.profile, row.chat
         self.running = True
@@ -2280,8 +2280,8 @@ class Chatter:
 
     def restart(self, text):
         "Begins anew with this text: tabs are given the whole message."
-        self.markdown = Markdown()
-        self.fragments, self.drawn, self.unread = [], '', [text]
+        self.markdown, self.tail = Markdown(), ''  # the open end of the text, as tabs have it
+        self.drawn, self.unread = '', [text]
         self.printed = ''  # the last of what was printed, while its block is open
         self.room = (MAX_OUTPUT if self.row.role == 'job' else inf) - len(text)
         chatq.show_whole(self.row)
@@ -2370,7 +2370,7 @@ class Chatter:
             self.append(as_text(Details(*fold)))
         self.draw()
         self.apply(self.markdown.end())
-        self.delete_tail()
+        self.insert(f'delete:#t-{self.id}', '')
         if self.row.role == 'job':
             self.set(progress_bar, pace='')
         self.set(question, question=None, asked=())
@@ -2420,6 +2420,8 @@ class Chatter:
 
     def think(self, text):
         "Appends to the model's thinking, which stands folded beside the answer."
+        if not self.row.thinking:  # there is no fold yet
+            chatq.show_whole(self.row)
         self.thoughts += text
         self.touch()
 
@@ -2432,9 +2434,7 @@ class Chatter:
         "Changes fields of the row, and has the part that shows them drawn in the next frame."
         vars(self.row).update((name, without_signs(value) if isinstance(value, str) else value)
                               for name, value in fields.items())
-        for tab in chatq.tabs_of(self.chat):
-            if tab.messages.get(self.id):
-                tab.push((self.id, component), lambda _: component(self.row)(hx_swap_oob='true'))
+        self.push(component, lambda _: component(self.row)(hx_swap_oob='true'))
         self.touch()
 
     def touch(self):
@@ -2462,71 +2462,60 @@ class Chatter:
 
     # What tabs are sent
 
+    def push(self, part, component):
+        for tab in chatq.tabs_of(self.chat):
+            tab.push_part(self.id, part, component)
+
     def insert(self, where, html, tag='div'):
-        "Adds a fragment whose content is put at a place of the page (htmx: hx-swap-oob)."
-        self.fragments.append(f'<{tag} hx-swap-oob="{where}">{html}</{tag}>')
+        "Has tabs put HTML at a place of the page (htmx: hx-swap-oob)."
+        self.push(object(), lambda _: Safe(f'<{tag} hx-swap-oob="{where}">{html}</{tag}>'))
 
     def draw(self):
         "Renders what has come since the last frame, once for all tabs."
         if self.thoughts:
-            if not self.row.thinking:
-                self.insert(f'beforebegin:#c-{self.id}', html_of(thinking(self.row)))
-            self.insert(f'beforeend:#k-{self.id}', escape(self.thoughts))
             self.row.thinking += self.thoughts
+            self.insert(f'beforeend:#k-{self.id}', escape(self.thoughts))
             self.thoughts = ''
         if self.unread:
             new, self.unread = ''.join(self.unread), []
             self.drawn += new
             self.apply(self.markdown.feed(new))
+        if self.tail != self.markdown.tail:
+            self.tail = self.markdown.tail
+            html = self.open_end('', self.tail, ' hx-swap-oob="true"')
+            self.push('tail', lambda _: Safe(html))
 
     def apply(self, changes):
-        "Turns changes of the Markdown into fragments. Its open end is an element of its own."
+        "Has tabs make these changes. The open end of the text is an element of its own."
         for change, html, *after in changes:
             if change == 'add':
                 tag = 'table' if html.startswith('<tbody>') else 'div'
                 self.insert(f'beforebegin:#t-{self.id}', html, tag)
             else:
-                self.delete_tail()
+                self.tail = ''
+                self.insert(f'delete:#t-{self.id}', '')
                 self.insert(f'beforeend:#c-{self.id}', html + self.open_end(*after) + after[0])
-
-    def delete_tail(self):
-        self.fragments.append(f'<i id="t-{self.id}" hx-swap-oob="delete"></i>')
 
     def open_end(self, after, html='', swap=''):
         tag = 'tbody' if after == TABLE_END else 'div'
         return f'<{tag} id="t-{self.id}"{swap}>{html}</{tag}>'
 
-    def tail(self, swap=''):
-        "The open end of the text."
-        return self.open_end(self.markdown.frame[1], self.markdown.tail, swap)
-
     def whole(self):
         "The text so far as a page shows it."
         self.draw()
-        return self.markdown.whole(self.tail())
-
-    def since(self, position, tail):
-        "What a tab still has to be sent that has so many fragments, and this tail."
-        self.draw()
-        new, is_table = self.fragments[position:], self.markdown.frame[1] == TABLE_END
-        # A table has no open end: its rows come whole, and htmx could not swap a part of one.
-        if self.running and not is_table and (new or tail != self.markdown.tail):
-            new.append(self.tail(' hx-swap-oob="true"'))
-        return ''.join(new)
+        return self.markdown.whole(self.open_end(self.markdown.frame[1], self.tail))
 
 # ---- 15. Tabs: what each open page still has to be sent ------------------------------------------
 
 class Tab:
-    """One open page: what it still has to be sent, drained at screen speed by a task of its own."""
+    """One open page, with an outbox: what it still has to be sent, drained at screen speed by a
+    task of its own."""
     def __init__(self, ws, profile, chat, key, first, last):
         # chat: its id; 0 for a new one, None for the profile's first one when there is one.
         self.ws, self.profile, self.chat = ws, profile, chat
         self.key = key or None  # of no other tab
         self.first, self.last = first, last  # ids of the messages on the page
-        # By the id of a message that is being written, what this tab has of it: the Chatter, how
-        # many fragments, and the tail. None for one that is to be sent whole.
-        self.messages = {}
-        self.parts = {}  # other parts of the page, by a key: (place in its list, component)
+        self.outbox = {}  # parts of the page, by a key: (place, component)
         self.awake = asyncio.Event()
         self.task = asyncio.create_task(self.run())
 
@@ -2535,9 +2524,10 @@ class Tab:
         try:
             while True:
                 await self.awake.wait()
-                self.awake.clear()
                 start = time.perf_counter()
-                if html := self.frame():
+                html = self.frame()
+                self.awake.clear()
+                if html:
                     await self.ws.send_text(html)
                 # An idle tab is sent a few frames at once. A busy one lets what comes until the
                 # next is due join into it, and drawing takes a third of the time at most.
@@ -2552,67 +2542,53 @@ class Tab:
         finally:
             chatq.tabs.discard(self)
 
-    def push(self, key, component, place=(inf, 0)):
-        """Has a part of the page drawn in the next frame, by a function of the profile. `place`, of
-        a list's row: its (priority, id)."""
-        self.parts.pop(key, None)  # the last changed comes last: a footer may have lost its note
-        self.parts[key] = place, component
+    def push(self, key, component, place=(-inf, inf)):
+        """Has a part of the page drawn in the next frame, by a function of the profile. Parts are
+        sent in the order of their places: messages by their ids, then all else, then the rows of
+        lists. Of one place the last changed comes last: a footer may have lost its note."""
+        self.outbox.pop(key, None)
+        self.outbox[key] = place, component
         self.awake.set()
 
-    def show(self, *ids):
-        "Has messages sent whole, and not their parts apart."
-        self.messages |= dict.fromkeys(ids)
-        self.parts = {key: part for key, part in self.parts.items() if key[0] not in ids}
-        self.awake.set()
+    def push_part(self, id, part, component):
+        "Has a part of a message drawn, unless all of it is to be sent, or the page lacks it."
+        place = -inf, id
+        if id >= self.first and place not in self.outbox:
+            self.push((id, part), component, place)
+
+    def show(self, id):
+        "Has a message sent whole, and not its parts apart."
+        place = -inf, id
+        self.outbox = {key: part for key, part in self.outbox.items() if part[0] != place}
+        if id >= self.first:
+            self.push(place, lambda _: self.whole(id), place)
 
     def frame(self):
         "All that this tab lacks, as fragments that htmx swaps in by id."
-        if len(self.messages) > 2*PAGE_SIZE or len(self.parts) > 500:
+        for chat in chatq.writers(self.chat):
+            chat.draw()
+        if len(self.outbox) > 500:
             # It was away for long: it is given the present state instead of all that happened.
-            self.messages, self.parts = {}, {}
+            self.outbox = {}
             self.push('lists', chatq.lists)
             self.push('timeline', self.newest_messages)
-        return ''.join([*self.changed_messages(), *self.changed_parts()])
-
-    def changed_parts(self):
-        # A list's rows from its end to its beginning: the row that one stands above is there
-        # before it.
-        parts = sorted(self.parts.values(), key=lambda part: part[0], reverse=True)
-        self.parts, profile = {}, first_row(profiles, 'id = ?', [self.profile])
+        parts, self.outbox = sorted(self.outbox.values(), key=lambda part: part[0]), {}
+        profile = first_row(profiles, 'id = ?', [self.profile])
         profile.chat = self.chat or 0
-        for _, component in parts:
-            yield html_of(component(profile))
-
-    def changed_messages(self):
-        known, self.messages = sorted(self.messages.items()), {}
-        for id, of_it in known:
-            if of_it:
-                chat, *has = of_it
-                yield chat.since(*has)
-            elif id >= self.first:
-                yield self.whole(id)
-            self.follow(id)
-
-    def follow(self, id):
-        "Notes that the tab has all that there is of a message, in case it is being written."
-        if chat := chatq.writing.get(id):
-            self.messages[id] = chat, len(chat.fragments), chat.markdown.tail
+        return html_of(*(component(profile) for _, component in parts))
 
     def whole(self, id):
         component = chatq.show(messages[id])
         if id <= self.last:
-            return html_of(component(hx_swap_oob='true'))
+            return component(hx_swap_oob='true')
         self.last = id
-        return f'<div hx-swap-oob="beforeend:#msg-list">{html_of(component)}</div>'
+        return Div(component, hx_swap_oob='beforeend:#msg-list')
 
     def newest_messages(self, profile):
         rows = chatq.newest(profile.chat)
-        timeline = chatq.timeline(rows, memory_of(profile.chat))
         ids = [row.id for row in rows] or [0]
-        for id in ids:
-            self.follow(id)
         self.first, self.last = ids[0], ids[-1]
-        return timeline(hx_swap_oob='true')
+        return chatq.timeline(rows, memory_of(profile.chat))(hx_swap_oob='true')
 
 # ---- 16. chatq: the queue between the messages and the tabs --------------------------------------
 
@@ -2724,6 +2700,10 @@ class Chatq:
     def tabs_of(self, chat):
         return [tab for tab in self.tabs if tab.chat == chat]
 
+    def writers(self, chat):
+        "The Chatters of the messages of a chat that are being written."
+        return [each for each in self.writing.values() if each.chat == chat]
+
     def tab(self, key):
         "The tab with this key, None where it is gone."
         return next((tab for tab in self.tabs if key and tab.key == key), None)
@@ -2806,8 +2786,7 @@ class Chatq:
         if chat.title_from in better.get(row.role, ()):
             chat.title = first_words(row)
             chat.title_from = row.role if chat.title else ''
-        writing = any(each.chat == chat.id for each in self.writing.values())
-        if writing or row.status in ('queued', 'streaming'):
+        if self.writers(chat.id) or row.status in ('queued', 'streaming'):
             chat.state = 'running'
         elif self.tabs_of(chat.id):
             chat.state = ''
@@ -2937,8 +2916,8 @@ class Chatq:
 
     def stop(self, chat, *roles):
         "Ends what messages of these roles write in a chat; of an answer also the model's work."
-        for each in [*self.writing.values()]:
-            if each.row.role in roles and each.chat == chat:
+        for each in self.writers(chat):
+            if each.row.role in roles:
                 self.cancel(each.id)
 
     def connect(self, ws, profile, chat, key='', seen=None, first=None, last=None):
@@ -2946,10 +2925,10 @@ class Chatq:
         `first` and `last` are the ids of the messages that it shows."""
         tab = Tab(ws, profile, chat, key, first or 0, last or 0)
         seen = self.rev if seen is None else seen
-        missed = db.q('select id from message where chat = ? and rev > ? limit 1000',
+        missed = db.q('select id from message where chat = ? and rev > ? limit 501',
                       [chat or 0, seen])
-        tab.show(*(row['id'] for row in missed))
-        tab.show(*(id for id, each in self.writing.items() if each.chat == chat))
+        for id in [*(row['id'] for row in missed), *(each.id for each in self.writers(chat))]:
+            tab.show(id)
         if chat and first_row(chats, "id = ? and state = 'unread'", [chat]):
             self.show_chat(chats.update(id=chat, state=''))
         if self.list_rev > seen:
@@ -4325,7 +4304,7 @@ class Rows:
     def show(self, row, tab=''):
         "Shows a row that is new, changed, moved or deleted, and what is linked to lists."
         component = functools.partial(self.fragment, row.id)
-        place = row.priority, row.id
+        place = -row.priority, -row.id
         chatq.push(f'{self.kind}-{row.id}', component, row.profile or None, tab, place)
         for listing in LISTS.values():
             for key, component in listing.linked().items():
