@@ -1705,9 +1705,9 @@ def drawing_error(said):
 
 DOWNLOAD = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a button offers it
 
-# HTML of our own stands between these two signs in a message: nobody else's text may hold them.
+# HTML of our own stands between these two signs in a message, see COMPONENT: nobody else's text
+# may hold them.
 START, END = '\x02', '\x03'
-COMPONENT_HTML = re.compile(f'{START}([^{START}{END}]*){END}')
 FENCE = '`'*30  # what was printed stands between two of these
 KEPT_LINK = re.compile(r'(!?)\[((?:\\.|[^\[\]\\]){0,500}+)\]\(/file/[^)]*\)')
 # What begins or ends a line in HTML.
@@ -1733,8 +1733,8 @@ def readable(content):
     def text_of_link(found):
         name = unescape(re.sub(r'\\(.)', r'\1', found[2]))
         return f'[Picture: {name}]' if found[1] else ''
-    text = KEPT_LINK.sub(text_of_link, COMPONENT_HTML.sub(text_of_html, content))
-    return text.replace(f'{FENCE}output', '```').replace(FENCE, '```')
+    text = KEPT_LINK.sub(text_of_link, COMPONENT.sub(text_of_html, content))
+    return re.sub(f'{FENCE}(output)?', '```', text)
 
 def with_names(m):
     "A message as a person reads it, below the names of what goes with it."
@@ -1763,13 +1763,13 @@ def shorten(title, most=80):
     "A title with at most so many characters."
     return title if len(title) <= most else f'{title[:most - 1].rstrip()}…'
 
-def message(m, html=None):
+def message(m, html=''):
     """A row of the timeline. `html` is the content of one that is being written. A deleted one, and
     an answer whose turn has not come, is an empty slot: what comes there later has its place."""
     if m.deleted or m.role == 'assistant' and m.status in ('queued', 'slot'):
         return I(id=f'msg-{m.id}', hidden=True)
     return Article(
-        m.thinking and thinking(m),
+        m.thinking and Details(thinking_head(m), Div(m.thinking, id=f'k-{m.id}'), cls='thinking'),
         m.files and Div(*(file_link(**each) for each in files_of(m)), cls='files'),
         Div(content_of(m, html), cls='content', id=f'c-{m.id}'),
         progress_bar(m) if m.role == 'job' else None,
@@ -1795,7 +1795,7 @@ def content_of(m, html):
         return m.content
     if m.role == 'event':
         return events(m.content)
-    return Safe(to_html(m.content) if html is None else html)
+    return Safe(html or to_html(m.content))
 
 def events(text):
     "Events in a row fold into one line: the last one, and behind it the others."
@@ -1803,9 +1803,6 @@ def events(text):
     if not earlier:
         return last
     return Details(Summary(last, Small(f' and {len(earlier)} more')), Ul(*map(Li, earlier)))
-
-def thinking(m):
-    return Details(thinking_head(m), Div(m.thinking, id=f'k-{m.id}'), cls='thinking')
 
 def thinking_head(m):
     return Summary(f'Thought for {m.thought:.0f} s' if m.thought else 'Thinking', id=f'h-{m.id}')
@@ -1817,7 +1814,7 @@ def progress_bar(m):
 
 def pace(done, total, rate):
     "'210 of 1,000 · 21/s · 38 s left'"
-    if rate <= 0 or done > total:
+    if rate <= 0 or done > total:  # or there is no total
         return ''
     speed = f'{rate:,.0f}' if rate > 9 else f'{rate:,.1f}'
     left = (total - done)/rate
@@ -1828,18 +1825,17 @@ def pace(done, total, rate):
 
 def question(m):
     "What a message has asked, and asks: with a button for each answer, or else a field."
-    asked = [P(sentence) for sentence in m.asked]
-    if not m.question:
-        return Div(*asked, id=f'q-{m.id}', cls='question')
-    text, answers, begun = m.question
-    controls = [post_button(without_signs(str(answer)), qp('/reply', id=m.id, n=n))
-                for n, answer in enumerate(answers)]
-    if not answers:
+    shown = [P(sentence) for sentence in m.asked]
+    if m.question:
+        text, answers, begun = m.question
+        buttons = [post_button(without_signs(str(answer)), qp('/reply', id=m.id, n=n))
+                   for n, answer in enumerate(answers)]
         # What is typed stays where the message is drawn anew, but not for the next question.
         field = Input(name='answer', id=f'a-{begun}', aria_label=text or 'Answer',
                       maxlength=MAX_TEXT, autocomplete='off', hx_preserve=True)
-        controls = [Form(field, Button('Answer'), hx_post=qp('/reply', id=m.id), hx_swap='none')]
-    return Div(*asked, P(text), *controls, id=f'q-{m.id}', cls='question')
+        form = Form(field, Button('Answer'), hx_post=qp('/reply', id=m.id), hx_swap='none')
+        shown += P(text), *(buttons or [form])
+    return Div(*shown, id=f'q-{m.id}', cls='question')
 
 def footer(m):
     """What stands under a message, outside of what is redrawn while it grows: its state, its
@@ -1860,7 +1856,7 @@ def note(m):
     if m.role == 'job':
         word = m.model
     if m.status == 'queued':
-        word = f'{m.model} in line'.strip().capitalize()
+        word = f'{m.model} in line'
     if m.note is not None:
         word = m.note
     if m.question:
@@ -1883,11 +1879,8 @@ def figures(m):
 
 def acts(m):
     "The buttons under a message. Each posts to the route of its name."
-    def act(label, route, **attrs):
-        return post_button(label, qp(f'/{route}', id=m.id), **attrs)
-
-    def quiet_act(sign, label, route, **attrs):
-        return icon_button(sign, label, hx_post=qp(f'/{route}', id=m.id), **attrs)
+    def act(label, route):
+        return post_button(label, qp(f'/{route}', id=m.id))
     role, status = m.role, m.status
     running, broken_off = status in ('queued', 'streaming'), status in ('stopped', 'error')
     if m.undo:
@@ -1911,10 +1904,11 @@ def acts(m):
     if not running:
         yield from answer_chooser(m)
     if role == 'assistant' and status == 'done':
-        yield quiet_act('retry', 'Regenerate', 'try_again', hx_swap='none', cls='quiet regenerate')
+        yield icon_button('retry', 'Regenerate', hx_post=qp('/try_again', id=m.id), hx_swap='none',
+                          cls='quiet regenerate')
     if not running:
-        yield quiet_act('trash', 'Delete message', 'delete_message', hx_target='#toast',
-                        hx_swap='innerHTML')
+        yield icon_button('trash', 'Delete message', hx_post=qp('/delete_message', id=m.id),
+                          hx_target='#toast', hx_swap='innerHTML')
 
 def answer_chooser(m):
     "Where a prompt has several answers: which one this is, between buttons for the others."
@@ -2264,18 +2258,21 @@ class Chatter:
     What has come of its text is drawn when the first of its tabs is due, as HTML that htmx puts at
     its place, and goes into the outboxes of all of them. The other parts (the bar, the note) are
     drawn as they are when a tab is due."""
+    running = True
+    thoughts = ''               # thinking that has come since the last frame
+    save_timer = None
+    began, last = (0., 0.), inf  # (time, done) of the first progress, and the latest `done`
+    is_reading = False          # the inbox
+    answered = None             # the future of the open question,
+    waits_for = None            # and the one that a job's thread waits for
+    warnings = ''               # what came on standard error
+    kept = 0                    # characters: what `clear_output` leaves
+
     def __init__(self, row):
         self.row, self.id, self.profile, self.chat = row, row.id, row.profile, row.chat
-        self.running = True
-        self.thoughts = ''  # thinking that has come since the last frame
-        self.save_timer = self.began = None  # began: (time, done) of the first progress,
-        self.last = 0.                       # and the latest `done`
-        self.inbox, self.is_reading = deque(), False  # what other threads want changed
-        self.one_question, self.answered = asyncio.Lock(), None  # future of the open question
-        self.waits_for = None  # the future that a job's thread waits for
+        self.inbox = deque()    # what other threads want changed
+        self.one_question = asyncio.Lock()
         self.figures, self.numbers = OrderedDict(), itertools.count(1)  # of pyplot; for names
-        self.warnings = ''  # what came on standard error
-        self.kept = 0       # characters: what `clear_output` leaves
         self.restart(row.content)
 
     def restart(self, text):
@@ -2317,22 +2314,18 @@ class Chatter:
     def progress(self, done, total=None):
         """Shows how far the work is: `done` of `total`, with its rate and the time that remains; or
         `done` per cent."""
-        now, done, total = time.perf_counter(), float(done), total and float(total)
-        if self.began and done < self.last:  # another loop has begun
-            self.began = None
+        now, done, total = time.perf_counter(), float(done), float(total or 0)
+        if done < self.last:  # a loop has begun
+            self.began = now, done
         self.last = done
-        start, first = self.began = self.began or (now, done)
+        start, first = self.began
         rate = (done - first)/max(now - start, 1e-9)
-        self.set(progress_bar, pace=pace(done, total, rate) if total else '',
+        self.set(progress_bar, pace=pace(done, total, rate),
                  progress=max(0., min(100., 100*done/(total or 100))))
 
     def note(self, text):
         "Says in a word what is going on while there is nothing to read yet."
-        self.set(note, note=text)
-
-    def state(self, status):
-        "Moves the message from one status to another, without an end."
-        self.set(footer, status=status)
+        self.set(note, note=without_signs(str(text)))
 
     @from_anywhere
     async def ask(self, text='', *answers):
@@ -2366,13 +2359,11 @@ class Chatter:
         "Closes the message and stores it. `fields`: its figures, or the `error` sentence."
         self.append(''.join(f'\n\n{plain(" ".join(line.split()))}' for line in self.row.asked))
         if self.warnings.strip():
-            fold = Summary('Warnings'), Pre(self.warnings.strip(), tabindex='0')
-            self.append(as_text(Details(*fold)))
+            lines = Pre(self.warnings.strip(), tabindex='0')
+            self.send(Details(Summary('Warnings'), lines))
         self.draw()
         self.apply(self.markdown.end())
         self.insert(f'delete:#t-{self.id}', '')
-        if self.row.role == 'job':
-            self.set(progress_bar, pace='')
         self.set(question, question=None, asked=())
         self.set(footer)
         self.running = False
@@ -2425,15 +2416,10 @@ class Chatter:
         self.thoughts += text
         self.touch()
 
-    def thought_for(self, seconds):
-        "Says how long the thinking took, when it is over."
-        self.set(thinking_head, thought=max(seconds, 1.))
-
     @on_loop
     def set(self, component, **fields):
         "Changes fields of the row, and has the part that shows them drawn in the next frame."
-        vars(self.row).update((name, without_signs(value) if isinstance(value, str) else value)
-                              for name, value in fields.items())
+        vars(self.row).update(fields)
         self.push(component, lambda _: component(self.row)(hx_swap_oob='true'))
         self.touch()
 
@@ -2454,7 +2440,7 @@ class Chatter:
                 text = self.text() + (f'\n{FENCE}' if self.printed else '')
                 save(messages, replace(self.row, content=text, updated=time.time()))
         except apsw.BusyError:  # the answer goes on
-            self.save_timer = chatq.loop.call_later(1, self.save)
+            self.touch()
 
     def text(self):
         "The text so far."
@@ -2464,7 +2450,7 @@ class Chatter:
 
     def push(self, part, component):
         for tab in chatq.tabs_of(self.chat):
-            tab.push_part(self.id, part, component)
+            tab.push((self.id, part), component, (-inf, self.id))
 
     def insert(self, where, html, tag='div'):
         "Has tabs put HTML at a place of the page (htmx: hx-swap-oob)."
@@ -2546,15 +2532,11 @@ class Tab:
         """Has a part of the page drawn in the next frame, by a function of the profile. Parts are
         sent in the order of their places: messages by their ids, then all else, then the rows of
         lists. Of one place the last changed comes last: a footer may have lost its note."""
+        if place in self.outbox:  # all that stands there is to be sent
+            return
         self.outbox.pop(key, None)
         self.outbox[key] = place, component
         self.awake.set()
-
-    def push_part(self, id, part, component):
-        "Has a part of a message drawn, unless all of it is to be sent, or the page lacks it."
-        place = -inf, id
-        if id >= self.first and place not in self.outbox:
-            self.push((id, part), component, place)
 
     def show(self, id):
         "Has a message sent whole, and not its parts apart."
@@ -2636,16 +2618,22 @@ def first_words(m):
         text = re.sub(r'\\(?=[^\w\s])|[*_`#]', '', m.model or readable(text))
     return ' '.join(text.split())[:60].strip()
 
+def give_title(chat, m):
+    "A chat's title is from its first prompt, else from its first job, until a person gives one."
+    worse = {'user': ('', 'job'), 'job': ('',)}
+    if chat.title_from in worse.get(m.role, ()) and not m.deleted:
+        chat.title = first_words(m)
+        chat.title_from = m.role if chat.title else ''
+
 def sort_into_chats():
     """Messages of a database from before there were chats: each stretch between two lines `---`
     becomes one. A stretch of events alone joins the next one."""
-    old, chat = messages('chat = 0', order_by='profile, id'), None
-    for m in old:
+    chat = None
+    for m in messages('chat = 0', order_by='profile, id'):
         if not chat or chat.profile != m.profile or m.content == '---' and chat.title:
-            chat = save(chats, Chat(profile=m.profile))
+            chat = Chat(profile=m.profile)
         m.deleted |= m.role == 'event' and m.content == '---'
-        if m.role in ('user', 'job') and chat.title_from != 'user' and not m.deleted:
-            chat.title, chat.title_from = first_words(m), m.role
+        give_title(chat, m)
         chat.priority = -m.updated
         save(chats, chat)
         messages.update(id=m.id, chat=chat.id, deleted=m.deleted)
@@ -2706,7 +2694,7 @@ class Chatq:
 
     def tab(self, key):
         "The tab with this key, None where it is gone."
-        return next((tab for tab in self.tabs if key and tab.key == key), None)
+        return next((tab for tab in self.tabs if tab.key == key), None)
 
     def show_whole(self, row):
         for tab in self.tabs_of(row.chat):
@@ -2757,10 +2745,8 @@ class Chatq:
                 profile, chat = place.profile, getattr(place, 'chat', chat)
                 break
         profile = profile or first_profile().id
-        if chat is None or chat and not chat_with(chat):
-            newest = newest_chat(profile)
-            chat = newest and newest.id
-        chat = chat or self.begin_chat(profile, tab)
+        found = chat != 0 and (chat_with(chat) or newest_chat(profile))
+        chat = found.id if found else self.begin_chat(profile, tab)
         return Message(role=role, profile=profile, chat=chat, created=time.time(), **fields)
 
     def begin_chat(self, profile, tab):
@@ -2782,10 +2768,7 @@ class Chatq:
         before = vars(chat).copy()
         if is_new:
             chat.priority = -time.time()
-        better = {'user': ('', 'job'), 'job': ('',)}  # than the title that a chat has from these
-        if chat.title_from in better.get(row.role, ()):
-            chat.title = first_words(row)
-            chat.title_from = row.role if chat.title else ''
+        give_title(chat, row)
         if self.writers(chat.id) or row.status in ('queued', 'streaming'):
             chat.state = 'running'
         elif self.tabs_of(chat.id):
@@ -2831,13 +2814,12 @@ class Chatq:
 
     # The model's turns
 
-    def ask(self, tab, text, files=''):
+    def ask(self, tab, text, files):
         """Puts a prompt in line and gives it: a row for it, and right below it the place for its
         answer, so that the order of ids is the order of the timeline whatever happens meanwhile."""
-        with db.conn:
-            said = dict(content=text, files=files, status='queued')
-            prompt = self.changed(self.new('user', tab=tab, **said))
-            self.changed(self.new('assistant', tab=tab, status='queued'))
+        prompt = self.changed(self.new('user', tab=tab, content=text, files=files,
+                                       status='queued'))
+        self.changed(self.new('assistant', tab=tab, status='queued'))
         return prompt
 
     def comment(self, profile):
@@ -2868,7 +2850,7 @@ class Chatq:
 
     async def work(self):
         "Answers prompts one at a time, in order, as long as the app runs."
-        self.loop, self.thread = asyncio.get_running_loop(), threading.get_ident()
+        self.loop = asyncio.get_running_loop()
         next_one = "role = 'assistant' and status = 'queued' and not deleted"
         while True:
             self.due.clear()
@@ -2920,11 +2902,10 @@ class Chatq:
             if each.row.role in roles:
                 self.cancel(each.id)
 
-    def connect(self, ws, profile, chat, key='', seen=None, first=None, last=None):
-        """A tab has come (back): it gets what it missed since revision `seen`, and nothing else.
-        `first` and `last` are the ids of the messages that it shows."""
-        tab = Tab(ws, profile, chat, key, first or 0, last or 0)
-        seen = self.rev if seen is None else seen
+    def connect(self, ws, profile, chat, key, seen, first, last):
+        """A tab has come (back): it gets what it missed since revision `seen` (0: it is no page),
+        and nothing else. `first` and `last` are the ids of the messages that it shows."""
+        tab, seen = Tab(ws, profile, chat, key, first, last), seen or self.rev
         missed = db.q('select id from message where chat = ? and rev > ? limit 501',
                       [chat or 0, seen])
         for id in [*(row['id'] for row in missed), *(each.id for each in self.writers(chat))]:
@@ -3951,7 +3932,7 @@ async def write_answer(pieces, chat):
             continue
         if kind != doing:
             if doing == 'Thinking':
-                chat.thought_for(time.perf_counter() - since)
+                chat.set(thinking_head, thought=max(time.perf_counter() - since, 1.))
             doing, since = kind, time.perf_counter()
             chat.note(kind)
         write = chat.think if kind == 'Thinking' else chat.send
@@ -4747,7 +4728,7 @@ async def run_function(chat, function, values):
     "Runs a job when its turn has come, and ends its message."
     start = time.perf_counter()
     async with SLOTS:
-        chat.state('streaming')
+        chat.set(footer, status='streaming')
         try:
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 result = await result_of(function, chat, with_paths(values, Path(folder)))
@@ -6033,8 +6014,7 @@ async def on_connect(ws):
     with contextlib.suppress(HTTPException):  # `ws` says so when it is spoken to
         query = ws.query_params
         profile, chat = place_of(query, ws.session)
-        seen, first, last = (as_id(query[name]) if name in query else None
-                             for name in ('seen', 'first', 'last'))
+        seen, first, last = (as_id(query.get(name)) for name in ('seen', 'first', 'last'))
         ws.scope['tab'] = chatq.connect(ws, profile, chat, query.get('tab', ''), seen, first, last)
 
 def place_of(query, sess):
