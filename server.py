@@ -1512,7 +1512,7 @@ async def lifespan(app):
     tidy_files()
     tasks = [asyncio.create_task(work()) for work in BACKGROUND]
     yield
-    tasks += chatq.tasks.values()
+    tasks += [chat.task for chat in chatq.writing.values() if chat.task]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -1864,18 +1864,14 @@ def note(m):
     return Span(word, id=f's-{m.id}', cls='note')
 
 def figures(m):
-    if not m.model:
-        return None
-    facts = [m.model]
-    if m.status == 'stopped':
-        facts.insert(0, 'Stopped')
-    if m.tokens and m.seconds:
-        facts.append(f'{m.tokens/m.seconds:.0f} tokens/s')
-    if m.seconds:
-        facts.append(f'{m.seconds:.1f} s')
-    if m.window and m.prompt_tokens:
-        facts.append(f'context {(m.prompt_tokens + m.tokens)/m.window:.0%}')
-    return Small(' · '.join(facts), cls='figures')
+    "Which model has answered, or which job has run, and how that went."
+    facts = (
+        m.status == 'stopped' and 'Stopped',
+        m.model,
+        m.tokens and m.seconds and f'{m.tokens/m.seconds:.0f} tokens/s',
+        m.seconds and f'{m.seconds:.1f} s',
+        m.window and m.prompt_tokens and f'context {(m.prompt_tokens + m.tokens)/m.window:.0%}')
+    return m.model and Small(' · '.join(filter(None, facts)), cls='figures')
 
 def acts(m):
     "The buttons under a message. Each posts to the route of its name."
@@ -2259,18 +2255,20 @@ class Chatter:
     its place, and goes into the outboxes of all of them. The other parts (the bar, the note) are
     drawn as they are when a tab is due."""
     running = True
-    thoughts = ''               # thinking that has come since the last frame
+    task = None         # what writes into it; a script's message has none
+    thoughts = ''       # thinking that has come since the last frame
     save_timer = None
-    began, last = (0., 0.), inf  # (time, done) of the first progress, and the latest `done`
-    is_reading = False          # the inbox
-    answered = None             # the future of the open question,
-    waits_for = None            # and the one that a job's thread waits for
-    warnings = ''               # what came on standard error
-    kept = 0                    # characters: what `clear_output` leaves
+    began = 0., 0.      # the time and the `done` of the first progress,
+    last = inf          # and the latest `done`
+    is_reading = False  # the inbox
+    answered = None     # the future of the open question,
+    waits_for = None    # and the one that a job's thread waits for
+    warnings = ''       # what came on standard error
+    kept = 0            # characters: what `clear_output` leaves
 
     def __init__(self, row):
         self.row, self.id, self.profile, self.chat = row, row.id, row.profile, row.chat
-        self.inbox = deque()    # what other threads want changed
+        self.inbox = deque()  # what other threads want changed
         self.one_question = asyncio.Lock()
         self.figures, self.numbers = OrderedDict(), itertools.count(1)  # of pyplot; for names
         self.restart(row.content)
@@ -2646,7 +2644,7 @@ class Chatq:
     line into the chat, `open` gives a Chatter, `ask` puts a prompt in line for the model, `push`
     shows a changed part of the page in every tab."""
     def __init__(self):
-        self.tabs, self.writing, self.tasks = set(), {}, {}  # the last two by message id
+        self.tabs, self.writing = set(), {}  # the Chatters by the ids of their messages
         self.due = asyncio.Event()  # a prompt waits
         self.answering = None  # the answer whose turn it is
         self.loop, self.thread = None, threading.get_ident()
@@ -2873,9 +2871,8 @@ class Chatq:
 
     def start(self, chat, work):
         "Runs the coroutine that writes into `chat` in a task of its own; `cancel` ends it."
-        task = self.tasks[chat.id] = asyncio.create_task(self.carry_out(chat, work))
-        task.add_done_callback(lambda _: self.tasks.pop(chat.id))
-        return task
+        chat.task = asyncio.create_task(self.carry_out(chat, work))
+        return chat.task
 
     async def carry_out(self, chat, work):
         at_work.set(chat)
@@ -2891,9 +2888,10 @@ class Chatq:
 
     def cancel(self, id):
         "Ends what writes into a message."
-        if task := self.tasks.get(id):
-            task.cancel()
-        elif chat := self.writing.get(id):
+        chat = self.writing.get(id)
+        if chat and chat.task:
+            chat.task.cancel()
+        elif chat:
             chat.finish('stopped', error='Cancelled here: the script is told at its next word.')
 
     def stop(self, chat, *roles):
@@ -2902,20 +2900,18 @@ class Chatq:
             if each.row.role in roles:
                 self.cancel(each.id)
 
-    def connect(self, ws, profile, chat, key, seen, first, last):
+    def connect(self, tab, seen):
         """A tab has come (back): it gets what it missed since revision `seen` (0: it is no page),
-        and nothing else. `first` and `last` are the ids of the messages that it shows."""
-        tab, seen = Tab(ws, profile, chat, key, first, last), seen or self.rev
-        missed = db.q('select id from message where chat = ? and rev > ? limit 501',
-                      [chat or 0, seen])
-        for id in [*(row['id'] for row in missed), *(each.id for each in self.writers(chat))]:
-            tab.show(id)
-        if chat and first_row(chats, "id = ? and state = 'unread'", [chat]):
-            self.show_chat(chats.update(id=chat, state=''))
+        and nothing else."""
+        seen = seen or self.rev
+        missed = messages('chat = ? and rev > ?', [tab.chat, seen], limit=501)
+        for each in [*missed, *self.writers(tab.chat)]:
+            tab.show(each.id)
+        if first_row(chats, "id = ? and state = 'unread'", [tab.chat]):
+            self.show_chat(chats.update(id=tab.chat, state=''))
         if self.list_rev > seen:
             tab.push('lists', self.lists)
         self.tabs.add(tab)
-        return tab
 
 chatq = Chatq()
 BACKGROUND.append(chatq.work)
@@ -4652,7 +4648,7 @@ def tool_of(function):
         if wrong:
             raise ValueError(f'{", ".join(wrong)} has to be typed into the form of {title} once')
         job = start_job(function, values, chat.profile)
-        await asyncio.wait([chatq.tasks[job.id]], timeout=WAIT_FOR_JOB)
+        await asyncio.wait([job.task], timeout=WAIT_FOR_JOB)
         if job.running:
             return 'It runs, and reports in the chat.'
         return f'{job.row.status}: {job.row.error} {brief(job.row.content)[:10_000]}'
@@ -5724,7 +5720,8 @@ def take_out(chat, first, by=0):
                       [chat, first, by or 2**62]):
         if written := chatq.writing.get(m.id):
             written.finish('stopped')  # now: its task ends later
-            chatq.cancel(m.id)
+            if written.task:
+                written.task.cancel()
             m = written.row
         chatq.changed(m, deleted=True, replaced_by=by)
 
@@ -5998,7 +5995,8 @@ def script_message(id):
     row = one(messages, id)
     if row.deleted:
         raise HTTPException(404)
-    if row.role != 'job' or row.job or row.id in chatq.tasks:
+    written = chatq.writing.get(row.id)
+    if row.role != 'job' or row.job or written and written.task:
         refuse(f'Message {id} is none that came from a script.')
     if row.error:
         refuse(f'Message {id} was cancelled by the person.')
@@ -6015,7 +6013,8 @@ async def on_connect(ws):
         query = ws.query_params
         profile, chat = place_of(query, ws.session)
         seen, first, last = (as_id(query.get(name)) for name in ('seen', 'first', 'last'))
-        ws.scope['tab'] = chatq.connect(ws, profile, chat, query.get('tab', ''), seen, first, last)
+        tab = ws.scope['tab'] = Tab(ws, profile, chat, query.get('tab'), first, last)
+        chatq.connect(tab, seen)
 
 def place_of(query, sess):
     "The ids of the profile and the chat that a tab shows; for the latter see Tab."
