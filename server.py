@@ -1857,8 +1857,7 @@ def note(m):
         word = m.model
     if m.status == 'queued':
         word = f'{m.model} in line'
-    if m.note is not None:
-        word = m.note
+    word = m.note or word
     if m.question:
         word = 'Waiting for your answer'
     return Span(word, id=f's-{m.id}', cls='note')
@@ -2272,6 +2271,7 @@ class Chatter:
         self.one_question = asyncio.Lock()
         self.figures, self.numbers = OrderedDict(), itertools.count(1)  # of pyplot; for names
         self.restart(row.content)
+        chatq.writing[self.id] = self
 
     def restart(self, text):
         "Begins anew with this text: tabs are given the whole message."
@@ -2373,6 +2373,28 @@ class Chatter:
         if self.markdown.outdated:  # a link was defined after its use: all of it looks otherwise
             chatq.show_whole(self.row)
 
+    def start(self, work):
+        "Runs the coroutine that writes into it in a task of its own; `cancel` ends it."
+        self.task = asyncio.create_task(self.carry_out(work))
+
+    async def carry_out(self, work):
+        at_work.set(self)
+        try:
+            await work
+        except asyncio.CancelledError:
+            self.finish('stopped')
+        except Exception as e:
+            traceback.print_exc(file=sys.__stderr__)
+            what = f'{type(e).__name__}: {e}'
+            self.finish('error', error=f'Something in this app went wrong ({what}).'
+                                       ' The terminal has the details.')
+
+    def cancel(self):
+        if self.task:
+            self.task.cancel()
+        else:
+            self.finish('stopped', error='Cancelled here: the script is told at its next word.')
+
     # How it comes about
 
     def read_inbox(self):
@@ -2466,7 +2488,7 @@ class Chatter:
             self.apply(self.markdown.feed(new))
         if self.tail != self.markdown.tail:
             self.tail = self.markdown.tail
-            html = self.open_end('', self.tail, ' hx-swap-oob="true"')
+            html = f'<div id="t-{self.id}" hx-swap-oob="true">{self.tail}</div>'
             self.push('tail', lambda _: Safe(html))
 
     def apply(self, changes):
@@ -2480,9 +2502,9 @@ class Chatter:
                 self.insert(f'delete:#t-{self.id}', '')
                 self.insert(f'beforeend:#c-{self.id}', html + self.open_end(*after) + after[0])
 
-    def open_end(self, after, html='', swap=''):
+    def open_end(self, after, html=''):
         tag = 'tbody' if after == TABLE_END else 'div'
-        return f'<{tag} id="t-{self.id}"{swap}>{html}</{tag}>'
+        return f'<{tag} id="t-{self.id}">{html}</{tag}>'
 
     def whole(self):
         "The text so far as a page shows it."
@@ -2573,6 +2595,7 @@ class Tab:
 # ---- 16. chatq: the queue between the messages and the tabs --------------------------------------
 
 LAST = 'chat = ? and not deleted'  # the condition for the last message of a chat
+WAITING = "role = 'assistant' and status = 'queued' and not deleted"  # for its turn
 
 def can_join(m):
     "Whether an event may stand in one row with others."
@@ -2763,7 +2786,7 @@ class Chatq:
         chat = chat_with(row.chat)
         if not chat:
             return
-        before = vars(chat).copy()
+        before = replace(chat)
         if is_new:
             chat.priority = -time.time()
         give_title(chat, row)
@@ -2773,7 +2796,7 @@ class Chatq:
             chat.state = ''
         elif is_new or chat.state:
             chat.state = 'unread'
-        if vars(chat) != before:
+        if chat != before:
             self.show_chat(save(chats, chat))
 
     @from_anywhere
@@ -2791,9 +2814,7 @@ class Chatq:
         "A message to write into, shown in every tab at once. Call its `finish` at the end."
         def begin():
             message = row or self.new(role, profile, **fields)
-            chat = Chatter(self.store(message, status=status))
-            self.writing[chat.id] = chat
-            return chat
+            return Chatter(self.store(message, status=status))
         return self.read(begin)
 
     def show(self, row):
@@ -2805,8 +2826,8 @@ class Chatq:
 
     def newest(self, chat, before=2**62, since=0):
         "The last messages before an id; at least all since one, for a search hit further up."
-        hits = db.item(f'select count(*) from message where {LAST} and id >= ?',
-                       [chat, since or 2**62])
+        hits = db.item(f'select count(*) from message where {LAST} and ?2 and id >= ?2',
+                       [chat, since])
         most = max(hits, PAGE_SIZE)
         return messages(f'{LAST} and id < ?', [chat, before], 'id desc', most)[::-1]
 
@@ -2824,8 +2845,7 @@ class Chatq:
         """Puts a remark of the model on what was just done in line; what is done before its turn
         comes is in the same one."""
         row = self.new('assistant', profile, status='queued')
-        waiting = "chat = ? and role = 'assistant' and status = 'queued' and not deleted"
-        if not first_row(messages, waiting, [row.chat]):
+        if not first_row(messages, f'chat = ? and {WAITING}', [row.chat]):
             self.changed(row)
 
     def retry(self, row, keep=False):
@@ -2833,12 +2853,10 @@ class Chatq:
         from there."""
         if row.role == 'user':
             row = messages[row.id + 1]
-        if keep:
-            row.tokens = row.prompt_tokens = row.seconds = 0
-        else:
+        if not keep:
             change_answer(row)
         self.move_prompt(row, 'stopped', 'queued')
-        self.changed(row, status='queued', error='')
+        self.changed(row, status='queued', error='', tokens=0, prompt_tokens=0, seconds=0.)
 
     def move_prompt(self, answer, before, after):
         "Gives the prompt of an answer another status, where there is one with the status `before`."
@@ -2849,12 +2867,11 @@ class Chatq:
     async def work(self):
         "Answers prompts one at a time, in order, as long as the app runs."
         self.loop = asyncio.get_running_loop()
-        next_one = "role = 'assistant' and status = 'queued' and not deleted"
         while True:
             self.due.clear()
             try:
                 await writable()
-                row = first_row(messages, next_one)
+                row = first_row(messages, WAITING)
                 await (self.take_turn(row) if row else self.due.wait())
             except apsw.Error:  # a locked database, say: the prompt keeps its place
                 traceback.print_exc()
@@ -2865,40 +2882,15 @@ class Chatq:
         self.answering = chat = self.open(row=row)
         for prompt in messages("role = 'user' and status = 'queued' and not deleted"):
             self.show_whole(prompt)
-        # The task itself would take a cancellation for a Stop.
-        await asyncio.wait([self.start(chat, self.answer(chat))])
+        chat.start(self.answer(chat))
+        await asyncio.wait([chat.task])  # which itself would take a cancellation for a Stop
         self.answering = None
-
-    def start(self, chat, work):
-        "Runs the coroutine that writes into `chat` in a task of its own; `cancel` ends it."
-        chat.task = asyncio.create_task(self.carry_out(chat, work))
-        return chat.task
-
-    async def carry_out(self, chat, work):
-        at_work.set(chat)
-        try:
-            await work
-        except asyncio.CancelledError:
-            chat.finish('stopped')
-        except Exception as e:
-            traceback.print_exc(file=sys.__stderr__)
-            what = f'{type(e).__name__}: {e}'
-            chat.finish('error', error=f'Something in this app went wrong ({what}).'
-                                       ' The terminal has the details.')
-
-    def cancel(self, id):
-        "Ends what writes into a message."
-        chat = self.writing.get(id)
-        if chat and chat.task:
-            chat.task.cancel()
-        elif chat:
-            chat.finish('stopped', error='Cancelled here: the script is told at its next word.')
 
     def stop(self, chat, *roles):
         "Ends what messages of these roles write in a chat; of an answer also the model's work."
         for each in self.writers(chat):
             if each.row.role in roles:
-                self.cancel(each.id)
+                each.cancel()
 
     def connect(self, tab, seen):
         """A tab has come (back): it gets what it missed since revision `seen` (0: it is no page),
@@ -4708,7 +4700,7 @@ def start_job(function, values, profile, row=None):
     call = json.dumps(dict(name=function.__name__, values=shown), default=stored)
     status = 'queued' if SLOTS.locked() else 'streaming'
     chat = chatq.open('job', profile, row, status, model=job_title(function), job=call)
-    chatq.start(chat, run_function(chat, function, values))
+    chat.start(run_function(chat, function, values))
     return chat
 
 def run_again(row):
@@ -5720,8 +5712,7 @@ def take_out(chat, first, by=0):
                       [chat, first, by or 2**62]):
         if written := chatq.writing.get(m.id):
             written.finish('stopped')  # now: its task ends later
-            if written.task:
-                written.task.cancel()
+            written.cancel()
             m = written.row
         chatq.changed(m, deleted=True, replaced_by=by)
 
@@ -5784,7 +5775,8 @@ def choose(profile, **choice):
 
 @app.post
 async def cancel(id: int):
-    chatq.cancel(id)
+    if chat := chatq.writing.get(id):
+        chat.cancel()
 
 @app.post
 async def pull(id: int):
@@ -5799,7 +5791,7 @@ async def pull(id: int):
     def answer_again():
         if m.role == 'assistant':
             chatq.retry(messages[id])
-    chatq.start(chat, download(chat, missing[1], answer_again))
+    chat.start(download(chat, missing[1], answer_again))
 
 @app.post
 async def warm(profile: int):
