@@ -2469,6 +2469,7 @@ class Chatter:
     # What tabs are sent
 
     def push(self, part, component):
+        "Has a part of the message drawn in each of its tabs; see Tab.push."
         for tab in chatq.tabs_of(self.chat):
             tab.push((self.id, part), component, (-inf, self.id))
 
@@ -2724,12 +2725,11 @@ class Chatq:
     def store(self, row, **fields):
         "Stores a new or changed message, for pages that come back to find it."
         self.rev += 1
-        is_new = row.id is UNSET
         vars(row).update(fields, rev=self.rev, updated=time.time())
         row.error = without_signs(row.error)
         save(messages, row)
         if row.role != 'event':
-            self.update_chat(row, is_new)
+            self.update_chat(row)
         return row
 
     def store_when_possible(self, row, **fields):
@@ -2781,20 +2781,19 @@ class Chatq:
         self.show_chat(chat)
         return chat.id
 
-    def update_chat(self, row, is_new):
+    def update_chat(self, row):
         "Brings the chat of a message up to date, and its row in the list of chats."
         chat = chat_with(row.chat)
         if not chat:
             return
         before = replace(chat)
-        if is_new:
-            chat.priority = -time.time()
+        chat.priority = min(chat.priority, -row.created)
         give_title(chat, row)
         if self.writers(chat.id) or row.status in ('queued', 'streaming'):
             chat.state = 'running'
         elif self.tabs_of(chat.id):
             chat.state = ''
-        elif is_new or chat.state:
+        elif chat.state or chat != before:  # a new message
             chat.state = 'unread'
         if chat != before:
             self.show_chat(save(chats, chat))
