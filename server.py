@@ -1460,7 +1460,7 @@ async def lifespan(app):
     tidy_files()
     tasks = [asyncio.create_task(work()) for work in BACKGROUND]
     yield
-    tasks += chatq.tasks.values()
+    tasks += [chat.task for chat in chatq.writing.values() if chat.task]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -1644,9 +1644,9 @@ async def draw_diagram(code, file):
 
 DOWNLOAD = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a button offers it
 
-# HTML of our own stands between these two signs in a message: nobody else's text may hold them.
+# HTML of our own stands between these two signs in a message, see COMPONENT: nobody else's text
+# may hold them.
 START, END = '\x02', '\x03'
-COMPONENT_HTML = re.compile(f'{START}([^{START}{END}]*){END}')
 FENCE = '`'*30  # what was printed stands between two of these
 KEPT_LINK = re.compile(r'(!?)\[((?:\\.|[^\[\]\\]){0,500}+)\]\(/file/[^)]*\)')
 # What begins or ends a line in HTML.
@@ -1672,8 +1672,8 @@ def readable(content):
     def text_of_link(found):
         name = unescape(re.sub(r'\\(.)', r'\1', found[2]))
         return f'[Picture: {name}]' if found[1] else ''
-    text = KEPT_LINK.sub(text_of_link, COMPONENT_HTML.sub(text_of_html, content))
-    return text.replace(f'{FENCE}output', '```').replace(FENCE, '```')
+    text = KEPT_LINK.sub(text_of_link, COMPONENT.sub(text_of_html, content))
+    return re.sub(f'{FENCE}(output)?', '```', text)
 
 def with_names(m):
     "A message as a person reads it, below the names of what goes with it."
@@ -1702,13 +1702,13 @@ def shorten(title, most=80):
     "A title with at most so many characters."
     return title if len(title) <= most else f'{title[:most - 1].rstrip()}…'
 
-def message(m, html=None):
+def message(m, html=''):
     """A row of the timeline. `html` is the content of one that is being written. A deleted one, and
     an answer whose turn has not come, is an empty slot: what comes there later has its place."""
     if m.deleted or m.role == 'assistant' and m.status in ('queued', 'slot'):
         return I(id=f'msg-{m.id}', hidden=True)
     return Article(
-        m.thinking and thinking(m),
+        m.thinking and Details(thinking_head(m), Div(m.thinking, id=f'k-{m.id}'), cls='thinking'),
         m.files and Div(*(file_link(**each) for each in files_of(m)), cls='files'),
         Div(content_of(m, html), cls='content', id=f'c-{m.id}'),
         progress_bar(m) if m.role == 'job' else None,
@@ -1734,7 +1734,7 @@ def content_of(m, html):
         return m.content
     if m.role == 'event':
         return events(m.content)
-    return Safe(to_html(m.content) if html is None else html)
+    return Safe(html or to_html(m.content))
 
 def events(text):
     "Events in a row fold into one line: the last one, and behind it the others."
@@ -1742,9 +1742,6 @@ def events(text):
     if not earlier:
         return last
     return Details(Summary(last, Small(f' and {len(earlier)} more')), Ul(*map(Li, earlier)))
-
-def thinking(m):
-    return Details(thinking_head(m), Div(m.thinking, id=f'k-{m.id}'), cls='thinking')
 
 def thinking_head(m):
     return Summary(f'Thought for {m.thought:.0f} s' if m.thought else 'Thinking', id=f'h-{m.id}')
@@ -1756,7 +1753,7 @@ def progress_bar(m):
 
 def pace(done, total, rate):
     "'210 of 1,000 · 21/s · 38 s left'"
-    if rate <= 0 or done > total:
+    if rate <= 0 or done > total:  # or there is no total
         return ''
     speed = f'{rate:,.0f}' if rate > 9 else f'{rate:,.1f}'
     left = (total - done)/rate
@@ -1767,18 +1764,17 @@ def pace(done, total, rate):
 
 def question(m):
     "What a message has asked, and asks: with a button for each answer, or else a field."
-    asked = [P(sentence) for sentence in m.asked]
-    if not m.question:
-        return Div(*asked, id=f'q-{m.id}', cls='question')
-    text, answers, begun = m.question
-    controls = [post_button(without_signs(str(answer)), qp('/reply', id=m.id, n=n))
-                for n, answer in enumerate(answers)]
-    if not answers:
+    shown = [P(sentence) for sentence in m.asked]
+    if m.question:
+        text, answers, begun = m.question
+        buttons = [post_button(without_signs(str(answer)), qp('/reply', id=m.id, n=n))
+                   for n, answer in enumerate(answers)]
         # What is typed stays where the message is drawn anew, but not for the next question.
         field = Input(name='answer', id=f'a-{begun}', aria_label=text or 'Answer',
                       maxlength=MAX_TEXT, autocomplete='off', hx_preserve=True)
-        controls = [Form(field, Button('Answer'), hx_post=qp('/reply', id=m.id), hx_swap='none')]
-    return Div(*asked, P(text), *controls, id=f'q-{m.id}', cls='question')
+        form = Form(field, Button('Answer'), hx_post=qp('/reply', id=m.id), hx_swap='none')
+        shown += P(text), *(buttons or [form])
+    return Div(*shown, id=f'q-{m.id}', cls='question')
 
 def footer(m):
     """What stands under a message, outside of what is redrawn while it grows: its state, its
@@ -1799,34 +1795,26 @@ def note(m):
     if m.role == 'job':
         word = m.model
     if m.status == 'queued':
-        word = f'{m.model} in line'.strip().capitalize()
-    if m.note is not None:
-        word = m.note
+        word = f'{m.model} in line'
+    word = m.note or word
     if m.question:
         word = 'Waiting for your answer'
     return Span(word, id=f's-{m.id}', cls='note')
 
 def figures(m):
-    if not m.model:
-        return None
-    facts = [m.model]
-    if m.status == 'stopped':
-        facts.insert(0, 'Stopped')
-    if m.tokens and m.seconds:
-        facts.append(f'{m.tokens/m.seconds:.0f} tokens/s')
-    if m.seconds:
-        facts.append(f'{m.seconds:.1f} s')
-    if m.window and m.prompt_tokens:
-        facts.append(f'context {(m.prompt_tokens + m.tokens)/m.window:.0%}')
-    return Small(' · '.join(facts), cls='figures')
+    "Which model has answered, or which job has run, and how that went."
+    facts = (
+        m.status == 'stopped' and 'Stopped',
+        m.model,
+        m.tokens and m.seconds and f'{m.tokens/m.seconds:.0f} tokens/s',
+        m.seconds and f'{m.seconds:.1f} s',
+        m.window and m.prompt_tokens and f'context {(m.prompt_tokens + m.tokens)/m.window:.0%}')
+    return m.model and Small(' · '.join(filter(None, facts)), cls='figures')
 
 def acts(m):
     "The buttons under a message. Each posts to the route of its name."
-    def act(label, route, **attrs):
-        return post_button(label, qp(f'/{route}', id=m.id), **attrs)
-
-    def quiet_act(sign, label, route, **attrs):
-        return icon_button(sign, label, hx_post=qp(f'/{route}', id=m.id), **attrs)
+    def act(label, route):
+        return post_button(label, qp(f'/{route}', id=m.id))
     role, status = m.role, m.status
     running, broken_off = status in ('queued', 'streaming'), status in ('stopped', 'error')
     if m.undo:
@@ -1850,10 +1838,11 @@ def acts(m):
     if not running:
         yield from answer_chooser(m)
     if role == 'assistant' and status == 'done':
-        yield quiet_act('retry', 'Regenerate', 'try_again', hx_swap='none', cls='quiet regenerate')
+        yield icon_button('retry', 'Regenerate', hx_post=qp('/try_again', id=m.id), hx_swap='none',
+                          cls='quiet regenerate')
     if not running:
-        yield quiet_act('trash', 'Delete message', 'delete_message', hx_target='#toast',
-                        hx_swap='innerHTML')
+        yield icon_button('trash', 'Delete message', hx_post=qp('/delete_message', id=m.id),
+                          hx_target='#toast', hx_swap='innerHTML')
 
 def answer_chooser(m):
     "Where a prompt has several answers: which one this is, between buttons for the others."
@@ -2190,27 +2179,33 @@ class Chatter:
     Markdown or a component, `update` replaces the text, `finish` closes it; `progress`, `note` and
     `ask` say and ask the rest. A thread may call them too.
 
-    What pages have to show of its text is kept as a list of HTML fragments that htmx swaps in by
-    id. A tab is a position in this list, so that a slow one costs nothing. The open end of the text
-    and the other parts (the bar, the note) are drawn as they are when the tab is due."""
+    What has come of its text is drawn when the first of its tabs is due, as HTML that htmx puts at
+    its place, and goes into the outboxes of all of them. The other parts (the bar, the note) are
+    drawn as they are when a tab is due."""
+    running = True
+    task = None         # what writes into it; a script's message has none
+    thoughts = ''       # thinking that has come since the last frame
+    save_timer = None
+    began = 0., 0.      # the time and the `done` of the first progress,
+    last = inf          # and the latest `done`
+    is_reading = False  # the inbox
+    answered = None     # the future of the open question,
+    waits_for = None    # and the one that a job's thread waits for
+    warnings = ''       # what came on standard error
+    kept = 0            # characters: what `clear_output` leaves
+
     def __init__(self, row):
         self.row, self.id, self.profile, self.chat = row, row.id, row.profile, row.chat
-        self.running = True
-        self.thoughts = ''  # thinking that has come since the last frame
-        self.save_timer = self.began = None  # began: (time, done) of the first progress,
-        self.last = 0.                       # and the latest `done`
-        self.inbox, self.is_reading = deque(), False  # what other threads want changed
-        self.one_question, self.answered = asyncio.Lock(), None  # future of the open question
-        self.waits_for = None  # the future that a job's thread waits for
+        self.inbox = deque()  # what other threads want changed
+        self.one_question = asyncio.Lock()
         self.figures, self.numbers = OrderedDict(), itertools.count(1)  # of pyplot; for names
-        self.warnings = ''  # what came on standard error
-        self.kept = 0       # characters: what `clear_output` leaves
         self.restart(row.content)
+        chatq.writing[self.id] = self
 
     def restart(self, text):
         "Begins anew with this text: tabs are given the whole message."
-        self.markdown = Markdown()
-        self.fragments, self.drawn, self.unread = [], '', [text]
+        self.markdown, self.tail = Markdown(), ''  # the open end of the text, as tabs have it
+        self.drawn, self.unread = '', [text]
         self.printed = ''  # the last of what was printed, while its block is open
         self.room = (MAX_OUTPUT if self.row.role == 'job' else inf) - len(text)
         chatq.show_whole(self.row)
@@ -2246,22 +2241,18 @@ class Chatter:
     def progress(self, done, total=None):
         """Shows how far the work is: `done` of `total`, with its rate and the time that remains; or
         `done` per cent."""
-        now, done, total = time.perf_counter(), float(done), total and float(total)
-        if self.began and done < self.last:  # another loop has begun
-            self.began = None
+        now, done, total = time.perf_counter(), float(done), float(total or 0)
+        if done < self.last:  # a loop has begun
+            self.began = now, done
         self.last = done
-        start, first = self.began = self.began or (now, done)
+        start, first = self.began
         rate = (done - first)/max(now - start, 1e-9)
-        self.set(progress_bar, pace=pace(done, total, rate) if total else '',
+        self.set(progress_bar, pace=pace(done, total, rate),
                  progress=max(0., min(100., 100*done/(total or 100))))
 
     def note(self, text):
         "Says in a word what is going on while there is nothing to read yet."
-        self.set(note, note=text)
-
-    def state(self, status):
-        "Moves the message from one status to another, without an end."
-        self.set(footer, status=status)
+        self.set(note, note=without_signs(str(text)))
 
     @from_anywhere
     async def ask(self, text='', *answers):
@@ -2295,13 +2286,11 @@ class Chatter:
         "Closes the message and stores it. `fields`: its figures, or the `error` sentence."
         self.append(''.join(f'\n\n{plain(" ".join(line.split()))}' for line in self.row.asked))
         if self.warnings.strip():
-            fold = Summary('Warnings'), Pre(self.warnings.strip(), tabindex='0')
-            self.append(as_text(Details(*fold)))
+            lines = Pre(self.warnings.strip(), tabindex='0')
+            self.send(Details(Summary('Warnings'), lines))
         self.draw()
         self.apply(self.markdown.end())
-        self.delete_tail()
-        if self.row.role == 'job':
-            self.set(progress_bar, pace='')
+        self.insert(f'delete:#t-{self.id}', '')
         self.set(question, question=None, asked=())
         self.set(footer)
         self.running = False
@@ -2312,6 +2301,28 @@ class Chatter:
         chatq.store_when_possible(self.row, content=self.drawn, status=status, **fields)
         if self.markdown.outdated:  # a link was defined after its use: all of it looks otherwise
             chatq.show_whole(self.row)
+
+    def start(self, work):
+        "Runs the coroutine that writes into it in a task of its own; `cancel` ends it."
+        self.task = asyncio.create_task(self.carry_out(work))
+
+    async def carry_out(self, work):
+        at_work.set(self)
+        try:
+            await work
+        except asyncio.CancelledError:
+            self.finish('stopped')
+        except Exception as e:
+            traceback.print_exc(file=sys.__stderr__)
+            what = f'{type(e).__name__}: {e}'
+            self.finish('error', error=f'Something in this app went wrong ({what}).'
+                                       ' The terminal has the details.')
+
+    def cancel(self):
+        if self.task:
+            self.task.cancel()
+        else:
+            self.finish('stopped', error='Cancelled here: the script is told at its next word.')
 
     # How it comes about
 
@@ -2349,21 +2360,16 @@ class Chatter:
 
     def think(self, text):
         "Appends to the model's thinking, which stands folded beside the answer."
+        if not self.row.thinking:  # there is no fold yet
+            chatq.show_whole(self.row)
         self.thoughts += text
         self.touch()
-
-    def thought_for(self, seconds):
-        "Says how long the thinking took, when it is over."
-        self.set(thinking_head, thought=max(seconds, 1.))
 
     @on_loop
     def set(self, component, **fields):
         "Changes fields of the row, and has the part that shows them drawn in the next frame."
-        vars(self.row).update((name, without_signs(value) if isinstance(value, str) else value)
-                              for name, value in fields.items())
-        for tab in chatq.tabs_of(self.chat):
-            if tab.messages.get(self.id):
-                tab.push((self.id, component), lambda _: component(self.row)(hx_swap_oob='true'))
+        vars(self.row).update(fields)
+        self.push(component, lambda _: component(self.row)(hx_swap_oob='true'))
         self.touch()
 
     def touch(self):
@@ -2383,7 +2389,7 @@ class Chatter:
                 text = self.text() + (f'\n{FENCE}' if self.printed else '')
                 save(messages, replace(self.row, content=text, updated=time.time()))
         except apsw.BusyError:  # the answer goes on
-            self.save_timer = chatq.loop.call_later(1, self.save)
+            self.touch()
 
     def text(self):
         "The text so far."
@@ -2391,71 +2397,61 @@ class Chatter:
 
     # What tabs are sent
 
+    def push(self, part, component):
+        "Has a part of the message drawn in each of its tabs; see Tab.push."
+        for tab in chatq.tabs_of(self.chat):
+            tab.push((self.id, part), component, (-inf, self.id))
+
     def insert(self, where, html, tag='div'):
-        "Adds a fragment whose content is put at a place of the page (htmx: hx-swap-oob)."
-        self.fragments.append(f'<{tag} hx-swap-oob="{where}">{html}</{tag}>')
+        "Has tabs put HTML at a place of the page (htmx: hx-swap-oob)."
+        self.push(object(), lambda _: Safe(f'<{tag} hx-swap-oob="{where}">{html}</{tag}>'))
 
     def draw(self):
         "Renders what has come since the last frame, once for all tabs."
         if self.thoughts:
-            if not self.row.thinking:
-                self.insert(f'beforebegin:#c-{self.id}', html_of(thinking(self.row)))
-            self.insert(f'beforeend:#k-{self.id}', escape(self.thoughts))
             self.row.thinking += self.thoughts
+            self.insert(f'beforeend:#k-{self.id}', escape(self.thoughts))
             self.thoughts = ''
         if self.unread:
             new, self.unread = ''.join(self.unread), []
             self.drawn += new
             self.apply(self.markdown.feed(new))
+        if self.tail != self.markdown.tail:
+            self.tail = self.markdown.tail
+            html = f'<div id="t-{self.id}" hx-swap-oob="true">{self.tail}</div>'
+            self.push('tail', lambda _: Safe(html))
 
     def apply(self, changes):
-        "Turns changes of the Markdown into fragments. Its open end is an element of its own."
+        "Has tabs make these changes. The open end of the text is an element of its own."
         for change, html, *after in changes:
             if change == 'add':
                 tag = 'table' if html.startswith('<tbody>') else 'div'
                 self.insert(f'beforebegin:#t-{self.id}', html, tag)
             else:
-                self.delete_tail()
+                self.tail = ''
+                self.insert(f'delete:#t-{self.id}', '')
                 self.insert(f'beforeend:#c-{self.id}', html + self.open_end(*after) + after[0])
 
-    def delete_tail(self):
-        self.fragments.append(f'<i id="t-{self.id}" hx-swap-oob="delete"></i>')
-
-    def open_end(self, after, html='', swap=''):
+    def open_end(self, after, html=''):
         tag = 'tbody' if after == TABLE_END else 'div'
-        return f'<{tag} id="t-{self.id}"{swap}>{html}</{tag}>'
-
-    def tail(self, swap=''):
-        "The open end of the text."
-        return self.open_end(self.markdown.frame[1], self.markdown.tail, swap)
+        return f'<{tag} id="t-{self.id}">{html}</{tag}>'
 
     def whole(self):
         "The text so far as a page shows it."
         self.draw()
-        return self.markdown.whole(self.tail())
-
-    def since(self, position, tail):
-        "What a tab still has to be sent that has so many fragments, and this tail."
-        self.draw()
-        new, is_table = self.fragments[position:], self.markdown.frame[1] == TABLE_END
-        # A table has no open end: its rows come whole, and htmx could not swap a part of one.
-        if self.running and not is_table and (new or tail != self.markdown.tail):
-            new.append(self.tail(' hx-swap-oob="true"'))
-        return ''.join(new)
+        return self.markdown.whole(self.open_end(self.markdown.frame[1], self.tail))
 
 # ---- 15. Tabs: what each open page still has to be sent ------------------------------------------
 
 class Tab:
-    """One open page: what it still has to be sent, drained at screen speed by a task of its own."""
+    """One open page, with an outbox: what it still has to be sent, drained at screen speed by a
+    task of its own."""
     def __init__(self, ws, profile, chat, key, first, last):
         # chat: its id; 0 for a new one, None for the profile's first one when there is one.
         self.ws, self.profile, self.chat = ws, profile, chat
         self.key = key or None  # of no other tab
         self.first, self.last = first, last  # ids of the messages on the page
-        # By the id of a message that is being written, what this tab has of it: the Chatter, how
-        # many fragments, and the tail. None for one that is to be sent whole.
-        self.messages = {}
-        self.parts = {}  # other parts of the page, by a key: (place in its list, component)
+        self.outbox = {}  # parts of the page, by a key: (place, component)
         self.awake = asyncio.Event()
         self.task = asyncio.create_task(self.run())
 
@@ -2464,9 +2460,10 @@ class Tab:
         try:
             while True:
                 await self.awake.wait()
-                self.awake.clear()
                 start = time.perf_counter()
-                if html := self.frame():
+                html = self.frame()
+                self.awake.clear()
+                if html:
                     await self.ws.send_text(html)
                 # An idle tab is sent a few frames at once. A busy one lets what comes until the
                 # next is due join into it, and drawing takes a third of the time at most.
@@ -2481,71 +2478,54 @@ class Tab:
         finally:
             chatq.tabs.discard(self)
 
-    def push(self, key, component, place=(inf, 0)):
-        """Has a part of the page drawn in the next frame, by a function of the profile. `place`, of
-        a list's row: its (priority, id)."""
-        self.parts.pop(key, None)  # the last changed comes last: a footer may have lost its note
-        self.parts[key] = place, component
+    def push(self, key, component, place=(-inf, inf)):
+        """Has a part of the page drawn in the next frame, by a function of the profile. Parts are
+        sent in the order of their places: messages by their ids, then all else, then the rows of
+        lists. Of one place the last changed comes last: a footer may have lost its note."""
+        if place in self.outbox:  # all that stands there is to be sent
+            return
+        self.outbox.pop(key, None)
+        self.outbox[key] = place, component
         self.awake.set()
 
-    def show(self, *ids):
-        "Has messages sent whole, and not their parts apart."
-        self.messages |= dict.fromkeys(ids)
-        self.parts = {key: part for key, part in self.parts.items() if key[0] not in ids}
-        self.awake.set()
+    def show(self, id):
+        "Has a message sent whole, and not its parts apart."
+        place = -inf, id
+        self.outbox = {key: part for key, part in self.outbox.items() if part[0] != place}
+        if id >= self.first:
+            self.push(place, lambda _: self.whole(id), place)
 
     def frame(self):
         "All that this tab lacks, as fragments that htmx swaps in by id."
-        if len(self.messages) > 2*PAGE_SIZE or len(self.parts) > 500:
+        for chat in chatq.writers(self.chat):
+            chat.draw()
+        if len(self.outbox) > 500:
             # It was away for long: it is given the present state instead of all that happened.
-            self.messages, self.parts = {}, {}
+            self.outbox = {}
             self.push('lists', chatq.lists)
             self.push('timeline', self.newest_messages)
-        return ''.join([*self.changed_messages(), *self.changed_parts()])
-
-    def changed_parts(self):
-        # A list's rows from its end to its beginning: the row that one stands above is there
-        # before it.
-        parts = sorted(self.parts.values(), key=lambda part: part[0], reverse=True)
-        self.parts, profile = {}, first_row(profiles, 'id = ?', [self.profile])
+        parts, self.outbox = sorted(self.outbox.values(), key=lambda part: part[0]), {}
+        profile = first_row(profiles, 'id = ?', [self.profile])
         profile.chat = self.chat or 0
-        for _, component in parts:
-            yield html_of(component(profile))
-
-    def changed_messages(self):
-        known, self.messages = sorted(self.messages.items()), {}
-        for id, of_it in known:
-            if of_it:
-                chat, *has = of_it
-                yield chat.since(*has)
-            elif id >= self.first:
-                yield self.whole(id)
-            self.follow(id)
-
-    def follow(self, id):
-        "Notes that the tab has all that there is of a message, in case it is being written."
-        if chat := chatq.writing.get(id):
-            self.messages[id] = chat, len(chat.fragments), chat.markdown.tail
+        return html_of(*(component(profile) for _, component in parts))
 
     def whole(self, id):
         component = chatq.show(messages[id])
         if id <= self.last:
-            return html_of(component(hx_swap_oob='true'))
+            return component(hx_swap_oob='true')
         self.last = id
-        return f'<div hx-swap-oob="beforeend:#msg-list">{html_of(component)}</div>'
+        return Div(component, hx_swap_oob='beforeend:#msg-list')
 
     def newest_messages(self, profile):
         rows = chatq.newest(profile.chat)
-        timeline = chatq.timeline(rows, memory_of(profile.chat))
         ids = [row.id for row in rows] or [0]
-        for id in ids:
-            self.follow(id)
         self.first, self.last = ids[0], ids[-1]
-        return timeline(hx_swap_oob='true')
+        return chatq.timeline(rows, memory_of(profile.chat))(hx_swap_oob='true')
 
 # ---- 16. chatq: the queue between the messages and the tabs --------------------------------------
 
 LAST = 'chat = ? and not deleted'  # the condition for the last message of a chat
+WAITING = "role = 'assistant' and status = 'queued' and not deleted"  # for its turn
 
 def can_join(m):
     "Whether an event may stand in one row with others."
@@ -2589,16 +2569,22 @@ def first_words(m):
         text = re.sub(r'\\(?=[^\w\s])|[*_`#]', '', m.model or readable(text))
     return ' '.join(text.split())[:60].strip()
 
+def give_title(chat, m):
+    "A chat's title is from its first prompt, else from its first job, until a person gives one."
+    worse = {'user': ('', 'job'), 'job': ('',)}
+    if chat.title_from in worse.get(m.role, ()) and not m.deleted:
+        chat.title = first_words(m)
+        chat.title_from = m.role if chat.title else ''
+
 def sort_into_chats():
     """Messages of a database from before there were chats: each stretch between two lines `---`
     becomes one. A stretch of events alone joins the next one."""
-    old, chat = messages('chat = 0', order_by='profile, id'), None
-    for m in old:
+    chat = None
+    for m in messages('chat = 0', order_by='profile, id'):
         if not chat or chat.profile != m.profile or m.content == '---' and chat.title:
-            chat = save(chats, Chat(profile=m.profile))
+            chat = Chat(profile=m.profile)
         m.deleted |= m.role == 'event' and m.content == '---'
-        if m.role in ('user', 'job') and chat.title_from != 'user' and not m.deleted:
-            chat.title, chat.title_from = first_words(m), m.role
+        give_title(chat, m)
         chat.priority = -m.updated
         save(chats, chat)
         messages.update(id=m.id, chat=chat.id, deleted=m.deleted)
@@ -2611,7 +2597,7 @@ class Chatq:
     line into the chat, `open` gives a Chatter, `ask` puts a prompt in line for the model, `push`
     shows a changed part of the page in every tab."""
     def __init__(self):
-        self.tabs, self.writing, self.tasks = set(), {}, {}  # the last two by message id
+        self.tabs, self.writing = set(), {}  # the Chatters by the ids of their messages
         self.due = asyncio.Event()  # a prompt waits
         self.answering = None  # the answer whose turn it is
         self.loop, self.thread = None, threading.get_ident()
@@ -2653,9 +2639,13 @@ class Chatq:
     def tabs_of(self, chat):
         return [tab for tab in self.tabs if tab.chat == chat]
 
+    def writers(self, chat):
+        "The Chatters of the messages of a chat that are being written."
+        return [each for each in self.writing.values() if each.chat == chat]
+
     def tab(self, key):
         "The tab with this key, None where it is gone."
-        return next((tab for tab in self.tabs if key and tab.key == key), None)
+        return next((tab for tab in self.tabs if tab.key == key), None)
 
     def show_whole(self, row):
         for tab in self.tabs_of(row.chat):
@@ -2664,12 +2654,11 @@ class Chatq:
     def store(self, row, **fields):
         "Stores a new or changed message, for pages that come back to find it."
         self.rev += 1
-        is_new = row.id is UNSET
         vars(row).update(fields, rev=self.rev, updated=time.time())
         row.error = without_signs(row.error)
         save(messages, row)
         if row.role != 'event':
-            self.update_chat(row, is_new)
+            self.update_chat(row)
         return row
 
     def store_when_possible(self, row, **fields):
@@ -2706,10 +2695,8 @@ class Chatq:
                 profile, chat = place.profile, getattr(place, 'chat', chat)
                 break
         profile = profile or first_profile().id
-        if chat is None or chat and not chat_with(chat):
-            newest = newest_chat(profile)
-            chat = newest and newest.id
-        chat = chat or self.begin_chat(profile, tab)
+        found = chat != 0 and (chat_with(chat) or newest_chat(profile))
+        chat = found.id if found else self.begin_chat(profile, tab)
         return Message(role=role, profile=profile, chat=chat, created=time.time(), **fields)
 
     def begin_chat(self, profile, tab):
@@ -2723,26 +2710,21 @@ class Chatq:
         self.show_chat(chat)
         return chat.id
 
-    def update_chat(self, row, is_new):
+    def update_chat(self, row):
         "Brings the chat of a message up to date, and its row in the list of chats."
         chat = chat_with(row.chat)
         if not chat:
             return
-        before = vars(chat).copy()
-        if is_new:
-            chat.priority = -time.time()
-        better = {'user': ('', 'job'), 'job': ('',)}  # than the title that a chat has from these
-        if chat.title_from in better.get(row.role, ()):
-            chat.title = first_words(row)
-            chat.title_from = row.role if chat.title else ''
-        writing = any(each.chat == chat.id for each in self.writing.values())
-        if writing or row.status in ('queued', 'streaming'):
+        before = replace(chat)
+        chat.priority = min(chat.priority, -row.created)
+        give_title(chat, row)
+        if self.writers(chat.id) or row.status in ('queued', 'streaming'):
             chat.state = 'running'
         elif self.tabs_of(chat.id):
             chat.state = ''
-        elif is_new or chat.state:
+        elif chat.state or chat != before:  # a new message
             chat.state = 'unread'
-        if vars(chat) != before:
+        if chat != before:
             self.show_chat(save(chats, chat))
 
     @from_anywhere
@@ -2760,9 +2742,7 @@ class Chatq:
         "A message to write into, shown in every tab at once. Call its `finish` at the end."
         def begin():
             message = row or self.new(role, profile, **fields)
-            chat = Chatter(self.store(message, status=status))
-            self.writing[chat.id] = chat
-            return chat
+            return Chatter(self.store(message, status=status))
         return self.read(begin)
 
     def show(self, row):
@@ -2774,28 +2754,26 @@ class Chatq:
 
     def newest(self, chat, before=2**62, since=0):
         "The last messages before an id; at least all since one, for a search hit further up."
-        hits = db.item(f'select count(*) from message where {LAST} and id >= ?',
-                       [chat, since or 2**62])
+        hits = db.item(f'select count(*) from message where {LAST} and ?2 and id >= ?2',
+                       [chat, since])
         most = max(hits, PAGE_SIZE)
         return messages(f'{LAST} and id < ?', [chat, before], 'id desc', most)[::-1]
 
     # The model's turns
 
-    def ask(self, tab, text, files=''):
+    def ask(self, tab, text, files):
         """Puts a prompt in line and gives it: a row for it, and right below it the place for its
         answer, so that the order of ids is the order of the timeline whatever happens meanwhile."""
-        with db.conn:
-            said = dict(content=text, files=files, status='queued')
-            prompt = self.changed(self.new('user', tab=tab, **said))
-            self.changed(self.new('assistant', tab=tab, status='queued'))
+        prompt = self.changed(self.new('user', tab=tab, content=text, files=files,
+                                       status='queued'))
+        self.changed(self.new('assistant', tab=tab, status='queued'))
         return prompt
 
     def comment(self, profile):
         """Puts a remark of the model on what was just done in line; what is done before its turn
         comes is in the same one."""
         row = self.new('assistant', profile, status='queued')
-        waiting = "chat = ? and role = 'assistant' and status = 'queued' and not deleted"
-        if not first_row(messages, waiting, [row.chat]):
+        if not first_row(messages, f'chat = ? and {WAITING}', [row.chat]):
             self.changed(row)
 
     def retry(self, row, keep=False):
@@ -2803,12 +2781,10 @@ class Chatq:
         from there."""
         if row.role == 'user':
             row = messages[row.id + 1]
-        if keep:
-            row.tokens = row.prompt_tokens = row.seconds = 0
-        else:
+        if not keep:
             change_answer(row)
         self.move_prompt(row, 'stopped', 'queued')
-        self.changed(row, status='queued', error='')
+        self.changed(row, status='queued', error='', tokens=0, prompt_tokens=0, seconds=0.)
 
     def move_prompt(self, answer, before, after):
         "Gives the prompt of an answer another status, where there is one with the status `before`."
@@ -2818,13 +2794,12 @@ class Chatq:
 
     async def work(self):
         "Answers prompts one at a time, in order, as long as the app runs."
-        self.loop, self.thread = asyncio.get_running_loop(), threading.get_ident()
-        next_one = "role = 'assistant' and status = 'queued' and not deleted"
+        self.loop = asyncio.get_running_loop()
         while True:
             self.due.clear()
             try:
                 await writable()
-                row = first_row(messages, next_one)
+                row = first_row(messages, WAITING)
                 await (self.take_turn(row) if row else self.due.wait())
             except apsw.Error:  # a locked database, say: the prompt keeps its place
                 traceback.print_exc()
@@ -2835,55 +2810,28 @@ class Chatq:
         self.answering = chat = self.open(row=row)
         for prompt in messages("role = 'user' and status = 'queued' and not deleted"):
             self.show_whole(prompt)
-        # The task itself would take a cancellation for a Stop.
-        await asyncio.wait([self.start(chat, self.answer(chat))])
+        chat.start(self.answer(chat))
+        await asyncio.wait([chat.task])  # which itself would take a cancellation for a Stop
         self.answering = None
-
-    def start(self, chat, work):
-        "Runs the coroutine that writes into `chat` in a task of its own; `cancel` ends it."
-        task = self.tasks[chat.id] = asyncio.create_task(self.carry_out(chat, work))
-        task.add_done_callback(lambda _: self.tasks.pop(chat.id))
-        return task
-
-    async def carry_out(self, chat, work):
-        at_work.set(chat)
-        try:
-            await work
-        except asyncio.CancelledError:
-            chat.finish('stopped')
-        except Exception as e:
-            traceback.print_exc(file=sys.__stderr__)
-            what = f'{type(e).__name__}: {e}'
-            chat.finish('error', error=f'Something in this app went wrong ({what}).'
-                                       ' The terminal has the details.')
-
-    def cancel(self, id):
-        "Ends what writes into a message."
-        if task := self.tasks.get(id):
-            task.cancel()
-        elif chat := self.writing.get(id):
-            chat.finish('stopped', error='Cancelled here: the script is told at its next word.')
 
     def stop(self, chat, *roles):
         "Ends what messages of these roles write in a chat; of an answer also the model's work."
-        for each in [*self.writing.values()]:
-            if each.row.role in roles and each.chat == chat:
-                self.cancel(each.id)
+        for each in self.writers(chat):
+            if each.row.role in roles:
+                each.cancel()
 
-    def connect(self, ws, profile, chat, key, seen, first, last):
-        """A tab has come (back): it gets what it missed since revision `seen`, and nothing else.
-        `first` and `last` are the ids of the messages that it shows."""
-        tab = Tab(ws, profile, chat, key, first, last)
-        missed = db.q('select id from message where chat = ? and rev > ? limit 1000',
-                      [chat or 0, seen])
-        tab.show(*(row['id'] for row in missed))
-        tab.show(*(id for id, each in self.writing.items() if each.chat == chat))
-        if chat and first_row(chats, "id = ? and state = 'unread'", [chat]):
-            self.show_chat(chats.update(id=chat, state=''))
+    def connect(self, tab, seen):
+        """A tab has come (back): it gets what it missed since revision `seen` (0: it is no page),
+        and nothing else."""
+        seen = seen or self.rev
+        missed = messages('chat = ? and rev > ?', [tab.chat, seen], limit=501)
+        for each in [*missed, *self.writers(tab.chat)]:
+            tab.show(each.id)
+        if first_row(chats, "id = ? and state = 'unread'", [tab.chat]):
+            self.show_chat(chats.update(id=tab.chat, state=''))
         if self.list_rev > seen:
             tab.push('lists', self.lists)
         self.tabs.add(tab)
-        return tab
 
 chatq = Chatq()
 BACKGROUND.append(chatq.work)
@@ -3842,7 +3790,7 @@ async def write_answer(pieces, chat):
             continue
         if kind != doing:
             if doing == 'Thinking':
-                chat.thought_for(time.perf_counter() - since)
+                chat.set(thinking_head, thought=max(time.perf_counter() - since, 1.))
             doing, since = kind, time.perf_counter()
             chat.note(kind)
         write = chat.think if kind == 'Thinking' else chat.send
@@ -4198,7 +4146,7 @@ class Rows:
 
     def show(self, row, tab=''):
         "Shows a row that is new, changed, moved or deleted, and what is linked to lists."
-        id, place = f'{self.kind}-{row.id}', (row.priority, row.id)
+        id, place = f'{self.kind}-{row.id}', (-row.priority, -row.id)
 
         def fragment(profile):
             "The row as it is by now, for a page that may have it."
@@ -4544,7 +4492,7 @@ def tool_of(function):
         if wrong:
             raise ValueError(f'{", ".join(wrong)} has to be typed into the form of {title} once')
         job = start_job(function, values, chat.profile)
-        await asyncio.wait([chatq.tasks[job.id]], timeout=WAIT_FOR_JOB)
+        await asyncio.wait([job.task], timeout=WAIT_FOR_JOB)
         if job.running:
             return 'It runs, and reports in the chat.'
         return f'{job.row.status}: {job.row.error} {brief(job.row.content)[:10_000]}'
@@ -4604,7 +4552,7 @@ def start_job(function, values, profile, row=None):
     call = json.dumps(dict(name=function.__name__, values=shown), default=stored)
     status = 'queued' if SLOTS.locked() else 'streaming'
     chat = chatq.open('job', profile, row, status, model=job_title(function), job=call)
-    chatq.start(chat, run_function(chat, function, values))
+    chat.start(run_function(chat, function, values))
     return chat
 
 def run_again(row):
@@ -4620,7 +4568,7 @@ async def run_function(chat, function, values):
     "Runs a job when its turn has come, and ends its message."
     start = time.perf_counter()
     async with SLOTS:
-        chat.state('streaming')
+        chat.set(footer, status='streaming')
         try:
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 result = await result_of(function, chat, with_paths(values, Path(folder)))
@@ -5614,7 +5562,7 @@ def take_out(chat, first, by=0):
                       [chat, first, by or 2**62]):
         if written := chatq.writing.get(m.id):
             written.finish('stopped')  # now: its task ends later
-            chatq.cancel(m.id)
+            written.cancel()
             m = written.row
         chatq.changed(m, deleted=True, replaced_by=by)
 
@@ -5677,7 +5625,8 @@ def choose(profile, **choice):
 
 @app.post
 async def cancel(id: int):
-    chatq.cancel(id)
+    if chat := chatq.writing.get(id):
+        chat.cancel()
 
 @app.post
 async def pull(id: int):
@@ -5692,7 +5641,7 @@ async def pull(id: int):
     def answer_again():
         if m.role == 'assistant':
             chatq.retry(messages[id])
-    chatq.start(chat, download(chat, missing[1], answer_again))
+    chat.start(download(chat, missing[1], answer_again))
 
 @app.post
 async def warm(profile: int):
@@ -5883,18 +5832,20 @@ def script_message(id):
     row = one(messages, id)
     if row.deleted:
         raise HTTPException(404)
-    if row.role != 'job' or row.job or row.id in chatq.tasks:
+    written = chatq.writing.get(row.id)
+    if row.role != 'job' or row.job or written and written.task:
         refuse(f'Message {id} is none that came from a script.')
     if row.error:
         refuse(f'Message {id} was cancelled by the person.')
     return row
 
 async def on_connect(ws):
-    query = {'seen': chatq.rev, **ws.query_params}
-    numbers = (as_id(query.get(name)) for name in ('seen', 'first', 'last'))
     with contextlib.suppress(HTTPException):  # `ws` says so when it is spoken to
-        place = place_of(query, ws.session)
-        ws.scope['tab'] = chatq.connect(ws, *place, query.get('tab'), *numbers)
+        query = ws.query_params
+        profile, chat = place_of(query, ws.session)
+        seen, first, last = (as_id(query.get(name)) for name in ('seen', 'first', 'last'))
+        tab = ws.scope['tab'] = Tab(ws, profile, chat, query.get('tab'), first, last)
+        chatq.connect(tab, seen)
 
 def place_of(query, sess):
     "The ids of the profile and the chat that a tab shows; for the latter see Tab."
