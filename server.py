@@ -6202,12 +6202,10 @@ __all__ += ['profile_list', 'profile_panel', 'Todo', 'Todos', 'todos', 'todo_sec
             'summarise_my_todos', 'audit_pages']
 
 import asyncio
-import codecs
 import csv
 import io
 import re
 import time
-import zlib
 from functools import cache
 from ipaddress import ip_address
 from urllib.parse import quote, urljoin, urlsplit
@@ -6412,6 +6410,8 @@ SELECTORS = {'title': 'title', 'description': 'meta[name=description i]', 'h1': 
 COLUMNS = 'url', 'status', 'redirects', *SELECTORS, 'words'
 AGENT = 'chatq-audit/1.0'  # how the audit calls itself to the sites that it visits
 MAX_PAGE = 2_000_000       # bytes of a page that are read
+# Nothing is to come compressed: a few bytes could become gigabytes.
+ASKED = {'user-agent': AGENT, 'accept-encoding': 'identity'}
 
 @job
 async def audit_pages(chat, urls: Lines):
@@ -6431,15 +6431,13 @@ async def audit_pages(chat, urls: Lines):
         except httpx.ConnectError:
             row['status'] = 'no connection'
         except Exception as e:
-            row['status'] = str(e)[:200] or type(e).__name__
+            row['status'] = str(e) or type(e).__name__
         rows.append(row)
         cells = [plain(str(value)[:200]) or '–' for value in row.values()]  # the CSV has all
         chat.send(f'| {" | ".join(cells)} |\n')
         chat.progress(len(rows), len(pages))
     chat.send(f'| {" | ".join(COLUMNS)} |\n{"|---"*len(COLUMNS)}|\n')
-    async with asyncio.TaskGroup() as group:
-        for url in pages:
-            group.create_task(audit(url))
+    await asyncio.gather(*map(audit, pages))
     return A('Save as CSV', download='audit.csv', href=keep_file(as_csv(rows).encode(), 'csv'))
 
 def as_csv(rows):
@@ -6451,8 +6449,7 @@ def as_csv(rows):
 
 def once(work):
     "Lets a coroutine function work once for each argument, however many wait for it."
-    task = cache(lambda argument: asyncio.create_task(work(argument)))
-    return lambda argument: asyncio.shield(task(argument))
+    return cache(lambda argument: asyncio.create_task(work(argument)))
 
 class Visitor:
     "Fetches pages politely: five at a time, by the rules of robots.txt, and asks about own hosts."
@@ -6462,15 +6459,13 @@ class Visitor:
 
     async def visit(self, url):
         "What an audit tells of a page, by column. Raises ValueError with a sentence."
-        await self.check(host_of(url))  # the person's time is not the site's
-        async with self.five, asyncio.timeout(60):
-            rules = await self.rules(urljoin(url, '/robots.txt'))
-            if not rules.can_fetch(url, AGENT):
-                raise ValueError('robots.txt says no')
-            reply, redirects, text = await self.fetch(url)
-            is_page = 'html' in reply.headers.get('content-type', 'html')
-            facts = await asyncio.to_thread(read_page, text if is_page else '')
-            return dict(status=reply.status_code, redirects=redirects, **facts)
+        rules = await self.rules(urljoin(url, '/robots.txt'))
+        if not rules.can_fetch(url, AGENT):
+            raise ValueError('robots.txt says no')
+        reply, redirects, text = await self.fetch(url)
+        is_page = 'html' in reply.headers.get('content-type', 'html')
+        facts = await asyncio.to_thread(read_page, text if is_page else '')
+        return dict(status=reply.status_code, redirects=redirects, **facts)
 
     async def check_host(self, host):
         "The web is for everybody; about an address of the own network the person is asked."
@@ -6485,59 +6480,39 @@ class Visitor:
             raise ValueError('left out: on your own network')
 
     async def fetch_rules(self, url):
+        "Those of a robots.txt; none where it is not to be had: the page will say what is wrong."
         from protego import Protego
         try:
-            reply, _, text = await self.fetch(url)
+            _, _, text = await self.fetch(url)
         except Exception:
-            return Protego.parse('')  # no rules to be had: the page itself will say what is wrong
-        return Protego.parse(text if reply.status_code == 200 else '')
+            text = ''
+        return Protego.parse(text)
 
-    async def fetch(self, url):
+    async def fetch(self, url, redirects=0):
         "The reply behind all redirects, their number, and the text of the body."
-        for redirects in range(11):
-            await self.check(host_of(url))
-            # Without compression: a few bytes could become gigabytes.
-            headers = {'user-agent': AGENT, 'accept-encoding': 'identity'}
-            async with http(url, 20) as client, client.stream('GET', url, headers=headers) as reply:
-                if reply.has_redirect_location:
-                    url = str(reply.next_request.url)
-                    continue
-                body = b''
-                async for chunk in reply.aiter_raw():
-                    body += chunk
-                    if len(body) > MAX_PAGE:
-                        break
-                return reply, redirects, decode(reply, unpack(reply, body))
-        raise ValueError('more than 10 redirects')
-
-def host_of(url):
-    "The host of a page. Raises ValueError where it is none of the web."
-    at = urlsplit(url)
-    if at.scheme not in ('http', 'https') or not at.hostname:
-        raise ValueError('only http and https')
-    return at.hostname
-
-def unpack(reply, body):
-    """The body, at most MAX_PAGE bytes of it, from a server that compresses though it was asked not
-    to."""
-    packed = reply.headers.get('content-encoding', 'identity')
-    if packed in ('gzip', 'deflate'):
-        return zlib.decompressobj(47).decompress(body, MAX_PAGE)
-    if packed != 'identity':
-        raise ValueError(f'packed as {packed}, which was not asked for')
-    return body[:MAX_PAGE]
+        at = urlsplit(url)
+        if at.scheme not in ('http', 'https') or not at.hostname:
+            raise ValueError('only http and https')
+        if redirects > 10:
+            raise ValueError('more than 10 redirects')
+        await self.check(at.hostname)  # the person's time is not the site's
+        async with self.five, asyncio.timeout(60):
+            async with http(url, 20) as client, client.stream('GET', url, headers=ASKED) as reply:
+                body = await anext(reply.aiter_raw(MAX_PAGE), b'')
+        if reply.has_redirect_location:
+            return await self.fetch(str(reply.next_request.url), redirects + 1)
+        packed = reply.headers.get('content-encoding', 'identity')
+        if packed != 'identity':
+            raise ValueError(f'packed as {packed}, which was not asked for')
+        return reply, redirects, decode(reply, body)
 
 def decode(reply, body):
     "The text of a body: by its header's charset, else by that of its <meta>, else as UTF-8."
-    declared = re.search(rb'<meta[^>]+charset=["\']?([\w-]+)', body[:4096], re.I)
-    if declared:
-        reply.default_encoding = declared[1].decode()
-    try:
-        charset = codecs.lookup(reply.encoding).name
-    except LookupError:
-        charset = 'utf-8'
-    if charset in ('ascii', 'iso8859-1'):  # what browsers take for it has quotes and dashes
-        charset = 'cp1252'
+    head = body[:4096] + b'<meta charset=utf-8>'
+    declared = re.search(rb'<meta[^>]+charset=["\']?([\w-]+)', head, re.I)
+    reply.default_encoding = declared[1].decode()
+    # What says it is Latin-1 is Windows' form of it, with quotes and dashes, as browsers know.
+    charset = re.sub('(?i)^(iso-8859-1|latin-?1|(us-)?ascii)$', 'cp1252', reply.encoding)
     return body.decode(charset, 'replace').removeprefix('\ufeff')
 
 def read_page(text):
