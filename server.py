@@ -4657,6 +4657,7 @@ def job(f):
     Secret, File; defaults), the docstring the help. A plain function runs in a thread, a coroutine
     in the event loop; what it returns, or yields, is sent to the chat."""
     check_signature(f)
+    f.title = f.__name__.replace('_', ' ').capitalize()
     f.as_tool = tool_of(f)
     JOBS[:] = [*(other for other in JOBS if other.__name__ != f.__name__), f]
     return f
@@ -4665,7 +4666,7 @@ def can_be_field(parameter):
     if parameter.kind not in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
         return False
     kind = kind_of(parameter)
-    return kind in (*COLUMN_TYPES, Lines, File) or is_secret(kind) or bool(choices(kind))
+    return kind in (*COLUMN_TYPES, Lines, File) or is_secret(kind) or choices(kind)
 
 def check_signature(f):
     "Ends the program with one sentence where a job has a parameter that can be no field."
@@ -4681,7 +4682,7 @@ def check_signature(f):
 
 def tool_of(function):
     "A job as a tool of the model, which asks the person before it starts it."
-    title = job_title(function)
+    title = function.title
 
     async def as_tool(chat, /, **values):
         given = ', '.join(f'{name}: {value}' for name, value in values.items() if value != '')
@@ -4696,16 +4697,11 @@ def tool_of(function):
         if job.running:
             return 'It runs, and reports in the chat.'
         return f'{job.row.status}: {job.row.error} {brief(job.row.content)[:10_000]}'
-    given = signature(function, eval_str=True)
-    shown = [p for p in given.parameters.values()
-             if not is_secret(kind_of(p)) and kind_of(p) is not File]
-    as_tool.__signature__ = given.replace(parameters=shown)
+    parameters = signature(function, eval_str=True).parameters.values()
+    as_tool.__signature__ = Signature(
+        [p for p in parameters if not is_secret(kind_of(p)) and kind_of(p) is not File])
     as_tool.__doc__ = f'Starts the job {title}. {getdoc(function) or ""}'
     return as_tool
-
-def job_title(function):
-    name = function.__name__.replace('_', ' ')
-    return getattr(function, 'title', name.capitalize())
 
 def job_named(name):
     "The job's function. Raises HTTPException 404."
@@ -4736,10 +4732,10 @@ def job_values(function, given):
     kept, names = stored_secrets(), secrets_of(function)
     if names and kept is None:
         return {}, dict.fromkeys(names, f'{SECRETS} cannot be read: mend it or move it away.')
-    known = {name: kept[key] for name, key in names.items() if key in kept and not given.get(name)}
+    known = {name: given.get(name) or kept.get(key) for name, key in names.items()}
     values, wrong = parse_all(fields_of(function), given | known)
     typed = {key: values[name] for name, key in names.items() if values.get(name)}
-    if typed.items() - (kept or {}).items() and not wrong:
+    if typed and not wrong:
         write_private(SECRETS, json.dumps(kept | typed))
     return values, wrong
 
@@ -4751,7 +4747,7 @@ def start_job(function, values, profile, row=None):
     shown = {name: value for name, value in values.items() if name not in secret}
     call = json.dumps(dict(name=function.__name__, values=shown), default=stored)
     status = 'queued' if SLOTS.locked() else 'streaming'
-    chat = chatq.open('job', profile, row, status, model=job_title(function), job=call)
+    chat = chatq.open('job', profile, row, status, model=function.title, job=call)
     chatq.start(chat, run_function(chat, function, values))
     return chat
 
@@ -4761,7 +4757,7 @@ def run_again(row):
     function = job_named(call['name'])
     values, wrong = job_values(function, call['values'])
     if wrong:
-        refuse(f'{job_title(function)} wants other values now: start it from its form.')
+        refuse(f'{function.title} wants other values now: start it from its form.')
     start_job(function, values, row.profile, row)
 
 async def run_function(chat, function, values):
@@ -4771,11 +4767,7 @@ async def run_function(chat, function, values):
         chat.state('streaming')
         try:
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-                result = await result_of(function, chat, with_paths(values, Path(folder)))
-                if result is not None:
-                    chat.send('\n\n')
-                    chat.send(result)
-                show_figures()
+                await call_job(function, chat, with_paths(values, Path(folder)))
         except ModelError as e:
             return chat.finish('error', error=str(e))
         except (Exception, SystemExit, KeyboardInterrupt) as e:
@@ -4788,21 +4780,28 @@ async def run_function(chat, function, values):
             return chat.finish('error', error=headline.split('\n')[0][:500].replace('`', "'"))
     chat.finish(seconds=time.perf_counter() - start)
 
-async def result_of(function, chat, values):
-    "What a job returns; what it yields is sent."
+async def call_job(function, chat, values):
+    "Calls a job's function, on the event loop or in a thread, and shows what comes of it."
     if iscoroutinefunction(function):
-        return await function(chat, **values)
-    if not isasyncgenfunction(function):
-        return await in_thread(function, chat, values)
-    async for part in function(chat, **values):
-        chat.send(part)
+        send_result(chat, await function(chat, **values))
+    elif isasyncgenfunction(function):
+        async for part in function(chat, **values):
+            chat.send(part)
+        show_figures()
+    else:
+        await in_thread(function, chat, values)
+
+def send_result(chat, result):
+    "Shows what a job returns, or yields, and the figures that it has left open."
+    if isgenerator(result):
+        for part in result:
+            chat.send(part)
+    elif result is not None:
+        chat.send('\n\n')
+        chat.send(result)
+    show_figures()
 
 # ---- 26. Running: the threads of jobs, what they print, and their forms --------------------------
-
-def free_memory():
-    "Gives the system back what malloc keeps of what was freed, on Linux: a job's 200 plots, say."
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 def start_process(process, start=BaseProcess.start):
     "A process of multiprocessing knows whose it is: Cancel ends those of its job."
@@ -4820,42 +4819,37 @@ async def in_thread(function, chat, values):
     done.set_running_or_notify_cancel()  # no cancellation ends a thread
 
     def work():
-        result = error = None
+        error = None
         try:
             result = function(chat, **values)
             if iscoroutine(result):  # of an async function within a decorator
                 result = chatq.awaited(result)
-            if isgenerator(result):
-                for part in result:
-                    chat.send(part)
-                result = None
-            show_figures()
+            send_result(chat, result)
         except BaseException as e:  # SystemExit too: a cell's sys.exit() ends the job, not the app
             error = e
-        free_memory()
-        done.set_result((result, error))  # a future takes no StopIteration as its exception
+        with contextlib.suppress(AttributeError):  # Linux has back what was freed: 200 plots, say
+            ctypes.CDLL(None).malloc_trim(0)
+        done.set_result(error)  # a future takes no StopIteration as its exception
     context = contextvars.copy_context()
     thread = threading.Thread(target=context.run, args=[work], name=function.__name__, daemon=True)
     thread.start()
     try:
-        result, error = await asyncio.wrap_future(done)
+        error = await asyncio.wrap_future(done)
     except asyncio.CancelledError:
         chatq.loop.call_later(1, end_work, thread, chat.id)
         raise
     if error:
         raise error
-    return result
 
 def end_work(thread, id):
     """Ends the processes of a cancelled job, and its thread if it says nothing, at which it would
     end by itself: has Python raise CancelledError in it, again until no `except` has caught it."""
-    children = [child for child in active_children() if child.job == id]
-    for child in children:
-        child.kill()
+    for child in active_children():
+        if child.job == id:
+            child.kill()
     if thread.is_alive():
         cancelled = ctypes.py_object(asyncio.CancelledError)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), cancelled)
-    if children or thread.is_alive():
         chatq.loop.call_later(1, end_work, thread, id)
 
 def ask_person(prompt='', terminal=input):
@@ -4907,12 +4901,11 @@ def refuse_child(*_):
 def catch_output(sock):
     """Has jobs speak in their messages: by print, standard error, warnings and logging, plots.
     Their children have nothing of it, and not our `sock`, which might outlive us in them."""
-    terminal = dict(stdout=sys.stdout, stderr=sys.stderr)
     sys.stdout, sys.stderr = Print(sys.stdout, 'print'), Print(sys.stderr, 'warn')
 
     def in_child():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        vars(sys).update(terminal)
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         chatq.awaited = chatq.read = refuse_child
         sock.close()
     if hasattr(os, 'register_at_fork'):
@@ -4929,7 +4922,7 @@ def catch_output(sock):
 def job_form(function, profile, typed=None, wrong=MappingProxyType({}), is_open=False):
     """The form of a job, made from its signature: a row that opens, or without parameters one that
     starts it. With what was typed, and beside each field what is wrong with it."""
-    name, title, doc = function.__name__, job_title(function), getdoc(function)
+    name, title, doc = function.__name__, function.title, getdoc(function)
     if sentence := getattr(function, 'broken', ''):
         return Div(H3(title), P(sentence), id=f'job-{name}')
     kept, fields = stored_secrets() or {}, fields_of(function)
@@ -4945,9 +4938,8 @@ def job_form(function, profile, typed=None, wrong=MappingProxyType({}), is_open=
                       open=is_open)
     else:
         row = Button(icon('play'), title, aria_label=f'Run {title}', title=doc, cls='row')
-    encoding = 'multipart/form-data' if any(field.kind is File for field in fields) else None
     return Form(row, id=f'job-{name}', novalidate=True, hx_target='this', hx_swap='outerHTML',
-                hx_encoding=encoding, hx_post=start.to(name=name, profile=profile))
+                hx_encoding='multipart/form-data', hx_post=start.to(name=name, profile=profile))
 
 def kept_secret(job, field):
     button = Button('Forget', aria_label=f'Forget {field.label}', type='button', cls='quiet',
@@ -5519,7 +5511,7 @@ def chat_section(profile):
 
 def ideas():
     "What an empty chat offers to do: prompts, and a job that needs no more than a click."
-    starts = [Button(icon('play'), job_title(job), form=f'job-{job.__name__}')
+    starts = [Button(icon('play'), job.title, form=f'job-{job.__name__}')
               for job in JOBS if not fields_of(job)]
     prompts = (Button(idea, cls='idea', type='button') for idea in IDEAS)
     return Div(P('What would you like to do?'), *prompts, *starts[:1], cls='ideas')
