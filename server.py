@@ -4827,9 +4827,9 @@ async def in_thread(function, chat, values):
             send_result(chat, result)
         except BaseException as e:  # SystemExit too: a cell's sys.exit() ends the job, not the app
             error = e
+        done.set_result(error)  # a future takes no StopIteration as its exception
         with contextlib.suppress(AttributeError):  # Linux has back what was freed: 200 plots, say
             ctypes.CDLL(None).malloc_trim(0)
-        done.set_result(error)  # a future takes no StopIteration as its exception
     context = contextvars.copy_context()
     thread = threading.Thread(target=context.run, args=[work], name=function.__name__, daemon=True)
     thread.start()
@@ -4996,6 +4996,7 @@ class Cell:
     source: str
     is_tagged: bool  # as the one with the parameters
     name: str  # in tracebacks
+    parameters = ()  # by name, where it is the one
 
     def parse(self):
         return ast.parse(self.source, self.name)
@@ -5008,62 +5009,59 @@ def read_cells(path):
             source, kind = ''.join(cell['source']), cell['cell_type']
             if kind == 'markdown':
                 source = TAGS.sub(lambda found: found[1] or '  \n'*('<br' in found[0]), source)
-            is_tagged = 'parameters' in (cell.get('metadata', {}).get('tags') or ())
             if source.strip() and kind in ('code', 'markdown'):
                 count += kind == 'code'
                 number = count if kind == 'code' else 0
+                is_tagged = 'parameters' in cell['metadata'].get('tags', ())
                 cells.append(Cell(number, source, is_tagged, f'cell {count} of {path.name}'))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except Exception:
         refuse(f'{path.name} cannot be read as a notebook: open it in Jupyter and save it anew.')
     if not count:
         refuse(f'{path.name} has no cells of code: there is nothing to run.')
-    lines = {cell.number: jupyter_line(cell) for cell in cells if cell.number}
-    said = [f'cell {n} has `{line[:80].replace("`", "")}`' for n, line in lines.items() if line]
+    said = ', '.join(filter(None, map(jupyter_line, code_of(cells))))
     if said:
-        refuse(f'Only Jupyter can run this: {", ".join(said)}. Take it out, or write it in Python, '
+        refuse(f'Only Jupyter can run this: {said}. Take it out, or write it in Python, '
                'a command as `subprocess.run(...)`.')
     return cells
 
+def code_of(cells):
+    return [cell for cell in cells if cell.number]
+
 def jupyter_line(cell):
-    """The line of a cell that only Jupyter could run, if there is one; what only sets Jupyter up is
-    taken out. Refuses what is no Python."""
+    """What a cell has that only Jupyter could run, if anything; what only sets Jupyter up is taken
+    out. Refuses what is no Python."""
     cell.source = cell.source.replace('tqdm.notebook', 'tqdm.auto')  # which needs no widgets
     python = SETUP.sub(lambda found: found[1] + (found[2] or 'pass'), cell.source)
     for source in cell.source, python:  # what looks like magic may be a text
         try:
             cell.source = source
             return cell.parse() and ''
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+        except Exception as e:
             error = e
     at = getattr(error, 'lineno', 1) or 1
     line = python.split('\n')[0 if python.startswith('%%') else at - 1]
     if MAGIC.match(line):
-        return line.strip()
+        return f'cell {cell.number} has `{line.strip()[:80].replace("`", "")}`'
     refuse(f'{cell.name}, line {at}: {getattr(error, "msg", error)}.')
 
 def shown_expression(tree, source):
     "The last statement of a cell, where it is an expression to be shown."
-    last = tree.body[-1] if tree.body else None
-    if isinstance(last, ast.Expr) and not source.rstrip().endswith(';'):
-        return last
+    match tree.body:
+        case [*_, ast.Expr() as last] if not source.rstrip().endswith(';'):
+            return last
 
 # The form: nothing of the notebook is run for it.
 
 TYPES = {each.__name__: each for each in (*COLUMN_TYPES, Lines, Secret, File)}
 TYPES |= dict(Literal=Literal, Optional=Optional)
-READABLE = ('Expression Constant Name Load List Tuple Dict Subscript UnaryOp USub BinOp BitOr Call '
-            'keyword').split()
+READABLE = set('Expression Constant Name Load List Tuple Dict Subscript UnaryOp USub BinOp BitOr '
+               'Call keyword'.split())
 
 def value_of(text):
     "What a literal, a date or an annotation means. Raises Exception for all else."
-    if not all(type(node).__name__ in READABLE for node in ast.walk(ast.parse(text, mode='eval'))):
+    if {type(node).__name__ for node in ast.walk(ast.parse(text, mode='eval'))} - READABLE:
         raise ValueError(text)
     return eval(text, {'__builtins__': {}} | TYPES)
-
-def parameter_cell(cells):
-    "The cell with the parameters: the tagged one, else the first one with code."
-    code = [cell for cell in cells if cell.number]
-    return next((cell for cell in code if cell.is_tagged), code[0])
 
 def as_parameter(node, source):
     """The parameter that an assignment makes. Its annotation holds the type, the help and the type
@@ -5085,14 +5083,14 @@ def as_parameter(node, source):
     if kind is str and '\n' in str(default):
         kind, text = Lines, 'Lines'
     line = source.split('\n')[node.end_lineno - 1].encode()
-    code, mark, help = line[node.end_col_offset:].decode().partition('#')
+    help = line[node.end_col_offset:].decode().partition('#')[2]
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default,
                      annotation=Annotated[kind, help.strip(), text])
 
 def fits(parameter):
     "Whether it can be a field, which gives back what it is given."
-    default = parameter.default
-    is_cut = kind_of(parameter) is str and isinstance(default, str) and default != default.strip()
+    default = str(parameter.default)
+    is_cut = kind_of(parameter) is str and default != default.strip()
     return can_be_field(parameter) and not is_cut and parameter.name[0] != '_'
 
 def parameters_of(cell):
@@ -5114,17 +5112,17 @@ def parameters_of(cell):
 class Notebook:
     "A notebook as the function of a job; it is read again where its file has changed."
     def __init__(self, path):
-        self.path, self.broken = path, ''
+        self.path, self.broken, self.__doc__, self.parameters = path, '', '', {}
         self.__name__ = self.title = path.stem
-        self.__doc__ = ''
-        self.parameters = {}
         try:
             self.cells = read_cells(path)
             texts = '\n\n'.join(cell.source for cell in self.cells if not cell.number)
             if found := HEADING.search(texts):
                 self.title, self.__doc__ = (MARKS.sub(r'\1', part).strip()
                                             for part in found.groups())
-            self.parameters = parameters_of(parameter_cell(self.cells))
+            # The tagged cell, else the first one with code.
+            first = max(code_of(self.cells), key=lambda cell: cell.is_tagged)
+            first.parameters = self.parameters = parameters_of(first)
         except HTTPException as e:
             self.broken = e.detail
         self.__signature__ = signature_of(self.parameters.values())
@@ -5144,11 +5142,11 @@ class Notebook:
 
 def run_cells(chat, cells, values, loop):
     """Runs the code in a namespace of its own and sends the texts between. The values take the
-    place of what the parameters' cell has set."""
+    place of what the cell with the parameters has set."""
     # What stands in annotations of parameters need not be imported.
     names = TYPES | dict(__name__='__main__', __show__=display, display=display)
     names['__builtins__'] = vars(builtins) | dict(__import__=import_module)
-    programs, me = {cell.number: compiled(cell) for cell in cells if cell.number}, os.getpid()
+    programs, me = {cell.number: compiled(cell) for cell in code_of(cells)}, os.getpid()
     for cell in cells:
         if not cell.number:
             chat.send(f'\n\n{BESIDE.sub(picture_beside, cell.source)}\n\n')
@@ -5163,10 +5161,9 @@ def run_cells(chat, cells, values, loop):
         finally:
             if os.getpid() != me:  # a child that the cell has forked ends with it
                 os._exit(0)
-        if cell is parameter_cell(cells):
-            for name, value in values.items():
-                is_list = isinstance(names.get(name), list)
-                names[name] = value.splitlines() if is_list else value
+        for name in cell.parameters:
+            is_list = isinstance(names.get(name), list)
+            names[name] = values[name].splitlines() if is_list else values[name]
     chat.progress(100)
 
 def picture_beside(found):
@@ -5183,7 +5180,7 @@ def compiled(cell):
         last.value = ast.Call(ast.Name('__show__', ast.Load()), [last.value], [])
         ast.fix_missing_locations(ast.copy_location(last.value, last))
     lines = cell.source.splitlines(True)
-    linecache.cache[cell.name] = len(cell.source), None, lines, cell.name
+    linecache.cache[cell.name] = 0, None, lines, cell.name
     return compile(tree, cell.name, 'exec', ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 def shown_by(method):
@@ -5217,12 +5214,12 @@ def import_module(name, *args):
     "What `import` does in a notebook: what IPython displays is shown in the message."
     if name.partition('.')[0] != 'IPython':
         return __import__(name, *args)
-    if not importlib.util.find_spec('IPython'):
-        is_module = '.display' in name and args[2]  # from IPython.display import ...
-        return DISPLAY_MODULE if is_module else SimpleNamespace(display=DISPLAY_MODULE)
-    vars(importlib.import_module('IPython.display')).update(
-        display=display, clear_output=clear_output)
-    return __import__(name, *args)
+    module = importlib.import_module('IPython.display')  # where IPython is missing, it is ours
+    vars(module).update(display=display, clear_output=clear_output)
+    if module is not DISPLAY_MODULE:
+        return __import__(name, *args)
+    is_module = '.display' in name and args[2]  # from IPython.display import ...
+    return module if is_module else SimpleNamespace(display=module)
 
 def work_in(folder):
     """Has this thread work in a folder. Linux lets it stand there alone, so that notebooks of
@@ -5248,10 +5245,9 @@ def notebooks():
     "The notebooks beside the app's file, each read again where it has changed."
     found, names = [], [function.__name__ for function in (*JOBS, *TOOLS)]
     for path in sorted(FILE.parent.glob(NOTEBOOKS)) if NOTEBOOKS else ():
-        is_hidden = any(part[0] == '.' for part in path.relative_to(FILE.parent).parts)
+        is_hidden = '/.' in f'/{path.relative_to(FILE.parent).as_posix()}'
         if path.is_file() and not is_hidden:
-            stat = path.stat()
-            found.append(notebook(path, (stat.st_mtime_ns, stat.st_size)))
+            found.append(notebook(path, path.stat().st_mtime_ns))
             found[-1].__name__ = identifier(path.stem, names)
             names.append(found[-1].__name__)
     return found
@@ -5288,12 +5284,12 @@ def python_job(path):
         body.append(f'    os.chdir({folder!r})')
     for cell in notebook.cells:
         if cell.number:
-            body.append(by_hand(cell, notebook, imports))
+            body.append(by_hand(cell, imports))
             continue
         text = cell.source.replace('\\', r'\\').replace("'''", r"\'\'\'")
         body.append(f"    chat.send('''\n\n{text}\n\n''')")
     code = '\n\n'.join(filter(None, body))
-    waits = any(compiled(cell).co_flags & CO_COROUTINE for cell in notebook.cells if cell.number)
+    waits = any(compiled(cell).co_flags & CO_COROUTINE for cell in code_of(notebook.cells))
     if waits:
         code = re.sub(r'\binput\(', 'await chat.ask(', code)
     name = identifier(notebook.title.lower(), {*__all__, *keyword.kwlist, *dir(builtins)})
@@ -5310,14 +5306,13 @@ def typed(parameter):
     default = repr(parameter.default).removeprefix('datetime.')
     return f'{parameter.name}: {kind}' + ('' if parameter.default is REQUIRED else f' = {default}')
 
-def by_hand(cell, notebook, imports):
+def by_hand(cell, imports):
     """A cell as lines of a function. Its imports go to the list, its parameters to the signature,
     its last expression is displayed."""
     source, tree = cell.source, cell.parse()
     if any(a.end_lineno == b.lineno for a, b in pairwise(tree.body)):  # two share a line
         source = ast.unparse(tree)
         tree = ast.parse(source)
-    is_first = cell is parameter_cell(notebook.cells)
     shown, lines = shown_expression(tree, cell.source), source.split('\n')
     inside = {n for node in ast.walk(tree) if isinstance(node, (ast.Constant, ast.JoinedStr))
               for n in range(node.lineno, node.end_lineno)}  # their lines stay as they are
@@ -5332,7 +5327,7 @@ def by_hand(cell, notebook, imports):
             text = ''
         elif isinstance(node, ast.Pass):  # of what set Jupyter up
             text = ''
-        elif is_first and name in notebook.parameters:
+        elif name in cell.parameters:
             is_list = isinstance(node.value, ast.List)
             text = f'{name} = {name}.splitlines()' if is_list else ''
         elif node is shown and not re.match(r'[\w.]*\b(print|show|display)\(', text):
