@@ -4830,8 +4830,8 @@ async def in_thread(function, chat, values):
         done.set_result(error)  # a future takes no StopIteration as its exception
         with contextlib.suppress(AttributeError):  # Linux has back what was freed: 200 plots, say
             ctypes.CDLL(None).malloc_trim(0)
-    context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=[work], name=function.__name__, daemon=True)
+    thread = threading.Thread(target=contextvars.copy_context().run, args=[work],
+                              name=function.__name__, daemon=True)
     thread.start()
     try:
         error = await asyncio.wrap_future(done)
@@ -4929,7 +4929,9 @@ def job_form(function, profile, typed=None, wrong=MappingProxyType({}), is_open=
 
     def shown(field):
         if field.secret in kept and not wrong.get(field.name):
-            return kept_secret(name, field)
+            button = Button('Forget', aria_label=f'Forget {field.label}', type='button',
+                            cls='quiet', hx_post=forget.to(job=name, name=field.name))
+            return Div(Span(f'{field.label}: kept on this machine'), button, cls='kept')
         value = field.default if typed is None else typed.get(field.name, '')
         return labelled(field, value, name, wrong.get(field.name))
     if fields:
@@ -4941,15 +4943,9 @@ def job_form(function, profile, typed=None, wrong=MappingProxyType({}), is_open=
     return Form(row, id=f'job-{name}', novalidate=True, hx_target='this', hx_swap='outerHTML',
                 hx_encoding='multipart/form-data', hx_post=start.to(name=name, profile=profile))
 
-def kept_secret(job, field):
-    button = Button('Forget', aria_label=f'Forget {field.label}', type='button', cls='quiet',
-                    hx_post=forget.to(job=job, name=field.name))
-    return Div(Span(f'{field.label}: kept on this machine'), button, cls='kept')
-
 def job_section(profile):
-    forms = [job_form(function, profile.id) for function in all_jobs()]
-    section = Section(H2('Jobs'), Div(*forms, id='job-list'), cls='jobs', aria_label='Jobs')
-    return section if forms else None
+    if forms := [job_form(function, profile.id) for function in all_jobs()]:
+        return Section(H2('Jobs'), Div(*forms, id='job-list'), cls='jobs', aria_label='Jobs')
 
 SIDE.append(job_section)
 
@@ -4960,11 +4956,11 @@ async def start(name: str, req, sess, profile: int = None):
     typed = {}  # a field may be called as a parameter of the address is
     for field, value in (await req.form()).multi_items():
         typed[field] = await sent_value(value) or typed.get(field, '')  # a kept file comes first
-    owner = get_profile(profile, sess)
+    profile = get_profile(profile, sess).id
     values, wrong = job_values(function, typed)
     if not wrong:
-        start_job(function, values, owner.id)
-    form = job_form(function, owner.id, typed, wrong, is_open=True)
+        start_job(function, values, profile)
+    form = job_form(function, profile, typed, wrong, is_open=True)
     return FtResponse(form, status_code=422 if wrong else 200)
 
 @app.post
