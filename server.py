@@ -4672,13 +4672,12 @@ def check_signature(f):
     "Ends the program with one sentence where a job has a parameter that can be no field."
     if f.__name__ == 'run':  # which is called at the end of each app
         sys.exit('run is a name that the engine uses: call yours otherwise.')
-    chat, *others = signature(f, eval_str=True).parameters.values() or [None]
-    wrong = [p.name for p in others if not can_be_field(p)]
-    if not chat or wrong:
-        what = ', '.join(wrong) or 'its first parameter'
-        sys.exit(f'The job {f.__name__} can have no form: {what} is not as it should be. The first '
-                 'parameter is the chat; the others are str, Lines, int, float, bool, date, '
-                 'datetime, Decimal, Literal, Enum, Secret or File.')
+    parameters = [*signature(f, eval_str=True).parameters.values()]
+    wrong = ', '.join(p.name for p in parameters[1:] if not can_be_field(p))
+    if wrong or not parameters:
+        sys.exit(f'The job {f.__name__} can have no form: {wrong or "its first parameter"} is not '
+                 'as it should be. The first parameter is the chat; the others are str, Lines, '
+                 'int, float, bool, date, datetime, Decimal, Literal, Enum, Secret or File.')
 
 def tool_of(function):
     "A job as a tool of the model, which asks the person before it starts it."
@@ -6403,12 +6402,12 @@ async def audit_pages(chat, urls: Lines):
     pages = [re.sub(r'^(?![\w+.-]+://)', 'https://', url) for url in dict.fromkeys(urls.split())]
     if len(pages) > 1000:
         raise ValueError(f'These are {len(pages):,} addresses: at most 1,000 fit into one audit.')
-    visitor, rows = Visitor(chat), []
+    visit, rows = visitor(chat), []
 
     async def audit(url):
         row = dict.fromkeys(COLUMNS, '') | {'url': url}
         try:
-            row |= await visitor.visit(url)
+            row |= await visit(url)
         except TimeoutError:
             row['status'] = 'no answer in time'
         except httpx.ConnectError:
@@ -6434,60 +6433,63 @@ def once(work):
     "Lets a coroutine function work once for each argument, however many wait for it."
     return cache(lambda argument: asyncio.create_task(work(argument)))
 
-class Visitor:
-    "Fetches pages politely: five at a time, by the rules of robots.txt, and asks about own hosts."
-    def __init__(self, chat):
-        self.chat, self.five = chat, asyncio.Semaphore(5)
-        self.check, self.rules = once(self.check_host), once(self.fetch_rules)
+def visitor(chat):
+    """A function that visits pages politely: five at a time, by the rules of robots.txt, and those
+    of the own network only after asking."""
+    five = asyncio.Semaphore(5)
 
-    async def visit(self, url):
-        "What an audit tells of a page, by column. Raises ValueError with a sentence."
-        rules = await self.rules(urljoin(url, '/robots.txt'))
-        if not rules.can_fetch(url, AGENT):
-            raise ValueError('robots.txt says no')
-        reply, redirects, text = await self.fetch(url)
-        is_page = 'html' in reply.headers.get('content-type', 'html')
-        facts = await asyncio.to_thread(read_page, text if is_page else '')
-        return dict(status=reply.status_code, redirects=redirects, **facts)
-
-    async def check_host(self, host):
-        "The web is for everybody; about an address of the own network the person is asked."
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, None)
-        except OSError:
-            return  # fetching it will say why
-        if all(ip_address(address[0]).is_global for *_, address in found):
+    @once
+    async def check(host):
+        if not await is_own(host):
             return
         question = f'{host} is on your own network, not in the web. Fetch from it?'
-        if await self.chat.ask(question, f'Fetch from {host}', 'Leave it out') == 'Leave it out':
+        if await chat.ask(question, f'Fetch from {host}', 'Leave it out') == 'Leave it out':
             raise ValueError('left out: on your own network')
 
-    async def fetch_rules(self, url):
-        "Those of a robots.txt; none where it is not to be had: the page will say what is wrong."
-        from protego import Protego
-        try:
-            _, _, text = await self.fetch(url)
-        except Exception:
-            text = ''
-        return Protego.parse(text)
-
-    async def fetch(self, url, redirects=0):
+    async def fetch(url, redirects=0):
         "The reply behind all redirects, their number, and the text of the body."
         at = urlsplit(url)
         if at.scheme not in ('http', 'https') or not at.hostname:
             raise ValueError('only http and https')
         if redirects > 10:
             raise ValueError('more than 10 redirects')
-        await self.check(at.hostname)  # the person's time is not the site's
-        async with self.five, asyncio.timeout(60):
+        await check(at.hostname)  # the person's time is not the site's
+        async with five, asyncio.timeout(60):
             async with http(url, 20) as client, client.stream('GET', url, headers=ASKED) as reply:
                 body = await anext(reply.aiter_raw(MAX_PAGE), b'')
         if reply.has_redirect_location:
-            return await self.fetch(str(reply.next_request.url), redirects + 1)
+            return await fetch(str(reply.next_request.url), redirects + 1)
         packed = reply.headers.get('content-encoding', 'identity')
         if packed != 'identity':
             raise ValueError(f'packed as {packed}, which was not asked for')
         return reply, redirects, decode(reply, body)
+
+    @once
+    async def rules(url):
+        "Those of a robots.txt; none where it is not to be had: the page will say what is wrong."
+        from protego import Protego
+        try:
+            return Protego.parse((await fetch(url))[2])
+        except Exception:
+            return Protego.parse('')
+
+    async def visit(url):
+        "What an audit tells of a page, by column. Raises ValueError with a sentence."
+        if not (await rules(urljoin(url, '/robots.txt'))).can_fetch(url, AGENT):
+            raise ValueError('robots.txt says no')
+        reply, redirects, text = await fetch(url)
+        is_page = 'html' in reply.headers.get('content-type', 'html')
+        facts = await asyncio.to_thread(read_page, text if is_page else '')
+        return dict(status=reply.status_code, redirects=redirects, **facts)
+    return visit
+
+async def is_own(host):
+    "Whether a host is on the own network, not in the web."
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None)
+    except OSError:
+        return False  # fetching it will say why
+    return not all(ip_address(address[0]).is_global for *_, address in found)
 
 def decode(reply, body):
     "The text of a body: by its header's charset, else by that of its <meta>, else as UTF-8."
