@@ -5047,8 +5047,8 @@ def shown_expression(tree, source):
 
 # The form: nothing of the notebook is run for it.
 
-TYPES = {each.__name__: each for each in (*COLUMN_TYPES, Lines, Secret, File)}
-TYPES |= dict(Literal=Literal, Optional=Optional)
+TYPES = {each.__name__: each for each in
+         (*COLUMN_TYPES, Lines, Secret, File, Literal, Optional)}
 READABLE = set('Expression Constant Name Load List Tuple Dict Subscript UnaryOp USub BinOp BitOr '
                'Call keyword'.split())
 
@@ -5337,8 +5337,7 @@ def by_hand(cell, imports):
     return f'{text}\n    plt.show()' if is_left else text
 
 if PRINTED:
-    print(python_job(PRINTED))
-    sys.exit()
+    sys.exit(print(python_job(PRINTED)))
 
 # ---- 29. Chats: the list of them -----------------------------------------------------------------
 
@@ -6459,9 +6458,6 @@ def visitor(chat):
                 body = await anext(reply.aiter_raw(MAX_PAGE), b'')
         if reply.has_redirect_location:
             return await fetch(str(reply.next_request.url), redirects + 1)
-        packed = reply.headers.get('content-encoding', 'identity')
-        if packed != 'identity':
-            raise ValueError(f'packed as {packed}, which was not asked for')
         return reply, redirects, decode(reply, body)
 
     @once
@@ -6469,13 +6465,15 @@ def visitor(chat):
         "Those of a robots.txt; none where it is not to be had: the page will say what is wrong."
         from protego import Protego
         try:
-            return Protego.parse((await fetch(url))[2])
+            _, _, text = await fetch(url)
         except Exception:
-            return Protego.parse('')
+            text = ''
+        return Protego.parse(text)
 
     async def visit(url):
         "What an audit tells of a page, by column. Raises ValueError with a sentence."
-        if not (await rules(urljoin(url, '/robots.txt'))).can_fetch(url, AGENT):
+        robots = await rules(urljoin(url, '/robots.txt'))
+        if not robots.can_fetch(url, AGENT):
             raise ValueError('robots.txt says no')
         reply, redirects, text = await fetch(url)
         is_page = 'html' in reply.headers.get('content-type', 'html')
@@ -6493,10 +6491,13 @@ async def is_own(host):
 
 def decode(reply, body):
     "The text of a body: by its header's charset, else by that of its <meta>, else as UTF-8."
+    packed = reply.headers.get('content-encoding', 'identity')
+    if packed != 'identity':
+        raise ValueError(f'packed as {packed}, which was not asked for')
     head = body[:4096] + b'<meta charset=utf-8>'
     declared = re.search(rb'<meta[^>]+charset=["\']?([\w-]+)', head, re.I)
     reply.default_encoding = declared[1].decode()
-    # What says it is Latin-1 is Windows' form of it, with quotes and dashes, as browsers know.
+    # What is called Latin-1 is Windows' form of it, with quotes and dashes, as browsers know.
     charset = re.sub('(?i)^(iso-8859-1|latin-?1|(us-)?ascii)$', 'cp1252', reply.encoding)
     return body.decode(charset, 'replace').removeprefix('\ufeff')
 
