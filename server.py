@@ -4457,6 +4457,7 @@ def job(f):
     Secret, File; defaults), the docstring the help. A plain function runs in a thread, a coroutine
     in the event loop; what it returns, or yields, is sent to the chat."""
     check_signature(f)
+    f.title = f.__name__.replace('_', ' ').capitalize()
     f.as_tool = tool_of(f)
     JOBS[:] = [*(other for other in JOBS if other.__name__ != f.__name__), f]
     return f
@@ -4465,23 +4466,22 @@ def can_be_field(parameter):
     if parameter.kind not in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
         return False
     kind = kind_of(parameter)
-    return kind in (*COLUMN_TYPES, Lines, File) or is_secret(kind) or bool(choices(kind))
+    return kind in (*COLUMN_TYPES, Lines, File) or is_secret(kind) or choices(kind)
 
 def check_signature(f):
     "Ends the program with one sentence where a job has a parameter that can be no field."
     if f.__name__ == 'run':  # which is called at the end of each app
         sys.exit('run is a name that the engine uses: call yours otherwise.')
-    chat, *others = signature(f, eval_str=True).parameters.values() or [None]
-    wrong = [p.name for p in others if not can_be_field(p)]
-    if not chat or wrong:
-        what = ', '.join(wrong) or 'its first parameter'
-        sys.exit(f'The job {f.__name__} can have no form: {what} is not as it should be. The first '
-                 'parameter is the chat; the others are str, Lines, int, float, bool, date, '
-                 'datetime, Decimal, Literal, Enum, Secret or File.')
+    parameters = [*signature(f, eval_str=True).parameters.values()]
+    wrong = ', '.join(p.name for p in parameters[1:] if not can_be_field(p))
+    if wrong or not parameters:
+        sys.exit(f'The job {f.__name__} can have no form: {wrong or "its first parameter"} is not '
+                 'as it should be. The first parameter is the chat; the others are str, Lines, '
+                 'int, float, bool, date, datetime, Decimal, Literal, Enum, Secret or File.')
 
 def tool_of(function):
     "A job as a tool of the model, which asks the person before it starts it."
-    title = job_title(function)
+    title = function.title
 
     async def as_tool(chat, /, **values):
         given = ', '.join(f'{name}: {value}' for name, value in values.items() if value != '')
@@ -4496,16 +4496,11 @@ def tool_of(function):
         if job.running:
             return 'It runs, and reports in the chat.'
         return f'{job.row.status}: {job.row.error} {brief(job.row.content)[:10_000]}'
-    given = signature(function, eval_str=True)
-    shown = [p for p in given.parameters.values()
-             if not is_secret(kind_of(p)) and kind_of(p) is not File]
-    as_tool.__signature__ = given.replace(parameters=shown)
+    parameters = signature(function, eval_str=True).parameters.values()
+    as_tool.__signature__ = Signature(
+        [p for p in parameters if not is_secret(kind_of(p)) and kind_of(p) is not File])
     as_tool.__doc__ = f'Starts the job {title}. {getdoc(function) or ""}'
     return as_tool
-
-def job_title(function):
-    name = function.__name__.replace('_', ' ')
-    return getattr(function, 'title', name.capitalize())
 
 def job_named(name):
     "The job's function. Raises HTTPException 404."
@@ -4536,10 +4531,10 @@ def job_values(function, given):
     kept, names = stored_secrets(), secrets_of(function)
     if names and kept is None:
         return {}, dict.fromkeys(names, f'{SECRETS} cannot be read: mend it or move it away.')
-    known = {name: kept[key] for name, key in names.items() if key in kept and not given.get(name)}
+    known = {name: given.get(name) or kept.get(key) for name, key in names.items()}
     values, wrong = parse_all(fields_of(function), given | known)
     typed = {key: values[name] for name, key in names.items() if values.get(name)}
-    if typed.items() - (kept or {}).items() and not wrong:
+    if typed and not wrong:
         write_private(SECRETS, json.dumps(kept | typed))
     return values, wrong
 
@@ -4551,7 +4546,7 @@ def start_job(function, values, profile, row=None):
     shown = {name: value for name, value in values.items() if name not in secret}
     call = json.dumps(dict(name=function.__name__, values=shown), default=stored)
     status = 'queued' if SLOTS.locked() else 'streaming'
-    chat = chatq.open('job', profile, row, status, model=job_title(function), job=call)
+    chat = chatq.open('job', profile, row, status, model=function.title, job=call)
     chat.start(run_function(chat, function, values))
     return chat
 
@@ -4561,7 +4556,7 @@ def run_again(row):
     function = job_named(call['name'])
     values, wrong = job_values(function, call['values'])
     if wrong:
-        refuse(f'{job_title(function)} wants other values now: start it from its form.')
+        refuse(f'{function.title} wants other values now: start it from its form.')
     start_job(function, values, row.profile, row)
 
 async def run_function(chat, function, values):
@@ -4571,11 +4566,7 @@ async def run_function(chat, function, values):
         chat.set(footer, status='streaming')
         try:
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-                result = await result_of(function, chat, with_paths(values, Path(folder)))
-                if result is not None:
-                    chat.send('\n\n')
-                    chat.send(result)
-                show_figures()
+                await call_job(function, chat, with_paths(values, Path(folder)))
         except ModelError as e:
             return chat.finish('error', error=str(e))
         except (Exception, SystemExit, KeyboardInterrupt) as e:
@@ -4588,21 +4579,28 @@ async def run_function(chat, function, values):
             return chat.finish('error', error=headline.split('\n')[0][:500].replace('`', "'"))
     chat.finish(seconds=time.perf_counter() - start)
 
-async def result_of(function, chat, values):
-    "What a job returns; what it yields is sent."
+async def call_job(function, chat, values):
+    "Calls a job's function, on the event loop or in a thread, and shows what comes of it."
     if iscoroutinefunction(function):
-        return await function(chat, **values)
-    if not isasyncgenfunction(function):
-        return await in_thread(function, chat, values)
-    async for part in function(chat, **values):
-        chat.send(part)
+        send_result(chat, await function(chat, **values))
+    elif isasyncgenfunction(function):
+        async for part in function(chat, **values):
+            chat.send(part)
+        show_figures()
+    else:
+        await in_thread(function, chat, values)
+
+def send_result(chat, result):
+    "Shows what a job returns, or yields, and the figures that it has left open."
+    if isgenerator(result):
+        for part in result:
+            chat.send(part)
+    elif result is not None:
+        chat.send('\n\n')
+        chat.send(result)
+    show_figures()
 
 # ---- 26. Running: the threads of jobs, what they print, and their forms --------------------------
-
-def free_memory():
-    "Gives the system back what malloc keeps of what was freed, on Linux: a job's 200 plots, say."
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 def start_process(process, start=BaseProcess.start):
     "A process of multiprocessing knows whose it is: Cancel ends those of its job."
@@ -4620,42 +4618,37 @@ async def in_thread(function, chat, values):
     done.set_running_or_notify_cancel()  # no cancellation ends a thread
 
     def work():
-        result = error = None
+        error = None
         try:
             result = function(chat, **values)
             if iscoroutine(result):  # of an async function within a decorator
                 result = chatq.awaited(result)
-            if isgenerator(result):
-                for part in result:
-                    chat.send(part)
-                result = None
-            show_figures()
+            send_result(chat, result)
         except BaseException as e:  # SystemExit too: a cell's sys.exit() ends the job, not the app
             error = e
-        free_memory()
-        done.set_result((result, error))  # a future takes no StopIteration as its exception
-    context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=[work], name=function.__name__, daemon=True)
+        done.set_result(error)  # a future takes no StopIteration as its exception
+        with contextlib.suppress(AttributeError):  # Linux has back what was freed: 200 plots, say
+            ctypes.CDLL(None).malloc_trim(0)
+    thread = threading.Thread(target=contextvars.copy_context().run, args=[work],
+                              name=function.__name__, daemon=True)
     thread.start()
     try:
-        result, error = await asyncio.wrap_future(done)
+        error = await asyncio.wrap_future(done)
     except asyncio.CancelledError:
         chatq.loop.call_later(1, end_work, thread, chat.id)
         raise
     if error:
         raise error
-    return result
 
 def end_work(thread, id):
     """Ends the processes of a cancelled job, and its thread if it says nothing, at which it would
     end by itself: has Python raise CancelledError in it, again until no `except` has caught it."""
-    children = [child for child in active_children() if child.job == id]
-    for child in children:
-        child.kill()
+    for child in active_children():
+        if child.job == id:
+            child.kill()
     if thread.is_alive():
         cancelled = ctypes.py_object(asyncio.CancelledError)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), cancelled)
-    if children or thread.is_alive():
         chatq.loop.call_later(1, end_work, thread, id)
 
 def ask_person(prompt='', terminal=input):
@@ -4707,12 +4700,11 @@ def refuse_child(*_):
 def catch_output(sock):
     """Has jobs speak in their messages: by print, standard error, warnings and logging, plots.
     Their children have nothing of it, and not our `sock`, which might outlive us in them."""
-    terminal = dict(stdout=sys.stdout, stderr=sys.stderr)
     sys.stdout, sys.stderr = Print(sys.stdout, 'print'), Print(sys.stderr, 'warn')
 
     def in_child():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        vars(sys).update(terminal)
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         chatq.awaited = chatq.read = refuse_child
         sock.close()
     if hasattr(os, 'register_at_fork'):
@@ -4729,14 +4721,16 @@ def catch_output(sock):
 def job_form(function, profile, typed=None, wrong=MappingProxyType({}), is_open=False):
     """The form of a job, made from its signature: a row that opens, or without parameters one that
     starts it. With what was typed, and beside each field what is wrong with it."""
-    name, title, doc = function.__name__, job_title(function), getdoc(function)
+    name, title, doc = function.__name__, function.title, getdoc(function)
     if sentence := getattr(function, 'broken', ''):
         return Div(H3(title), P(sentence), id=f'job-{name}')
     kept, fields = stored_secrets() or {}, fields_of(function)
 
     def shown(field):
         if field.secret in kept and not wrong.get(field.name):
-            return kept_secret(name, field)
+            button = Button('Forget', aria_label=f'Forget {field.label}', type='button',
+                            cls='quiet', hx_post=forget.to(job=name, name=field.name))
+            return Div(Span(f'{field.label}: kept on this machine'), button, cls='kept')
         value = field.default if typed is None else typed.get(field.name, '')
         return labelled(field, value, name, wrong.get(field.name))
     if fields:
@@ -4745,19 +4739,12 @@ def job_form(function, profile, typed=None, wrong=MappingProxyType({}), is_open=
                       open=is_open)
     else:
         row = Button(icon('play'), title, aria_label=f'Run {title}', title=doc, cls='row')
-    encoding = 'multipart/form-data' if any(field.kind is File for field in fields) else None
     return Form(row, id=f'job-{name}', novalidate=True, hx_target='this', hx_swap='outerHTML',
-                hx_encoding=encoding, hx_post=start.to(name=name, profile=profile))
-
-def kept_secret(job, field):
-    button = Button('Forget', aria_label=f'Forget {field.label}', type='button', cls='quiet',
-                    hx_post=forget.to(job=job, name=field.name))
-    return Div(Span(f'{field.label}: kept on this machine'), button, cls='kept')
+                hx_encoding='multipart/form-data', hx_post=start.to(name=name, profile=profile))
 
 def job_section(profile):
-    forms = [job_form(function, profile.id) for function in all_jobs()]
-    section = Section(H2('Jobs'), Div(*forms, id='job-list'), cls='jobs', aria_label='Jobs')
-    return section if forms else None
+    if forms := [job_form(function, profile.id) for function in all_jobs()]:
+        return Section(H2('Jobs'), Div(*forms, id='job-list'), cls='jobs', aria_label='Jobs')
 
 SIDE.append(job_section)
 
@@ -4768,11 +4755,11 @@ async def start(name: str, req, sess, profile: int = None):
     typed = {}  # a field may be called as a parameter of the address is
     for field, value in (await req.form()).multi_items():
         typed[field] = await sent_value(value) or typed.get(field, '')  # a kept file comes first
-    owner = get_profile(profile, sess)
+    profile = get_profile(profile, sess).id
     values, wrong = job_values(function, typed)
     if not wrong:
-        start_job(function, values, owner.id)
-    form = job_form(function, owner.id, typed, wrong, is_open=True)
+        start_job(function, values, profile)
+    form = job_form(function, profile, typed, wrong, is_open=True)
     return FtResponse(form, status_code=422 if wrong else 200)
 
 @app.post
@@ -4804,6 +4791,7 @@ class Cell:
     source: str
     is_tagged: bool  # as the one with the parameters
     name: str  # in tracebacks
+    parameters = ()  # by name, where it is the one
 
     def parse(self):
         return ast.parse(self.source, self.name)
@@ -4816,62 +4804,59 @@ def read_cells(path):
             source, kind = ''.join(cell['source']), cell['cell_type']
             if kind == 'markdown':
                 source = TAGS.sub(lambda found: found[1] or '  \n'*('<br' in found[0]), source)
-            is_tagged = 'parameters' in (cell.get('metadata', {}).get('tags') or ())
             if source.strip() and kind in ('code', 'markdown'):
                 count += kind == 'code'
                 number = count if kind == 'code' else 0
+                is_tagged = 'parameters' in cell['metadata'].get('tags', ())
                 cells.append(Cell(number, source, is_tagged, f'cell {count} of {path.name}'))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except Exception:
         refuse(f'{path.name} cannot be read as a notebook: open it in Jupyter and save it anew.')
     if not count:
         refuse(f'{path.name} has no cells of code: there is nothing to run.')
-    lines = {cell.number: jupyter_line(cell) for cell in cells if cell.number}
-    said = [f'cell {n} has `{line[:80].replace("`", "")}`' for n, line in lines.items() if line]
+    said = ', '.join(filter(None, map(jupyter_line, code_of(cells))))
     if said:
-        refuse(f'Only Jupyter can run this: {", ".join(said)}. Take it out, or write it in Python, '
+        refuse(f'Only Jupyter can run this: {said}. Take it out, or write it in Python, '
                'a command as `subprocess.run(...)`.')
     return cells
 
+def code_of(cells):
+    return [cell for cell in cells if cell.number]
+
 def jupyter_line(cell):
-    """The line of a cell that only Jupyter could run, if there is one; what only sets Jupyter up is
-    taken out. Refuses what is no Python."""
+    """What a cell has that only Jupyter could run, if anything; what only sets Jupyter up is taken
+    out. Refuses what is no Python."""
     cell.source = cell.source.replace('tqdm.notebook', 'tqdm.auto')  # which needs no widgets
     python = SETUP.sub(lambda found: found[1] + (found[2] or 'pass'), cell.source)
     for source in cell.source, python:  # what looks like magic may be a text
         try:
             cell.source = source
             return cell.parse() and ''
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+        except Exception as e:
             error = e
     at = getattr(error, 'lineno', 1) or 1
     line = python.split('\n')[0 if python.startswith('%%') else at - 1]
     if MAGIC.match(line):
-        return line.strip()
+        return f'cell {cell.number} has `{line.strip()[:80].replace("`", "")}`'
     refuse(f'{cell.name}, line {at}: {getattr(error, "msg", error)}.')
 
 def shown_expression(tree, source):
     "The last statement of a cell, where it is an expression to be shown."
-    last = tree.body[-1] if tree.body else None
-    if isinstance(last, ast.Expr) and not source.rstrip().endswith(';'):
-        return last
+    match tree.body:
+        case [*_, ast.Expr() as last] if not source.rstrip().endswith(';'):
+            return last
 
 # The form: nothing of the notebook is run for it.
 
-TYPES = {each.__name__: each for each in (*COLUMN_TYPES, Lines, Secret, File)}
-TYPES |= dict(Literal=Literal, Optional=Optional)
-READABLE = ('Expression Constant Name Load List Tuple Dict Subscript UnaryOp USub BinOp BitOr Call '
-            'keyword').split()
+TYPES = {each.__name__: each for each in
+         (*COLUMN_TYPES, Lines, Secret, File, Literal, Optional)}
+READABLE = set('Expression Constant Name Load List Tuple Dict Subscript UnaryOp USub BinOp BitOr '
+               'Call keyword'.split())
 
 def value_of(text):
     "What a literal, a date or an annotation means. Raises Exception for all else."
-    if not all(type(node).__name__ in READABLE for node in ast.walk(ast.parse(text, mode='eval'))):
+    if {type(node).__name__ for node in ast.walk(ast.parse(text, mode='eval'))} - READABLE:
         raise ValueError(text)
     return eval(text, {'__builtins__': {}} | TYPES)
-
-def parameter_cell(cells):
-    "The cell with the parameters: the tagged one, else the first one with code."
-    code = [cell for cell in cells if cell.number]
-    return next((cell for cell in code if cell.is_tagged), code[0])
 
 def as_parameter(node, source):
     """The parameter that an assignment makes. Its annotation holds the type, the help and the type
@@ -4893,14 +4878,14 @@ def as_parameter(node, source):
     if kind is str and '\n' in str(default):
         kind, text = Lines, 'Lines'
     line = source.split('\n')[node.end_lineno - 1].encode()
-    code, mark, help = line[node.end_col_offset:].decode().partition('#')
+    help = line[node.end_col_offset:].decode().partition('#')[2]
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default,
                      annotation=Annotated[kind, help.strip(), text])
 
 def fits(parameter):
     "Whether it can be a field, which gives back what it is given."
-    default = parameter.default
-    is_cut = kind_of(parameter) is str and isinstance(default, str) and default != default.strip()
+    default = str(parameter.default)
+    is_cut = kind_of(parameter) is str and default != default.strip()
     return can_be_field(parameter) and not is_cut and parameter.name[0] != '_'
 
 def parameters_of(cell):
@@ -4922,17 +4907,17 @@ def parameters_of(cell):
 class Notebook:
     "A notebook as the function of a job; it is read again where its file has changed."
     def __init__(self, path):
-        self.path, self.broken = path, ''
+        self.path, self.broken, self.__doc__, self.parameters = path, '', '', {}
         self.__name__ = self.title = path.stem
-        self.__doc__ = ''
-        self.parameters = {}
         try:
             self.cells = read_cells(path)
             texts = '\n\n'.join(cell.source for cell in self.cells if not cell.number)
             if found := HEADING.search(texts):
                 self.title, self.__doc__ = (MARKS.sub(r'\1', part).strip()
                                             for part in found.groups())
-            self.parameters = parameters_of(parameter_cell(self.cells))
+            # The tagged cell, else the first one with code.
+            first = max(code_of(self.cells), key=lambda cell: cell.is_tagged)
+            first.parameters = self.parameters = parameters_of(first)
         except HTTPException as e:
             self.broken = e.detail
         chat = Parameter('_', Parameter.POSITIONAL_ONLY)
@@ -4953,11 +4938,11 @@ class Notebook:
 
 def run_cells(chat, cells, values, loop):
     """Runs the code in a namespace of its own and sends the texts between. The values take the
-    place of what the parameters' cell has set."""
+    place of what the cell with the parameters has set."""
     # What stands in annotations of parameters need not be imported.
     names = TYPES | dict(__name__='__main__', __show__=display, display=display)
     names['__builtins__'] = vars(builtins) | dict(__import__=import_module)
-    programs, me = {cell.number: compiled(cell) for cell in cells if cell.number}, os.getpid()
+    programs, me = {cell.number: compiled(cell) for cell in code_of(cells)}, os.getpid()
     for cell in cells:
         if not cell.number:
             chat.send(f'\n\n{BESIDE.sub(picture_beside, cell.source)}\n\n')
@@ -4972,10 +4957,9 @@ def run_cells(chat, cells, values, loop):
         finally:
             if os.getpid() != me:  # a child that the cell has forked ends with it
                 os._exit(0)
-        if cell is parameter_cell(cells):
-            for name, value in values.items():
-                is_list = isinstance(names.get(name), list)
-                names[name] = value.splitlines() if is_list else value
+        for name in cell.parameters:
+            is_list = isinstance(names.get(name), list)
+            names[name] = values[name].splitlines() if is_list else values[name]
     chat.progress(100)
 
 def picture_beside(found):
@@ -4992,7 +4976,7 @@ def compiled(cell):
         last.value = ast.Call(ast.Name('__show__', ast.Load()), [last.value], [])
         ast.fix_missing_locations(ast.copy_location(last.value, last))
     lines = cell.source.splitlines(True)
-    linecache.cache[cell.name] = len(cell.source), None, lines, cell.name
+    linecache.cache[cell.name] = 0, None, lines, cell.name
     return compile(tree, cell.name, 'exec', ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 def shown_by(method):
@@ -5026,12 +5010,12 @@ def import_module(name, *args):
     "What `import` does in a notebook: what IPython displays is shown in the message."
     if name.partition('.')[0] != 'IPython':
         return __import__(name, *args)
-    if not importlib.util.find_spec('IPython'):
-        is_module = '.display' in name and args[2]  # from IPython.display import ...
-        return DISPLAY_MODULE if is_module else SimpleNamespace(display=DISPLAY_MODULE)
-    vars(importlib.import_module('IPython.display')).update(
-        display=display, clear_output=clear_output)
-    return __import__(name, *args)
+    module = importlib.import_module('IPython.display')  # where IPython is missing, it is ours
+    vars(module).update(display=display, clear_output=clear_output)
+    if module is not DISPLAY_MODULE:
+        return __import__(name, *args)
+    is_module = '.display' in name and args[2]  # from IPython.display import ...
+    return module if is_module else SimpleNamespace(display=module)
 
 def work_in(folder):
     """Has this thread work in a folder. Linux lets it stand there alone, so that notebooks of
@@ -5057,10 +5041,9 @@ def notebooks():
     "The notebooks beside the app's file, each read again where it has changed."
     found, names = [], [function.__name__ for function in (*JOBS, *TOOLS)]
     for path in sorted(FILE.parent.glob(NOTEBOOKS)) if NOTEBOOKS else ():
-        is_hidden = any(part[0] == '.' for part in path.relative_to(FILE.parent).parts)
+        is_hidden = '/.' in f'/{path.relative_to(FILE.parent).as_posix()}'
         if path.is_file() and not is_hidden:
-            stat = path.stat()
-            found.append(notebook(path, (stat.st_mtime_ns, stat.st_size)))
+            found.append(notebook(path, path.stat().st_mtime_ns))
             found[-1].__name__ = identifier(path.stem, names)
             names.append(found[-1].__name__)
     return found
@@ -5097,12 +5080,12 @@ def python_job(path):
         body.append(f'    os.chdir({folder!r})')
     for cell in notebook.cells:
         if cell.number:
-            body.append(by_hand(cell, notebook, imports))
+            body.append(by_hand(cell, imports))
             continue
         text = cell.source.replace('\\', r'\\').replace("'''", r"\'\'\'")
         body.append(f"    chat.send('''\n\n{text}\n\n''')")
     code = '\n\n'.join(filter(None, body))
-    waits = any(compiled(cell).co_flags & CO_COROUTINE for cell in notebook.cells if cell.number)
+    waits = any(compiled(cell).co_flags & CO_COROUTINE for cell in code_of(notebook.cells))
     if waits:
         code = re.sub(r'\binput\(', 'await chat.ask(', code)
     name = identifier(notebook.title.lower(), {*__all__, *keyword.kwlist, *dir(builtins)})
@@ -5119,14 +5102,13 @@ def typed(parameter):
     default = repr(parameter.default).removeprefix('datetime.')
     return f'{parameter.name}: {kind}' + ('' if parameter.default is REQUIRED else f' = {default}')
 
-def by_hand(cell, notebook, imports):
+def by_hand(cell, imports):
     """A cell as lines of a function. Its imports go to the list, its parameters to the signature,
     its last expression is displayed."""
     source, tree = cell.source, cell.parse()
     if any(a.end_lineno == b.lineno for a, b in pairwise(tree.body)):  # two share a line
         source = ast.unparse(tree)
         tree = ast.parse(source)
-    is_first = cell is parameter_cell(notebook.cells)
     shown, lines = shown_expression(tree, cell.source), source.split('\n')
     inside = {n for node in ast.walk(tree) if isinstance(node, (ast.Constant, ast.JoinedStr))
               for n in range(node.lineno, node.end_lineno)}  # their lines stay as they are
@@ -5141,7 +5123,7 @@ def by_hand(cell, notebook, imports):
             text = ''
         elif isinstance(node, ast.Pass):  # of what set Jupyter up
             text = ''
-        elif is_first and name in notebook.parameters:
+        elif name in cell.parameters:
             is_list = isinstance(node.value, ast.List)
             text = f'{name} = {name}.splitlines()' if is_list else ''
         elif node is shown and not re.match(r'[\w.]*\b(print|show|display)\(', text):
@@ -5156,8 +5138,7 @@ def by_hand(cell, notebook, imports):
     return f'{text}\n    plt.show()' if is_left else text
 
 if PRINTED:
-    print(python_job(PRINTED))
-    sys.exit()
+    sys.exit(print(python_job(PRINTED)))
 
 # ---- 29. Chats: the list of them -----------------------------------------------------------------
 
@@ -5320,7 +5301,7 @@ def chat_section(profile):
 
 def ideas():
     "What an empty chat offers to do: prompts, and a job that needs no more than a click."
-    starts = [Button(icon('play'), job_title(job), form=f'job-{job.__name__}')
+    starts = [Button(icon('play'), job.title, form=f'job-{job.__name__}')
               for job in JOBS if not fields_of(job)]
     prompts = (Button(idea, cls='idea', type='button') for idea in IDEAS)
     return Div(P('What would you like to do?'), *prompts, *starts[:1], cls='ideas')
@@ -5991,12 +5972,10 @@ __all__ += ['profile_list', 'profile_panel', 'Todo', 'Todos', 'todos', 'todo_sec
             'summarise_my_todos', 'audit_pages']
 
 import asyncio
-import codecs
 import csv
 import io
 import re
 import time
-import zlib
 from functools import cache
 from ipaddress import ip_address
 from urllib.parse import quote, urljoin, urlsplit
@@ -6193,6 +6172,8 @@ SELECTORS = {'title': 'title', 'description': 'meta[name=description i]', 'h1': 
 COLUMNS = 'url', 'status', 'redirects', *SELECTORS, 'words'
 AGENT = 'chatq-audit/1.0'  # how the audit calls itself to the sites that it visits
 MAX_PAGE = 2_000_000       # bytes of a page that are read
+# Nothing is to come compressed: a few bytes could become gigabytes.
+ASKED = {'user-agent': AGENT, 'accept-encoding': 'identity'}
 
 @job
 async def audit_pages(chat, urls: Lines):
@@ -6201,26 +6182,24 @@ async def audit_pages(chat, urls: Lines):
     pages = [re.sub(r'^(?![\w+.-]+://)', 'https://', url) for url in dict.fromkeys(urls.split())]
     if len(pages) > 1000:
         raise ValueError(f'These are {len(pages):,} addresses: at most 1,000 fit into one audit.')
-    visitor, rows = Visitor(chat), []
+    visit, rows = visitor(chat), []
 
     async def audit(url):
         row = dict.fromkeys(COLUMNS, '') | {'url': url}
         try:
-            row |= await visitor.visit(url)
+            row |= await visit(url)
         except TimeoutError:
             row['status'] = 'no answer in time'
         except httpx.ConnectError:
             row['status'] = 'no connection'
         except Exception as e:
-            row['status'] = str(e)[:200] or type(e).__name__
+            row['status'] = str(e) or type(e).__name__
         rows.append(row)
         cells = [plain(str(value)[:200]) or '–' for value in row.values()]  # the CSV has all
         chat.send(f'| {" | ".join(cells)} |\n')
         chat.progress(len(rows), len(pages))
     chat.send(f'| {" | ".join(COLUMNS)} |\n{"|---"*len(COLUMNS)}|\n')
-    async with asyncio.TaskGroup() as group:
-        for url in pages:
-            group.create_task(audit(url))
+    await asyncio.gather(*map(audit, pages))
     return A('Save as CSV', download='audit.csv', href=keep_file(as_csv(rows).encode(), 'csv'))
 
 def as_csv(rows):
@@ -6232,93 +6211,75 @@ def as_csv(rows):
 
 def once(work):
     "Lets a coroutine function work once for each argument, however many wait for it."
-    task = cache(lambda argument: asyncio.create_task(work(argument)))
-    return lambda argument: asyncio.shield(task(argument))
+    return cache(lambda argument: asyncio.create_task(work(argument)))
 
-class Visitor:
-    "Fetches pages politely: five at a time, by the rules of robots.txt, and asks about own hosts."
-    def __init__(self, chat):
-        self.chat, self.five = chat, asyncio.Semaphore(5)
-        self.check, self.rules = once(self.check_host), once(self.fetch_rules)
+def visitor(chat):
+    """A function that visits pages politely: five at a time, by the rules of robots.txt, and those
+    of the own network only after asking."""
+    five = asyncio.Semaphore(5)
 
-    async def visit(self, url):
-        "What an audit tells of a page, by column. Raises ValueError with a sentence."
-        await self.check(host_of(url))  # the person's time is not the site's
-        async with self.five, asyncio.timeout(60):
-            rules = await self.rules(urljoin(url, '/robots.txt'))
-            if not rules.can_fetch(url, AGENT):
-                raise ValueError('robots.txt says no')
-            reply, redirects, text = await self.fetch(url)
-            is_page = 'html' in reply.headers.get('content-type', 'html')
-            facts = await asyncio.to_thread(read_page, text if is_page else '')
-            return dict(status=reply.status_code, redirects=redirects, **facts)
-
-    async def check_host(self, host):
-        "The web is for everybody; about an address of the own network the person is asked."
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, None)
-        except OSError:
-            return  # fetching it will say why
-        if all(ip_address(address[0]).is_global for *_, address in found):
+    @once
+    async def check(host):
+        if not await is_own(host):
             return
         question = f'{host} is on your own network, not in the web. Fetch from it?'
-        if await self.chat.ask(question, f'Fetch from {host}', 'Leave it out') == 'Leave it out':
+        if await chat.ask(question, f'Fetch from {host}', 'Leave it out') == 'Leave it out':
             raise ValueError('left out: on your own network')
 
-    async def fetch_rules(self, url):
+    async def fetch(url, redirects=0):
+        "The reply behind all redirects, their number, and the text of the body."
+        at = urlsplit(url)
+        if at.scheme not in ('http', 'https') or not at.hostname:
+            raise ValueError('only http and https')
+        if redirects > 10:
+            raise ValueError('more than 10 redirects')
+        await check(at.hostname)  # the person's time is not the site's
+        async with five, asyncio.timeout(60):
+            async with http(url, 20) as client, client.stream('GET', url, headers=ASKED) as reply:
+                body = await anext(reply.aiter_raw(MAX_PAGE), b'')
+        if reply.has_redirect_location:
+            return await fetch(str(reply.next_request.url), redirects + 1)
+        return reply, redirects, decode(reply, body)
+
+    @once
+    async def rules(url):
+        "Those of a robots.txt; none where it is not to be had: the page will say what is wrong."
         from protego import Protego
         try:
-            reply, _, text = await self.fetch(url)
+            _, _, text = await fetch(url)
         except Exception:
-            return Protego.parse('')  # no rules to be had: the page itself will say what is wrong
-        return Protego.parse(text if reply.status_code == 200 else '')
+            text = ''
+        return Protego.parse(text)
 
-    async def fetch(self, url):
-        "The reply behind all redirects, their number, and the text of the body."
-        for redirects in range(11):
-            await self.check(host_of(url))
-            # Without compression: a few bytes could become gigabytes.
-            headers = {'user-agent': AGENT, 'accept-encoding': 'identity'}
-            async with http(url, 20) as client, client.stream('GET', url, headers=headers) as reply:
-                if reply.has_redirect_location:
-                    url = str(reply.next_request.url)
-                    continue
-                body = b''
-                async for chunk in reply.aiter_raw():
-                    body += chunk
-                    if len(body) > MAX_PAGE:
-                        break
-                return reply, redirects, decode(reply, unpack(reply, body))
-        raise ValueError('more than 10 redirects')
+    async def visit(url):
+        "What an audit tells of a page, by column. Raises ValueError with a sentence."
+        robots = await rules(urljoin(url, '/robots.txt'))
+        if not robots.can_fetch(url, AGENT):
+            raise ValueError('robots.txt says no')
+        reply, redirects, text = await fetch(url)
+        is_page = 'html' in reply.headers.get('content-type', 'html')
+        facts = await asyncio.to_thread(read_page, text if is_page else '')
+        return dict(status=reply.status_code, redirects=redirects, **facts)
+    return visit
 
-def host_of(url):
-    "The host of a page. Raises ValueError where it is none of the web."
-    at = urlsplit(url)
-    if at.scheme not in ('http', 'https') or not at.hostname:
-        raise ValueError('only http and https')
-    return at.hostname
-
-def unpack(reply, body):
-    """The body, at most MAX_PAGE bytes of it, from a server that compresses though it was asked not
-    to."""
-    packed = reply.headers.get('content-encoding', 'identity')
-    if packed in ('gzip', 'deflate'):
-        return zlib.decompressobj(47).decompress(body, MAX_PAGE)
-    if packed != 'identity':
-        raise ValueError(f'packed as {packed}, which was not asked for')
-    return body[:MAX_PAGE]
+async def is_own(host):
+    "Whether a host is on the own network, not in the web."
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None)
+    except OSError:
+        return False  # fetching it will say why
+    return not all(ip_address(address[0]).is_global for *_, address in found)
 
 def decode(reply, body):
     "The text of a body: by its header's charset, else by that of its <meta>, else as UTF-8."
-    declared = re.search(rb'<meta[^>]+charset=["\']?([\w-]+)', body[:4096], re.I)
-    if declared:
-        reply.default_encoding = declared[1].decode()
-    try:
-        charset = codecs.lookup(reply.encoding).name
-    except LookupError:
-        charset = 'utf-8'
-    if charset in ('ascii', 'iso8859-1'):  # what browsers take for it has quotes and dashes
-        charset = 'cp1252'
+    packed = reply.headers.get('content-encoding', 'identity')
+    if packed != 'identity':
+        raise ValueError(f'packed as {packed}, which was not asked for')
+    head = body[:4096] + b'<meta charset=utf-8>'
+    declared = re.search(rb'<meta[^>]+charset=["\']?([\w-]+)', head, re.I)
+    reply.default_encoding = declared[1].decode()
+    # What is called Latin-1 is Windows' form of it, with quotes and dashes, as browsers know.
+    charset = re.sub('(?i)^(iso-8859-1|latin-?1|(us-)?ascii)$', 'cp1252', reply.encoding)
     return body.decode(charset, 'replace').removeprefix('\ufeff')
 
 def read_page(text):
