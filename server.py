@@ -2612,7 +2612,7 @@ class Tab:
         for id in ids:
             self.follow(id)
         self.first, self.last = ids[0], ids[-1]
-        return timeline(hx_swap_oob='true')
+        return timeline(hx_swap_oob='innerHTML')
 
 # ---- 16. chatq: the queue between the messages and the tabs --------------------------------------
 
@@ -5565,7 +5565,7 @@ def composer(profile):
     # Each file is a request of its own, by app.js: together they may be larger than one may be.
     files = Input(type='file', id='files', multiple=True, hidden=True, data_most=MAX_FILE,
                   data_to=attach.to(profile=profile.id), hx_encoding='multipart/form-data',
-                  hx_params='file', hx_sync='this:queue all')
+                  hx_params='file,chat', hx_sync='this:queue all')
     clip = icon_button('clip', 'Attach', cls='quiet attach')
     give_up = Button('Cancel', id='no-edit', type='button', cls='quiet')
     edited = Hidden(id='edit'), Div('Editing an earlier message', give_up)
