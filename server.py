@@ -4333,7 +4333,7 @@ class Rows:
 
     def fragment(self, id, profile):
         "A row for a page that may have it, as it is by now."
-        row = first_row(self.table, 'id = ? and not deleted', [id])
+        row = first_row(self.table, f'id = ? and {self.listed}', [id])
         item = self.placed(row) if row else Li(id=f'{self.kind}-{id}', data_before='gone')
         return Ul(item, hx_swap_oob=f'beforeend:#{self.kind}-list')
 
@@ -5374,12 +5374,6 @@ class Chats(Listing):
     def linked(self):
         return {'chat-title': chat_title, 'gauge': gauge, 'export': export_link}
 
-    def show(self, chat, tab=''):
-        if chat.title:
-            return super().show(chat, tab)
-        for key, component in self.linked().items():
-            chatq.push(key, component, chat.profile)
-
     async def tell(self, *args):
         "What is done with chats is no news in one of them."
 
@@ -5461,7 +5455,7 @@ async def profile_page(req, sess, id: int = None):
     it for `/`."""
     profile = get_profile(id, sess)
     chat = newest_chat(profile.id)
-    return chat_page(req, sess, profile, chat, f'profile={profile.id}')
+    return chat_page(req, sess, profile, chat)
 
 for path in '/', '/profile/{id}':
     app.get(path)(profile_page)
@@ -5471,20 +5465,19 @@ async def new_chat(req, sess, profile: int = None):
     "An empty chat, which is stored nowhere before its first message."
     owner = get_profile(profile, sess)
     empty = first_row(chats, "profile = ? and title = '' and not deleted", [owner.id])
-    return chat_page(req, sess, owner, empty, f'profile={owner.id}&chat=new')
+    return chat_page(req, sess, owner, empty, 'new')
 
 @app.get('/chat/{id}')
 async def one_chat(req, sess, id: int):
     chat = one(chats, id)
     return chat_page(req, sess, one(profiles, chat.profile), chat)
 
-def chat_page(req, sess, profile, chat, socket=''):
-    "A whole page. `socket`: what its socket asks for where there is no chat yet."
+def chat_page(req, sess, profile, chat, begins=''):
+    "A whole page. `begins`: 'new' where the first message is to begin a chat of its own."
     sess['profile'] = profile.id
     profile.chat, profile.query = chat.id if chat else 0, req.query_params
-    if chat:
-        socket = f'chat={chat.id}'
-    main = Main(chat_section(profile), hx_ext='ws', ws_connect=f'/ws?{socket}', data_rev=chatq.rev)
+    socket = f'/ws?profile={profile.id}&chat={profile.chat or begins}'
+    main = Main(chat_section(profile), hx_ext='ws', ws_connect=socket, data_rev=chatq.rev)
     title = f'{chat.title} · {NAME}' if chat and chat.title else NAME
     return Title(title), ICONS, sidebar(profile), main, key_sheet()
 
@@ -5521,7 +5514,7 @@ def ideas():
     "What an empty chat offers to do: prompts, and a job that needs no more than a click."
     starts = [Button(icon('play'), job_title(job), form=f'job-{job.__name__}')
               for job in JOBS if not fields_of(job)]
-    prompts = (Button(idea, cls='idea', type='button') for idea in IDEAS)
+    prompts = (Button(idea, cls='idea') for idea in IDEAS)
     return Div(P('What would you like to do?'), *prompts, *starts[:1], cls='ideas')
 
 def search_form():
@@ -5530,8 +5523,7 @@ def search_form():
                   autocomplete='off', maxlength=200, hx_get=find.to(),
                   hx_trigger='input changed delay:120ms', hx_target='#search-results')
     results = Div(id='search-results', role='region', aria_label='Search results', tabindex='-1')
-    return Form(icon('search'), field, results, role='search', cls='search', action=find.to(),
-                method='get')
+    return Form(icon('search'), field, results, role='search', cls='search', action=find.to())
 
 def key_sheet():
     rows = (Div(Dt(*map(Kbd, keys.split())), Dd(what)) for keys, what in KEYS.items())
@@ -5548,19 +5540,19 @@ def message_rows(rows):
     return older, *map(chatq.show, rows)
 
 def timeline(rows, memory):
-    older, *shown = message_rows(rows)
+    shown = [*message_rows(rows)]
     # There is always one such line, so that it can be moved; at the top where its place is above.
-    shown.insert(sum(row.id < memory for row in rows), memory_line(memory))
-    return Div(older, *shown, id='msg-list', role='log', aria_live='off', tabindex='0',
+    shown.insert(1 + sum(row.id < memory for row in rows), memory_line(memory))
+    return Div(*shown, id='msg-list', role='log', aria_live='off', tabindex='0',
                aria_label='Conversation')
 
 def composer(profile):
     """The field, and below it what a prompt goes with. Its one button is Send, or where an answer
     runs and nothing is typed Stop: the style sheet shows which."""
-    field = Textarea(id='msg', name='msg', rows=1, placeholder='Message', aria_label='Message',
+    field = Textarea(id='msg', rows=1, placeholder='Message', aria_label='Message',
                      maxlength=MAX_TEXT, enterkeyhint='send', hx_post=warm.to(profile=profile.id),
-                     hx_trigger='input throttle:60s', hx_params='none', hx_swap='none')
-    stop_button = icon_button('stop', 'Stop', id='stop-btn', hx_swap='none', hx_post=stop.to())
+                     hx_trigger='input throttle:60s', hx_params='none')
+    stop_button = icon_button('stop', 'Stop', id='stop-btn', hx_post=stop.to())
     send_button = icon_button('up', 'Send', id='send-btn', type='submit')
     # Each file is a request of its own, by app.js: together they may be larger than one may be.
     files = Input(type='file', id='files', multiple=True, hidden=True, data_most=MAX_FILE,
@@ -5570,7 +5562,7 @@ def composer(profile):
     give_up = Button('Cancel', id='no-edit', type='button', cls='quiet')
     edited = Hidden(id='edit'), Div('Editing an earlier message', give_up)
     row = Div(files, clip, Span(*pickers(profile), cls='pick'), stop_button, send_button)
-    return Form(*edited, chips(profile), field, row, id='chat-form', ws_send=True)
+    return Form(*edited, chips(profile), field, row, id='chat-form', ws_send=True, hx_swap='none')
 
 def model_picker(profile):
     "The models to choose from; where there are many, a field to find one in."
@@ -5578,8 +5570,8 @@ def model_picker(profile):
     models = Model.models if chosen in Model.models else {chosen: 0} | Model.models
     options = [Option(f'{name}  {size/1e9:.1f} GB' if size else name or 'No model', value=name,
                       selected=name == chosen) for name, size in models.items()]
-    choose = dict(hx_post=choose_model.to(profile=profile.id), hx_swap='none', disabled=is_fixed())
-    select = Select(*options, id='model', name='model', aria_label='Model', **choose,
+    choose = dict(hx_post=choose_model.to(profile=profile.id), disabled=is_fixed())
+    select = Select(*options, id='model', aria_label='Model', **choose,
                     title='Set by OLLAMA_MODEL' if is_fixed() else None)
     field = ()
     if len(models) > 12:
@@ -5595,8 +5587,8 @@ def think_picker(profile):
     ways = ways_to_think(model)
     options = [Option(f'Thinking: {way or "auto"}', value=way,
                       selected=way == how_to_think(profile, model)) for way in ('', *ways)]
-    return Select(*options, id='think', name='think', aria_label='Thinking', hidden=not ways,
-                  hx_post=choose_think.to(profile=profile.id), hx_swap='none', hx_swap_oob='true')
+    return Select(*options, id='think', aria_label='Thinking', hidden=not ways,
+                  hx_post=choose_think.to(profile=profile.id), hx_swap_oob='true')
 
 def pickers(profile):
     return model_picker(profile), think_picker(profile)
@@ -5606,11 +5598,9 @@ def settings_panel(profile):
         Label('System prompt',
               Textarea(name='voice', rows=4, placeholder=VOICE, maxlength=MAX_TEXT)),
         Label('Temperature',
-              Input(name='temperature', inputmode='decimal', placeholder="the model's own",
-                    maxlength=5)),
+              Input(name='temperature', inputmode='decimal', placeholder="the model's own")),
         Label('Context, in tokens',
-              Input(name='context', inputmode='numeric', placeholder="the model server's own",
-                    maxlength=7)),
+              Input(name='context', inputmode='numeric', placeholder="the model server's own")),
         check_box('Comment on what I do in the app', name='commentary'),
         export_link(profile),
         hx_post=settings.to(profile=profile.id), hx_trigger='change, submit', hx_swap='none',
@@ -5730,30 +5720,28 @@ async def withdraw(id: int):
     prompt = one(messages, id)
     if prompt.status != 'queued':
         refuse('The model has begun to answer it: use Stop.')
-    for row in (prompt, messages[id + 1]):
-        row.deleted, row.status = True, 'stopped'
-        chatq.changed(row)
+    for row in prompt, messages[id + 1]:
+        chatq.changed(row, deleted=True, status='stopped')
 
-def at_rest(id):
-    "A message that nobody writes just now. Raises HTTPException."
-    m = one(messages, id)
-    if id in chatq.writing or m.status == 'queued':
-        refuse('It is being written just now: stop it first.')
-    return m
+class AtRest:
+    "A route's `m: AtRest` is the message with the `id` in the address, which nobody writes just now."
+    def __from_request__(id: int):
+        m = one(messages, id)
+        if id in chatq.writing or m.status == 'queued':
+            refuse('It is being written just now: stop it first.')
+        return m
 
 @app.post
-async def try_again(id: int):
-    m = at_rest(id)
+async def try_again(m: AtRest):
     run_again(m) if m.job else chatq.retry(m)
 
 @app.post
-async def go_on(id: int):
-    chatq.retry(at_rest(id), keep=True)
+async def go_on(m: AtRest):
+    chatq.retry(m, keep=True)
 
 @app.post
-async def choose_answer(id: int, n: int):
+async def choose_answer(m: AtRest, n: int):
     "Has another one of the answers to a prompt stand in the chat, and be remembered by the model."
-    m = at_rest(id)
     change_answer(m, n)
     chatq.changed(m)
 
@@ -5783,27 +5771,25 @@ async def restore_replaced(id: int):
     return toast('')
 
 @app.post
-async def delete_message(id: int):
-    m = at_rest(id)
-    m.deleted = True
-    chatq.changed(m)
-    return toast('Message deleted.', restore_message.to(id=id)).children  # its button is gone
+async def delete_message(m: AtRest):
+    chatq.changed(m, deleted=True)
+    return toast('Message deleted.', restore_message.to(id=m.id)).children  # its button is gone
 
 @app.post
 async def restore_message(id: int):
-    m = one(messages, id)
-    m.deleted = False
-    chatq.changed(m)
+    chatq.changed(one(messages, id), deleted=False)
     return toast('')
 
 @app.post
 async def reply(id: int, n: int = None, answer: str = ''):
     chat = chatq.writing.get(id)
-    waits = chat and chat.answered and not chat.answered.done()
-    answers = chat.row.question[1] if waits else ()
-    if not waits or n not in (range(len(answers)) if answers else [None]):
+    answers = {}  # by their number; what is typed has none
+    if chat and chat.row.question and not chat.answered.done():
+        _, offered, _ = chat.row.question
+        answers = dict(enumerate(offered)) or {None: clean(answer, MAX_TEXT, 'The answer')}
+    if n not in answers:
         refuse('This question is not open any more.')
-    chat.answered.set_result(answers[n] if answers else clean(answer, MAX_TEXT, 'The answer'))
+    chat.answered.set_result(answers[n])
 
 @app.post
 async def choose_model(profile: int, model: str = '', find: str = ''):
@@ -5830,19 +5816,15 @@ async def cancel(id: int):
     chatq.cancel(id)
 
 @app.post
-async def pull(id: int):
-    m = at_rest(id)
+async def pull(m: AtRest):
     missing = DOWNLOAD.search(m.error)
     if not missing:
         refuse('There is nothing to download here any more.')
     chat = chatq.open('job', chat=m.chat)
     chat.send(f'Downloading {quoted(missing[1])}')
     chat.progress(0)
-
-    def answer_again():
-        if m.role == 'assistant':
-            chatq.retry(messages[id])
-    chatq.start(chat, download(chat, missing[1], answer_again))
+    chatq.start(chat, download(
+        chat, missing[1], lambda: m.role == 'assistant' and chatq.retry(messages[m.id])))
 
 @app.post
 async def warm(profile: int):
@@ -5854,8 +5836,8 @@ async def settings(profile: int, voice: str = '', temperature: str = '', context
     temperature = as_number(temperature, float, 0, 2, 'The temperature is a number from 0 to 2')
     context = as_number(context, int, 512, 2**20,
                         'The context is a number of tokens from 512 to 1048576')
-    profiles.update(id=one(profiles, profile).id, voice=clean(voice, MAX_TEXT, 'The system prompt'),
-                    temperature=temperature, context=context, commentary=commentary)
+    choose(profile, voice=clean(voice, MAX_TEXT, 'The system prompt'), temperature=temperature,
+           context=context, commentary=commentary)
     return toast('Saved.')
 
 def as_number(text, kind, least, most, sentence):

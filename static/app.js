@@ -232,9 +232,10 @@ on('htmx:beforeSwap', ({ target }) => {
 
 // ---- Writing
 
-// The key under which a reload finds what is in the composer, and of what kind. A new chat that
-// has got its number leaves nothing to the next new one.
-const draft = (kind = '') => (openChat() ?? location.href) + kind
+// The key under which a reload finds which prompt is edited, and the one for what is typed: of the
+// chat, or of the edited prompt. A new chat that has got its number leaves nothing to the next one.
+const editKey = () => 'edit ' + (openChat() ?? location.href)
+const draft = () => editKey() + ' ' + edited.value
 
 function type(text) {
   msg.value = session[draft()] = text
@@ -254,17 +255,14 @@ on('input', ({ target }) => {
 
 // A prompt that is edited stands in the composer, and what stood there is kept meanwhile.
 function edit(prompt) {
-  if (!edited.value) session[draft('kept')] = msg.value
-  edited.value = session[draft('edit')] = number(prompt)
+  edited.value = session[editKey()] = number(prompt)
   propose($(prompt, '.content').textContent)
   if ($(`#${prompt.id} ~ [data-role=assistant][data-status=streaming]`)) byId('stop-btn').click()
 }
 
 function endEdit() {
-  edited.value = session[draft('edit')] = ''
-  if (msg.value) return
-  type(session[draft('kept')] ?? '')
-  session[draft('kept')] = ''
+  edited.value = session[editKey()] = ''
+  type(msg.value || session[draft()] || '')
 }
 
 function giveUpEdit() {
@@ -309,8 +307,7 @@ const isSmall = ({ name, size }) =>
 function attach(files) {
   const chat = openChat() ?? 0
   for (const file of files.filter(isSmall)) {
-    const values = { file, chat }
-    request('POST', fileField.dataset.to, { source: fileField, values, swap: 'none' })
+    request('POST', fileField.dataset.to, { source: fileField, values: { file, chat } })
   }
   msg.focus()
 }
@@ -771,8 +768,8 @@ function start() {
   const isNew = location.pathname === '/chat/new'
   const isPhone = innerWidth < 720  // it would open its keyboard
   if (isNew || !isPhone && !/[?#]/.test(location.href)) msg.focus()
+  edited.value = session[editKey()] ?? ''
   type(session[draft()] ?? '')
-  edited.value = session[draft('edit')] ?? ''
   singleKeys.checked = local.keys !== 'false'
   singleKeys.onchange = () => { local.keys = singleKeys.checked }
   new ResizeObserver(toEnd).observe(log)
