@@ -5379,8 +5379,9 @@ class Chats(Listing):
 
     def checked(self, columns):
         "A title that a person gives is not changed by a prompt."
-        columns = super().checked(columns)
-        return columns | dict(title_from='person') if 'title' in columns else columns
+        if 'title' in columns:
+            columns = columns | dict(title_from='person')
+        return super().checked(columns)
 
     @from_anywhere
     async def delete(self, row, said='', tab='', /):
@@ -5397,8 +5398,7 @@ class Chats(Listing):
         return row
 
     def after_delete(self, chat, tab):
-        gone = chatq.tab(tab)
-        if gone and gone.chat == chat.id:
+        if chatq.tab(tab) in chatq.tabs_of(chat.id):
             return Redirect(f'/profile/{chat.profile}?undone=chat-{chat.id}')
         return super().after_delete(chat, tab)
 
@@ -5442,20 +5442,14 @@ SIDE.insert(0, chats_section)
 
 # ---- 30. Chat: the page, what it is made of, and its routes --------------------------------------
 
-KEYS = {
-    '?': 'This sheet', '/': 'Search', 'Alt+N': 'New chat', 'Alt+M': 'Write a message',
-    '↑': 'Edit your last message, where nothing is typed',
-    'Alt+T': 'Light or dark', 'Enter': 'Send the message', 'Shift+Enter': 'A new line in it',
-    '↑ ↓': 'Go from one item of a list to the next', 'Enter F2': 'Edit the item, or open it',
-    'Escape': 'Give up editing', 'Space': 'Tick the item off', 'Alt+↑ Alt+↓': 'Move the item',
-    'Delete': 'Delete the item', 'Ctrl+Z': 'Bring back what was deleted'}
+# The sheet of keys, a popover; app.js has what they do.
+KEYS = Safe(FILES['keys.html'].read_text())
 
 async def profile_page(req, sess, id: int = None):
     """The page of a profile, with its newest chat. The address is the choice; a cookie remembers
     it for `/`."""
     profile = get_profile(id, sess)
-    chat = newest_chat(profile.id)
-    return chat_page(req, sess, profile, chat)
+    return chat_page(req, sess, profile, newest_chat(profile.id))
 
 for path in '/', '/profile/{id}':
     app.get(path)(profile_page)
@@ -5479,7 +5473,7 @@ def chat_page(req, sess, profile, chat, begins=''):
     socket = f'/ws?profile={profile.id}&chat={profile.chat or begins}'
     main = Main(chat_section(profile), hx_ext='ws', ws_connect=socket, data_rev=chatq.rev)
     title = f'{chat.title} · {NAME}' if chat and chat.title else NAME
-    return Title(title), ICONS, sidebar(profile), main, key_sheet()
+    return Title(title), ICONS, sidebar(profile), main, KEYS
 
 def way_back(query):
     "The toast of the page where one lands after deleting what the page before has shown."
@@ -5524,12 +5518,6 @@ def search_form():
                   hx_trigger='input changed delay:120ms', hx_target='#search-results')
     results = Div(id='search-results', role='region', aria_label='Search results', tabindex='-1')
     return Form(icon('search'), field, results, role='search', cls='search', action=find.to())
-
-def key_sheet():
-    rows = (Div(Dt(*map(Kbd, keys.split())), Dd(what)) for keys, what in KEYS.items())
-    single = check_box('? and / work anywhere outside of a text', id='single-keys', checked=True)
-    return Div(H2('Keyboard'), Dl(*rows), single, id='keys', popover='auto', role='dialog',
-               aria_label='Keyboard shortcuts', tabindex='-1', autofocus=True)
 
 def message_rows(rows):
     "Messages, and in front of them what loads older ones as one scrolls up."

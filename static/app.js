@@ -118,7 +118,7 @@ on('htmx:oobBeforeSwap', ({ target, detail }) => {
     if (!$(`#msg-${edited.value}[data-role]`)) endEdit()  // what was edited is gone
   }
   const el = fragment.firstElementChild
-  if (!el || fragment.id) return  // not a part of the page that comes anew, but what is in one
+  if (!el || fragment.id) return  // with an id it is an element of which the inside comes anew
   const { role, status, reload } = el.dataset
   const isFoot = el.matches('footer')
   if (isFoot) Object.assign(target.parentElement.dataset, el.dataset)  // the state of its message
@@ -315,9 +315,9 @@ function attach(files) {
 on('change', ({ target }) => {
   if (target.type !== 'file') return
   const files = [...target.files]
-  const isComposer = target === fileField
-  if (isComposer) attach(files)
-  if (isComposer || !files.every(isSmall)) target.value = ''
+  if (target === fileField) attach(files)
+  else if (files.every(isSmall)) return
+  target.value = ''
 })
 
 let dragEnd
@@ -389,10 +389,10 @@ on('keydown', event => {
   const isTyping = !altKey && target.matches('input:not([type=checkbox]), textarea, select')
   const isOff = name.length === 1 && !singleKeys?.checked
   const rowAction = target.matches(ROW) && ROW_KEYS[name]
-  if (rowAction && $(target, '.htmx-request')) return event.preventDefault()  // its form is coming
   const action = rowAction || !isTyping && !isOff && PAGE_KEYS[name]
   if (!action) return
   event.preventDefault()
+  if (rowAction && $(target, '.htmx-request')) return  // its form is coming
   action(rowAction ? target : document)
 })
 
@@ -423,6 +423,7 @@ function giveUp(target) {
   const row = target.closest('.editing, .asking')
   if (row) return showAgain(row)
   if (target.closest('#search-results')) return search()
+  $('.drop[open] > summary')?.focus()
   closePanels()
   closeDrawer()
 }
@@ -439,11 +440,7 @@ on('dblclick', ({ target }) => {
 
 // Panels are closed by Escape and by a click elsewhere.
 function closePanels(clicked) {
-  for (const panel of $$('.drop[open]')) {
-    if (panel.contains(clicked)) continue
-    panel.open = false
-    if (!clicked) $(panel, 'summary').focus()
-  }
+  for (const panel of $$('.drop[open]')) panel.open = panel.contains(clicked)
 }
 
 // ---- The sidebar: folded away on a wide page, a drawer on a phone
@@ -500,14 +497,14 @@ on('htmx:load', ({ target: row }) => {
 })
 
 // A whole list has changed: as many rows as it shows are asked for.
-function reloadList(list, address) {
-  const asked = listChanges
-  const handler = (_, { xhr }) => {
+async function reloadList(list, address) {
+  try {
+    const asked = listChanges
+    const answer = await fetch(address + '&count=' + list.children.length)
+    const html = await answer.text()
     if (asked !== listChanges) return reloadList(list, address)
-    if (xhr.status === 200) merge(list, xhr.response)
-  }
-  const count = list.children.length
-  request('GET', address + '&count=' + count, { source: list, target: list, handler })
+    if (answer.ok) merge(list, html)
+  } catch {}  // when the connection is back, the page is told anew what has changed
 }
 
 // Replaces the rows of a list but for those being edited; who reads stays where they are.
@@ -612,10 +609,11 @@ on('focusin', ({ target }) => {
     reveal(target.form)  // its other fields too
   }
   const row = target.closest(ROW)
-  const neighbours = row ? [beside(row, 1), beside(row, -1)] : []
   const send = $('#chat-form:focus-within #send-btn')  // Stop turns into it
   const add = $(target.closest('section') ?? document, '.add button')
-  near = [target.closest('[id]'), row, ...neighbours, send, add, log]
+  const after = row && beside(row, 1)
+  const before = row && beside(row, -1)
+  near = [target.closest('[id]'), row, after, before, send, add, log]
 })
 
 // Who presses elsewhere leaves.
@@ -665,16 +663,13 @@ on('htmx:responseError htmx:sendError', ({ target: source, detail: { xhr, target
   toast(xhr.responseText || 'The app does not answer. Is it still running in its terminal?')
   source.checked = source.defaultChecked  // a box shows what is stored
   const row = target.closest('.editing')
-  if (xhr.status === 404 && row) rowIsGone(row)
-})
-
-// The row was deleted while it was edited: what was typed can be added anew.
-function rowIsGone(row) {
+  if (!row || xhr.status !== 404) return
+  // The row was deleted while it was edited: what was typed can be added anew.
   const field = $(row.parentElement.parentElement, '.add input')
   if (field) field.value ||= $(row, 'input').value
   htmx.swap(row, '', { swapStyle: 'delete' })
   refocus()
-}
+})
 
 // ---- What is clicked
 
@@ -742,14 +737,13 @@ function saveTable(table) {
 function enlarge(link, event) {
   if (event.ctrlKey || event.metaKey) return
   event.preventDefault()
-  const dialog = document.createElement('dialog')
-  dialog.className = 'large'
+  const html = '<dialog class="large"><img alt=""><button>Close</button></dialog>'
+  document.body.insertAdjacentHTML('beforeend', html)
+  const dialog = $('dialog.large')
   dialog.ariaLabel = $(link, 'img').alt || $(link, 'span').textContent
-  dialog.innerHTML = '<img alt=""><button>Close</button>'
   $(dialog, 'img').src = link.href
   dialog.onclick = () => dialog.close()
   dialog.onclose = () => dialog.remove()
-  document.body.append(dialog)
   dialog.showModal()
 }
 
