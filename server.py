@@ -5712,7 +5712,7 @@ async def withdraw(id: int):
         chatq.changed(row, deleted=True, status='stopped')
 
 class AtRest:
-    "A route's `m: AtRest` is the message with the `id` in the address, which nobody writes just now."
+    "A route's `m: AtRest` is the message with the `id` it is asked for, when nobody writes it."
     def __from_request__(id: int):
         m = one(messages, id)
         if id in chatq.writing or m.status == 'queued':
