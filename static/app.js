@@ -500,7 +500,8 @@ on('htmx:load', ({ target: row }) => {
 async function reloadList(list, address) {
   try {
     const asked = listChanges
-    const answer = await fetch(address + '&count=' + list.children.length)
+    const headers = { 'HX-Request': 'true' }  // rows alone, and not in a page
+    const answer = await fetch(address + '&count=' + list.children.length, { headers })
     const html = await answer.text()
     if (asked !== listChanges) return reloadList(list, address)
     if (answer.ok) merge(list, html)
