@@ -2520,7 +2520,7 @@ class Tab:
         rows = chatq.newest(profile.chat)
         ids = [row.id for row in rows] or [0]
         self.first, self.last = ids[0], ids[-1]
-        return chatq.timeline(rows, memory_of(profile.chat))(hx_swap_oob='true')
+        return chatq.timeline(rows, memory_of(profile.chat))(hx_swap_oob='innerHTML')
 
 # ---- 16. chatq: the queue between the messages and the tabs --------------------------------------
 
@@ -4150,7 +4150,7 @@ class Rows:
 
         def fragment(profile):
             "The row as it is by now, for a page that may have it."
-            now = first_row(self.table, 'id = ? and not deleted', [row.id])
+            now = first_row(self.table, f'id = ? and {self.listed}', [row.id])
             item = self.placed(now) if now else Li(id=id, data_before='gone')
             return Ul(item, hx_swap_oob=f'beforeend:#{self.kind}-list')
         chatq.push(id, fragment, row.profile or None, tab, place)
@@ -5156,19 +5156,14 @@ class Chats(Listing):
     def linked(self):
         return {'chat-title': chat_title, 'gauge': gauge, 'export': export_link}
 
-    def show(self, chat, tab=''):
-        if chat.title:
-            return super().show(chat, tab)
-        for key, component in self.linked().items():
-            chatq.push(key, component, chat.profile)
-
     async def tell(self, *args):
         "What is done with chats is no news in one of them."
 
     def checked(self, columns):
         "A title that a person gives is not changed by a prompt."
-        columns = super().checked(columns)
-        return columns | dict(title_from='person') if 'title' in columns else columns
+        if 'title' in columns:
+            columns = columns | dict(title_from='person')
+        return super().checked(columns)
 
     @from_anywhere
     async def delete(self, row, said='', tab='', /):
@@ -5185,8 +5180,7 @@ class Chats(Listing):
         return row
 
     def after_delete(self, chat, tab):
-        gone = chatq.tab(tab)
-        if gone and gone.chat == chat.id:
+        if chatq.tab(tab) in chatq.tabs_of(chat.id):
             return Redirect(f'/profile/{chat.profile}?undone=chat-{chat.id}')
         return super().after_delete(chat, tab)
 
@@ -5230,20 +5224,14 @@ SIDE.insert(0, chats_section)
 
 # ---- 30. Chat: the page, what it is made of, and its routes --------------------------------------
 
-KEYS = {
-    '?': 'This sheet', '/': 'Search', 'Alt+N': 'New chat', 'Alt+M': 'Write a message',
-    '↑': 'Edit your last message, where nothing is typed',
-    'Alt+T': 'Light or dark', 'Enter': 'Send the message', 'Shift+Enter': 'A new line in it',
-    '↑ ↓': 'Go from one item of a list to the next', 'Enter F2': 'Edit the item, or open it',
-    'Escape': 'Give up editing', 'Space': 'Tick the item off', 'Alt+↑ Alt+↓': 'Move the item',
-    'Delete': 'Delete the item', 'Ctrl+Z': 'Bring back what was deleted'}
+# The sheet of keys, a popover; app.js has what they do.
+KEYS = Safe(FILES['keys.html'].read_text())
 
 async def profile_page(req, sess, id: int = None):
     """The page of a profile, with its newest chat. The address is the choice; a cookie remembers
     it for `/`."""
     profile = get_profile(id, sess)
-    chat = newest_chat(profile.id)
-    return chat_page(req, sess, profile, chat, f'profile={profile.id}')
+    return chat_page(req, sess, profile, newest_chat(profile.id))
 
 for path in '/', '/profile/{id}':
     app.get(path)(profile_page)
@@ -5253,22 +5241,21 @@ async def new_chat(req, sess, profile: int = None):
     "An empty chat, which is stored nowhere before its first message."
     owner = get_profile(profile, sess)
     empty = first_row(chats, "profile = ? and title = '' and not deleted", [owner.id])
-    return chat_page(req, sess, owner, empty, f'profile={owner.id}&chat=new')
+    return chat_page(req, sess, owner, empty, 'new')
 
 @app.get('/chat/{id}')
 async def one_chat(req, sess, id: int):
     chat = one(chats, id)
     return chat_page(req, sess, one(profiles, chat.profile), chat)
 
-def chat_page(req, sess, profile, chat, socket=''):
-    "A whole page. `socket`: what its socket asks for where there is no chat yet."
+def chat_page(req, sess, profile, chat, begins=''):
+    "A whole page. `begins`: 'new' where the first message is to begin a chat of its own."
     sess['profile'] = profile.id
     profile.chat, profile.query = chat.id if chat else 0, req.query_params
-    if chat:
-        socket = f'chat={chat.id}'
-    main = Main(chat_section(profile), hx_ext='ws', ws_connect=f'/ws?{socket}', data_rev=chatq.rev)
+    socket = f'/ws?profile={profile.id}&chat={profile.chat or begins}'
+    main = Main(chat_section(profile), hx_ext='ws', ws_connect=socket, data_rev=chatq.rev)
     title = f'{chat.title} · {NAME}' if chat and chat.title else NAME
-    return Title(title), ICONS, sidebar(profile), main, key_sheet()
+    return Title(title), ICONS, sidebar(profile), main, KEYS
 
 def way_back(query):
     "The toast of the page where one lands after deleting what the page before has shown."
@@ -5303,7 +5290,7 @@ def ideas():
     "What an empty chat offers to do: prompts, and a job that needs no more than a click."
     starts = [Button(icon('play'), job.title, form=f'job-{job.__name__}')
               for job in JOBS if not fields_of(job)]
-    prompts = (Button(idea, cls='idea', type='button') for idea in IDEAS)
+    prompts = (Button(idea, cls='idea') for idea in IDEAS)
     return Div(P('What would you like to do?'), *prompts, *starts[:1], cls='ideas')
 
 def search_form():
@@ -5312,14 +5299,7 @@ def search_form():
                   autocomplete='off', maxlength=200, hx_get=find.to(),
                   hx_trigger='input changed delay:120ms', hx_target='#search-results')
     results = Div(id='search-results', role='region', aria_label='Search results', tabindex='-1')
-    return Form(icon('search'), field, results, role='search', cls='search', action=find.to(),
-                method='get')
-
-def key_sheet():
-    rows = (Div(Dt(*map(Kbd, keys.split())), Dd(what)) for keys, what in KEYS.items())
-    single = check_box('? and / work anywhere outside of a text', id='single-keys', checked=True)
-    return Div(H2('Keyboard'), Dl(*rows), single, id='keys', popover='auto', role='dialog',
-               aria_label='Keyboard shortcuts', tabindex='-1', autofocus=True)
+    return Form(icon('search'), field, results, role='search', cls='search', action=find.to())
 
 def message_rows(rows):
     "Messages, and in front of them what loads older ones as one scrolls up."
@@ -5330,29 +5310,29 @@ def message_rows(rows):
     return older, *map(chatq.show, rows)
 
 def timeline(rows, memory):
-    older, *shown = message_rows(rows)
+    shown = [*message_rows(rows)]
     # There is always one such line, so that it can be moved; at the top where its place is above.
-    shown.insert(sum(row.id < memory for row in rows), memory_line(memory))
-    return Div(older, *shown, id='msg-list', role='log', aria_live='off', tabindex='0',
+    shown.insert(1 + sum(row.id < memory for row in rows), memory_line(memory))
+    return Div(*shown, id='msg-list', role='log', aria_live='off', tabindex='0',
                aria_label='Conversation')
 
 def composer(profile):
     """The field, and below it what a prompt goes with. Its one button is Send, or where an answer
     runs and nothing is typed Stop: the style sheet shows which."""
-    field = Textarea(id='msg', name='msg', rows=1, placeholder='Message', aria_label='Message',
+    field = Textarea(id='msg', rows=1, placeholder='Message', aria_label='Message',
                      maxlength=MAX_TEXT, enterkeyhint='send', hx_post=warm.to(profile=profile.id),
-                     hx_trigger='input throttle:60s', hx_params='none', hx_swap='none')
-    stop_button = icon_button('stop', 'Stop', id='stop-btn', hx_swap='none', hx_post=stop.to())
+                     hx_trigger='input throttle:60s', hx_params='none')
+    stop_button = icon_button('stop', 'Stop', id='stop-btn', hx_post=stop.to())
     send_button = icon_button('up', 'Send', id='send-btn', type='submit')
     # Each file is a request of its own, by app.js: together they may be larger than one may be.
     files = Input(type='file', id='files', multiple=True, hidden=True, data_most=MAX_FILE,
                   data_to=attach.to(profile=profile.id), hx_encoding='multipart/form-data',
-                  hx_params='file', hx_sync='this:queue all')
+                  hx_params='file,chat', hx_sync='this:queue all')
     clip = icon_button('clip', 'Attach', cls='quiet attach')
     give_up = Button('Cancel', id='no-edit', type='button', cls='quiet')
     edited = Hidden(id='edit'), Div('Editing an earlier message', give_up)
     row = Div(files, clip, Span(*pickers(profile), cls='pick'), stop_button, send_button)
-    return Form(*edited, chips(profile), field, row, id='chat-form', ws_send=True)
+    return Form(*edited, chips(profile), field, row, id='chat-form', ws_send=True, hx_swap='none')
 
 def model_picker(profile):
     "The models to choose from; where there are many, a field to find one in."
@@ -5360,8 +5340,8 @@ def model_picker(profile):
     models = Model.models if chosen in Model.models else {chosen: 0} | Model.models
     options = [Option(f'{name}  {size/1e9:.1f} GB' if size else name or 'No model', value=name,
                       selected=name == chosen) for name, size in models.items()]
-    choose = dict(hx_post=choose_model.to(profile=profile.id), hx_swap='none', disabled=is_fixed())
-    select = Select(*options, id='model', name='model', aria_label='Model', **choose,
+    choose = dict(hx_post=choose_model.to(profile=profile.id), disabled=is_fixed())
+    select = Select(*options, id='model', aria_label='Model', **choose,
                     title='Set by OLLAMA_MODEL' if is_fixed() else None)
     field = ()
     if len(models) > 12:
@@ -5377,8 +5357,8 @@ def think_picker(profile):
     ways = ways_to_think(model)
     options = [Option(f'Thinking: {way or "auto"}', value=way,
                       selected=way == how_to_think(profile, model)) for way in ('', *ways)]
-    return Select(*options, id='think', name='think', aria_label='Thinking', hidden=not ways,
-                  hx_post=choose_think.to(profile=profile.id), hx_swap='none', hx_swap_oob='true')
+    return Select(*options, id='think', aria_label='Thinking', hidden=not ways,
+                  hx_post=choose_think.to(profile=profile.id), hx_swap_oob='true')
 
 def pickers(profile):
     return model_picker(profile), think_picker(profile)
@@ -5388,11 +5368,9 @@ def settings_panel(profile):
         Label('System prompt',
               Textarea(name='voice', rows=4, placeholder=VOICE, maxlength=MAX_TEXT)),
         Label('Temperature',
-              Input(name='temperature', inputmode='decimal', placeholder="the model's own",
-                    maxlength=5)),
+              Input(name='temperature', inputmode='decimal', placeholder="the model's own")),
         Label('Context, in tokens',
-              Input(name='context', inputmode='numeric', placeholder="the model server's own",
-                    maxlength=7)),
+              Input(name='context', inputmode='numeric', placeholder="the model server's own")),
         check_box('Comment on what I do in the app', name='commentary'),
         export_link(profile),
         hx_post=settings.to(profile=profile.id), hx_trigger='change, submit', hx_swap='none',
@@ -5509,30 +5487,28 @@ async def withdraw(id: int):
     prompt = one(messages, id)
     if prompt.status != 'queued':
         refuse('The model has begun to answer it: use Stop.')
-    for row in (prompt, messages[id + 1]):
-        row.deleted, row.status = True, 'stopped'
-        chatq.changed(row)
+    for row in prompt, messages[id + 1]:
+        chatq.changed(row, deleted=True, status='stopped')
 
-def at_rest(id):
-    "A message that nobody writes just now. Raises HTTPException."
-    m = one(messages, id)
-    if id in chatq.writing or m.status == 'queued':
-        refuse('It is being written just now: stop it first.')
-    return m
+class AtRest:
+    "A route's `m: AtRest` is the message with the `id` it is asked for, when nobody writes it."
+    def __from_request__(id: int):
+        m = one(messages, id)
+        if id in chatq.writing or m.status == 'queued':
+            refuse('It is being written just now: stop it first.')
+        return m
 
 @app.post
-async def try_again(id: int):
-    m = at_rest(id)
+async def try_again(m: AtRest):
     run_again(m) if m.job else chatq.retry(m)
 
 @app.post
-async def go_on(id: int):
-    chatq.retry(at_rest(id), keep=True)
+async def go_on(m: AtRest):
+    chatq.retry(m, keep=True)
 
 @app.post
-async def choose_answer(id: int, n: int):
+async def choose_answer(m: AtRest, n: int):
     "Has another one of the answers to a prompt stand in the chat, and be remembered by the model."
-    m = at_rest(id)
     change_answer(m, n)
     chatq.changed(m)
 
@@ -5562,27 +5538,25 @@ async def restore_replaced(id: int):
     return toast('')
 
 @app.post
-async def delete_message(id: int):
-    m = at_rest(id)
-    m.deleted = True
-    chatq.changed(m)
-    return toast('Message deleted.', restore_message.to(id=id)).children  # its button is gone
+async def delete_message(m: AtRest):
+    chatq.changed(m, deleted=True)
+    return toast('Message deleted.', restore_message.to(id=m.id)).children  # its button is gone
 
 @app.post
 async def restore_message(id: int):
-    m = one(messages, id)
-    m.deleted = False
-    chatq.changed(m)
+    chatq.changed(one(messages, id), deleted=False)
     return toast('')
 
 @app.post
 async def reply(id: int, n: int = None, answer: str = ''):
     chat = chatq.writing.get(id)
-    waits = chat and chat.answered and not chat.answered.done()
-    answers = chat.row.question[1] if waits else ()
-    if not waits or n not in (range(len(answers)) if answers else [None]):
+    answers = {}  # by their number; what is typed has none
+    if chat and chat.row.question and not chat.answered.done():
+        _, offered, _ = chat.row.question
+        answers = dict(enumerate(offered)) or {None: clean(answer, MAX_TEXT, 'The answer')}
+    if n not in answers:
         refuse('This question is not open any more.')
-    chat.answered.set_result(answers[n] if answers else clean(answer, MAX_TEXT, 'The answer'))
+    chat.answered.set_result(answers[n])
 
 @app.post
 async def choose_model(profile: int, model: str = '', find: str = ''):
@@ -5610,19 +5584,15 @@ async def cancel(id: int):
         chat.cancel()
 
 @app.post
-async def pull(id: int):
-    m = at_rest(id)
+async def pull(m: AtRest):
     missing = DOWNLOAD.search(m.error)
     if not missing:
         refuse('There is nothing to download here any more.')
     chat = chatq.open('job', chat=m.chat)
     chat.send(f'Downloading {quoted(missing[1])}')
     chat.progress(0)
-
-    def answer_again():
-        if m.role == 'assistant':
-            chatq.retry(messages[id])
-    chat.start(download(chat, missing[1], answer_again))
+    chat.start(download(
+        chat, missing[1], lambda: m.role == 'assistant' and chatq.retry(messages[m.id])))
 
 @app.post
 async def warm(profile: int):
@@ -5635,8 +5605,8 @@ async def settings(profile: int, voice: str = '', temperature: str = '', context
                             'The temperature is a number from 0 to 2, or empty.')
     context = as_number(context, int, 512, 2**20,
                         'The context is a number of tokens from 512 to 1048576, or empty.')
-    profiles.update(id=one(profiles, profile).id, voice=clean(voice, MAX_TEXT, 'The system prompt'),
-                    temperature=temperature, context=context, commentary=commentary)
+    choose(profile, voice=clean(voice, MAX_TEXT, 'The system prompt'), temperature=temperature,
+           context=context, commentary=commentary)
     return toast('Saved.')
 
 def as_number(text, kind, least, most, sentence):

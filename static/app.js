@@ -2,12 +2,23 @@
 // keyboard and focus, lists that change while somebody works in them, the clipboard.
 
 const $ = htmx.find  // the first in the document, or in the element that stands before the selector
+const $$ = (...where) => [...htmx.findAll(...where)]
 const byId = id => document.getElementById(id)
-const log = () => byId('msg-list')  // looked up each time: it may be sent anew
 const number = el => el?.id.split('-')[1] ?? 0  // of msg-5 or todo-5
 
+// Parts that stay as long as the page does; a page of an app's own has no chat.
+const log = byId('msg-list')
+const msg = byId('msg')
+const form = byId('chat-form')
+const edited = byId('edit')  // holds the id of the prompt that is edited
+const fileField = byId('files')
+const singleKeys = byId('single-keys')
+const more = byId('more')
+const root = document.documentElement.dataset
+
+// On their way down, since some events (scroll, toggle, load) do not bubble.
 function on(events, handler) {
-  for (const event of events.split(' ')) document.addEventListener(event, handler)
+  for (const event of events.split(' ')) document.addEventListener(event, handler, true)
 }
 
 // What the browser keeps for the page. One that blocks all cookies throws: then nothing is kept.
@@ -22,45 +33,41 @@ function storage(name) {
 const session = storage('sessionStorage')
 const local = storage('localStorage')
 
+const reveal = el => el.scrollIntoView({ block: 'nearest' })
+
 // What goes wrong with a request is said by the listener under "Words at the edge".
 const request = (...args) => htmx.ajax(...args).catch(() => {})
 
 // ---- The socket
 
-// The server does not send us what we did ourselves.
-const TAB = Math.random().toString(36).slice(2)
+const TAB = Math.random()  // the server does not send us what we did ourselves
 let online = false
-let sending = ''  // the prompt on its way, until the server has stored it
-let unsent = ''   // the prompt that is to be sent as soon as that is possible
+let sending = ''     // the prompt on its way, until the server has stored it
+let waiting = false  // a prompt is to be sent as soon as that is possible
 
 // The chat that this page shows; a new one has no number before its first message.
 const openChat = () => byId('chat-title')?.dataset.chat
 
-// Its title has come, or a row of the list of chats: a new chat has its address now.
+// When its row stands in the list of chats, a new chat has its address.
 function showChat() {
-  const title = byId('chat-title')
-  if (!title) return
-  const address = `/chat/${openChat()}`
-  const isListed = $(`#chat-${openChat()}`)
-  if (isListed) document.title = `${title.textContent} · ${$('.brand').textContent}`
-  if (isListed && location.pathname === '/chat/new') history.replaceState({}, '', address)
-  for (const link of htmx.findAll('#chat-list a')) {
-    link.ariaCurrent = link.pathname === address ? 'page' : null
-  }
+  const address = '/chat/' + openChat()
+  const link = $(`#chat-list [href="${address}"]`)
+  if (!link) return
+  link.ariaCurrent = 'page'
+  document.title = link.textContent + ' · ' + $('.brand').textContent
+  if (location.pathname === '/chat/new') history.replaceState({}, '', address)
 }
 
 // Every connection says what this page has seen, and gets what it missed.
 htmx.createWebSocket = address => {
-  const place = openChat() ? address.replace(/\?.*/, `?chat=${openChat()}`) : address
-  const messages = [...htmx.findAll('#msg-list > [id^=msg-]')]
-  const seen = Math.max($('main').dataset.rev, ...messages.map(el => el.dataset.rev || 0))
-  const first = number(messages[0])
-  const last = number(messages.at(-1))
-  return new WebSocket(`${place}&tab=${TAB}&seen=${seen}&first=${first}&last=${last}`)
+  const shown = $$('#msg-list > [id^=msg-]')
+  const seen = Math.max($('main').dataset.rev, ...shown.map(el => el.dataset.rev || 0))
+  const has = { tab: TAB, seen, first: number(shown[0]), last: number(shown.at(-1)) }
+  if (openChat()) has.chat = openChat()
+  return new WebSocket(address + '&' + new URLSearchParams(has))
 }
 
-// The app is on this machine: it is worth asking often.
-htmx.config.wsReconnectDelay = tries => Math.min(250 * 2 ** tries, 3000)
+htmx.config.wsReconnectDelay = () => 300  // the app is on this machine: it is worth asking often
 
 const showConnection = () => { byId('offline').hidden = online }
 
@@ -80,26 +87,24 @@ on('htmx:wsClose', ({ detail }) => {
 
 // While the connection is down, or a file is on its way, a prompt waits where it was typed.
 on('htmx:wsConfigSend', event => {
-  const isAttaching = $('#files.htmx-request')
-  if (online && !isAttaching) return
-  event.preventDefault()
-  unsent = byId('msg').value
+  const isAttaching = fileField.matches('.htmx-request')
+  waiting = isAttaching || !online
+  if (waiting) event.preventDefault()
   if (isAttaching) toast('It is sent as soon as the file is here.')
 })
 
 on('htmx:afterRequest', ({ target, detail }) => {
-  if (target.id !== 'files') return
-  if (!detail.successful) unsent = ''
+  if (target !== fileField) return
+  waiting &&= detail.successful
   queueMicrotask(sendWhatWaits)  // when the next file is on its way
 })
 
 function sendWhatWaits() {
-  if (unsent && online && !$('#files.htmx-request')) byId('chat-form').requestSubmit()
+  if (waiting) form.requestSubmit()
 }
 
 on('htmx:wsAfterSend', () => {
-  sending = byId('msg').value.trim()
-  unsent = ''
+  sending = msg.value.trim()
   type('')
   follow = true
 })
@@ -107,18 +112,19 @@ on('htmx:wsAfterSend', () => {
 const ENDS = { done: 'The answer is here.', stopped: 'Stopped.', error: 'It ended with an error.' }
 
 on('htmx:oobBeforeSwap', ({ target, detail }) => {
-  if (detail.fragment.dataset?.refused) {
+  const { fragment } = detail
+  if (fragment.dataset?.refused) {
     putBack()
-    if (!$(`#msg-${byId('edit').value}[data-role]`)) endEdit()  // what was edited is gone
+    if (!$(`#msg-${edited.value}[data-role]`)) endEdit()  // what was edited is gone
   }
-  if (target === log()) lastTop = 0  // it comes anew, and is not scrolled yet
-  const el = detail.fragment.firstElementChild
-  const { role, status, reload } = el?.dataset ?? {}
-  const isFoot = el?.matches('footer')
+  const el = fragment.firstElementChild
+  if (!el || fragment.id) return  // with an id it is an element of which the inside comes anew
+  const { role, status, reload } = el.dataset
+  const isFoot = el.matches('footer')
   if (isFoot) Object.assign(target.parentElement.dataset, el.dataset)  // the state of its message
   if (isFoot || role === 'assistant') announce(ENDS[status])
   if (role === 'user') promptArrived(el)
-  if (el?.matches('.question:has(button)')) ask(el)
+  if (el.matches('.question:has(button)')) ask(el)
   if (role) keepOpen(target, el)
   if (reload) {
     detail.shouldSwap = false
@@ -129,26 +135,26 @@ on('htmx:oobBeforeSwap', ({ target, detail }) => {
 // Our prompt is stored: it need not be kept here, nor in its field where it was put back.
 function promptArrived(message) {
   const text = $(message, '.content').textContent
-  if (text === sending && text === byId('msg').value) type('')
+  if (text === sending && text === msg.value) type('')
   if (text === sending) endEdit()
   sending = ''
 }
 
 // A prompt that was refused, or may not have arrived, goes back to where it was typed.
 function putBack() {
-  if (!byId('msg').value) type(sending)
+  if (!msg.value) type(sending)
 }
 
 // A question is heard, and comes into sight.
 function ask({ id, textContent }) {
   announce(textContent)
-  queueMicrotask(() => byId(id).scrollIntoView({ block: 'nearest' }))  // after the swap
+  queueMicrotask(() => reveal(byId(id)))  // after the swap
 }
 
 // A message that comes anew has open what is open now.
 function keepOpen(before, now) {
-  const folds = htmx.findAll(now, 'details')
-  htmx.findAll(before, 'details').forEach(({ open }, n) => folds[n]?.toggleAttribute('open', open))
+  const folds = $$(before, 'details')
+  $$(now, 'details').forEach((fold, n) => { fold.open = folds[n]?.open })
 }
 
 // ---- Requests
@@ -156,21 +162,21 @@ function keepOpen(before, now) {
 on('htmx:configRequest', ({ target, detail: { headers, parameters, path } }) => {
   headers['X-Tab'] = TAB
   if (target.matches('.part')) parameters.after = number(target.previousElementSibling)
-  if (path.startsWith('/run/')) follow = true
   if (path === '/switch_theme') parameters.theme = switchTheme()
 })
 
 // At once, since the server keeps the theme for the next page only.
 function switchTheme() {
-  const { dataset } = document.documentElement
   const system = matchMedia('(prefers-color-scheme: dark)').matches && 'dark'
-  dataset.theme = (dataset.theme ?? system) === 'dark' ? 'light' : 'dark'
-  return dataset.theme
+  root.theme = (root.theme ?? system) === 'dark' ? 'light' : 'dark'
+  return root.theme
 }
 
 // A job has been started: the chat shows how it goes.
 on('htmx:afterRequest', ({ detail: { xhr, requestConfig } }) => {
-  if (xhr.status === 200 && requestConfig.path.startsWith('/run/')) closeDrawer()
+  if (xhr.status !== 200 || !requestConfig.path.startsWith('/run/')) return
+  closeDrawer()
+  showEnd()
 })
 
 // What was added leaves its field, unless the next one is being typed there already.
@@ -187,135 +193,131 @@ on('htmx:afterRequest', ({ target, detail }) => {
 
 let follow = !location.hash.startsWith('#msg')
 let lastTop = 0  // where the view was when it was last looked at
-const atEnd = (el, within = 60) => el.scrollHeight - el.scrollTop - el.clientHeight < within
+const below = el => el.scrollHeight - el.scrollTop - el.clientHeight  // pixels out of sight
 
 // Any move upward by the reader ends the following; reaching the end takes it up again.
 function noticeReader() {
-  const { scrollTop } = log()
-  if (scrollTop < lastTop && !atEnd(log(), 5)) follow = false
-  if (scrollTop > lastTop && atEnd(log(), 120)) follow = true
-  lastTop = scrollTop
+  const moved = log.scrollTop - lastTop
+  if (moved) follow = below(log) < (moved > 0 ? 60 : 5)
+  lastTop += moved
+  more.hidden = below(log) < 60
 }
 
 function toEnd() {
-  if (!log()) return  // a page of an app's own has no chat
+  if (!log) return
   noticeReader()
-  if (follow) log().scrollTop = log().scrollHeight
-  lastTop = log().scrollTop
-  byId('more').hidden = follow || atEnd(log())
+  if (!follow) return
+  log.scrollTop = log.scrollHeight
+  noticeReader()
 }
 
-// Before more comes: the browser tells of a move only later, when the end is elsewhere.
-on('htmx:wsBeforeMessage', () => log() && noticeReader())
+function showEnd() {
+  follow = true
+  toEnd()
+}
 
-document.addEventListener('scroll', ({ target }) => {
-  if (target !== log()) return
-  noticeReader()
-  if (follow) byId('more').hidden = true
-}, true)  // scrolling does not bubble
+log?.addEventListener('scroll', noticeReader)
+
+// Before more comes: the browser tells of a move only later, when the end is elsewhere.
+on('htmx:wsBeforeMessage', noticeReader)
 
 // What is being read stays where it is when older messages come in above it, and so does a row
 // that was just added at the end of a list when a part of the list comes in above it.
 on('htmx:beforeSwap', ({ target }) => {
   const box = target.parentElement
-  const aboveNewRow = target.matches('.part:not(:last-child)') && atEnd(box)
-  if (!aboveNewRow && !target.matches('.older')) return
-  const below = box.scrollHeight - box.scrollTop
-  queueMicrotask(() => { box.scrollTop = box.scrollHeight - below })  // after the swap
+  const before = below(box)
+  if (!target.matches(before < 60 ? '.older, .part:not(:last-child)' : '.older')) return
+  queueMicrotask(() => { box.scrollTop += below(box) - before })  // after the swap
 })
 
 // ---- Writing
 
-// The key under which a reload finds what is in the composer, and of what kind. A new chat that
-// has got its number leaves nothing to the next new one.
-const draft = (kind = '') => (openChat() ?? $('main').getAttribute('ws-connect')) + kind
+// The key under which a reload finds which prompt is edited, and the one for what is typed: of the
+// chat, or of the edited prompt. A new chat that has got its number leaves nothing to the next one.
+const editKey = () => 'edit ' + (openChat() ?? location.href)
+const draft = () => editKey() + ' ' + edited.value
 
 function type(text) {
-  byId('msg').value = text
-  session[draft()] = text
-  grow()
+  msg.value = session[draft()] = text
+  // The composer grows with its text, where the browser does not see to it.
+  if (!CSS.supports('field-sizing', 'content')) msg.style.height = msg.scrollHeight + 'px'
 }
 
-// The composer grows with its text, where the browser does not see to it.
-function grow() {
-  const { style, scrollHeight } = byId('msg')
-  if (!CSS.supports('field-sizing', 'content')) style.height = `${scrollHeight}px`
-}
-
-on('input', ({ target: { id, value, maxLength } }) => {
-  if (id === 'msg') {
-    session[draft()] = value
-    sending = unsent = ''  // who types on sends again
-    grow()
+on('input', ({ target }) => {
+  if (target === msg) {
+    type(msg.value)
+    sending = ''
+    waiting = false  // who types on sends again
   }
-  const left = maxLength - value.length
-  if (left >= 0 && left < maxLength / 10) toast(`${left} characters left.`)
+  const left = target.maxLength - target.value.length
+  if (left >= 0 && left < target.maxLength / 10) toast(left + ' characters left.')
 })
 
 // A prompt that is edited stands in the composer, and what stood there is kept meanwhile.
 function edit(prompt) {
-  if (!byId('edit').value) session[draft('kept')] = byId('msg').value
-  byId('edit').value = session[draft('edit')] = number(prompt)
+  edited.value = session[editKey()] = number(prompt)
   propose($(prompt, '.content').textContent)
   if ($(`#${prompt.id} ~ [data-role=assistant][data-status=streaming]`)) byId('stop-btn').click()
 }
 
 function endEdit() {
-  byId('edit').value = session[draft('edit')] = ''
-  if (byId('msg').value) return
-  type(session[draft('kept')] ?? '')
-  session[draft('kept')] = ''
+  edited.value = session[editKey()] = ''
+  type(msg.value || session[draft()] || '')
 }
 
 function giveUpEdit() {
   type('')
   endEdit()
-  byId('msg').focus()
+  msg.focus()
 }
 
-on('keydown', event => {
+function propose(text) {
+  type(text)
+  msg.focus()
+}
+
+msg?.addEventListener('keydown', event => {
   const last = $('#msg-list > :nth-last-child(1 of [data-role=user])')
-  if (event.key !== 'ArrowUp' || !last || !event.target.matches('#msg:placeholder-shown')) return
-  event.preventDefault()
-  edit(last)
+  const isComposing = event.keyCode === 229  // its last Enter sends nothing
+  if (event.key === 'Enter' && !event.shiftKey && !isComposing) {
+    event.preventDefault()
+    form.requestSubmit()
+  }
+  if (event.key === 'ArrowUp' && last && !msg.value) {
+    event.preventDefault()
+    edit(last)
+  }
 })
 
 // A field has one line: several pasted ones are several rows.
 on('paste', event => {
   const field = event.target
-  const source = field.closest('.add[data-lines]')
+  const source = field.closest('.add')
   const text = event.clipboardData.getData('text').trim()
   if (!source || !text.includes('\n')) return
   event.preventDefault()
   request('POST', source.getAttribute('hx-post'), { source, values: { [field.name]: text } })
 })
 
-on('submit', event => {
-  if (!event.target.matches('.search')) return
-  event.preventDefault()
-  $('#search-results a')?.focus()
-})
-
 // ---- Attachments: by button, drop and paste
 
 const isSmall = ({ name, size }) =>
-  size <= byId('files').dataset.most || toast(`${name} is larger than 20 MB: it was not taken.`)
+  size <= fileField.dataset.most || toast(name + ' is larger than 20 MB: it was not taken.')
 
 function attach(files) {
-  const source = byId('files')
-  const address = `${source.dataset.to}&chat=${openChat() ?? 0}`
+  const chat = openChat() ?? 0
   for (const file of files.filter(isSmall)) {
-    request('POST', address, { source, values: { file }, swap: 'none' })
+    request('POST', fileField.dataset.to, { source: fileField, values: { file, chat } })
   }
-  byId('msg').focus()
+  msg.focus()
 }
 
 on('change', ({ target }) => {
   if (target.type !== 'file') return
   const files = [...target.files]
-  const isComposer = target.id === 'files'
-  if (isComposer) attach(files)
-  if (isComposer || !files.every(isSmall)) target.value = ''
+  if (target === fileField) attach(files)
+  else if (files.every(isSmall)) return
+  target.value = ''
 })
 
 let dragEnd
@@ -323,7 +325,7 @@ let dragEnd
 // What is dropped goes to the job's form that it falls on, else to the composer.
 on('dragover drop', event => {
   const { target, type, dataTransfer } = event
-  if (!log() || !dataTransfer.types.includes('Files')) return
+  if (!log || !dataTransfer.types.includes('Files')) return
   event.preventDefault()
   document.body.classList.add('dropping')
   clearTimeout(dragEnd)
@@ -332,19 +334,18 @@ on('dragover drop', event => {
   if ([...dataTransfer.items].some(item => item.webkitGetAsEntry()?.isDirectory)) {
     return toast('A folder cannot be attached: drop the files in it.')
   }
-  const form = target.closest('form') ?? byId('chat-form')
-  const field = $(form, '[type=file]') ?? byId('files')
+  const field = $(target.closest('form:has([type=file])') ?? form, '[type=file]')
   field.files = dataTransfer.files
-  field.dispatchEvent(new Event('change', { bubbles: true }))
+  field.dispatchEvent(new Event('change'))
 })
 
 // A text that does not fit is attached, and never cut. Spreadsheets offer text as a picture, too.
 on('paste', event => {
   const { target, clipboardData } = event
-  if (!log() || target.matches('input, textarea:not(#msg)')) return
+  if (!log || target.matches('input, textarea:not(#msg)')) return
   const text = clipboardData.getData('text')
   const isRich = text && clipboardData.types.includes('text/html')
-  const isLong = text.length + target.value?.length > target.maxLength
+  const isLong = text.length + msg.value.length > msg.maxLength
   let files = isRich ? [] : [...clipboardData.files]
   if (isLong) files = [new File([text], 'pasted.txt')]
   if (!files.length) return
@@ -356,12 +357,11 @@ on('paste', event => {
 
 const ROW = 'li[id]'
 
-const press = selector => row => $(row, selector)?.click()
+const press = selector => place => $(place, selector)?.click()
 const rename = press('[aria-label^="Rename "]')
-const openRow = row => ($(row, 'a.title') ?? $(row, '[aria-label^="Rename "]'))?.click()
 
 const ROW_KEYS = {
-  'Enter': openRow,
+  'Enter': press('a.title, [aria-label^="Rename "]'),
   'F2': rename,
   'Delete': press('[aria-label^="Delete "]'),
   ' ': press('[type=checkbox]'),
@@ -372,68 +372,67 @@ const ROW_KEYS = {
 }
 
 const PAGE_KEYS = {
-  '?': () => byId('keys')?.togglePopover(),
-  '/': () => {
-    const field = byId('search')
-    if (field && !field.checkVisibility()) showSide(innerWidth < 720 ? 'open' : 'shown')
-    field?.focus()
-  },
-  'Alt N': () => byId('new-chat')?.click(),
-  'Alt M': () => byId('msg')?.focus(),
-  'Alt T': () => $('[hx-post="/switch_theme"]').click(),
-  'Ctrl z': () => $('#toast button')?.click()
+  '?': press('[popovertarget=keys]'),
+  '/': search,
+  'Alt KeyN': press('#new-chat'),
+  'Alt KeyM': () => msg?.focus(),
+  'Alt KeyT': press('[hx-post="/switch_theme"]'),
+  'Ctrl z': press('#toast button')
 }
 
 on('keydown', event => {
-  const { target, altKey } = event
-  // With Alt a Mac writes other signs: what counts is the key itself.
-  const key = altKey ? event.code.replace('Key', '') : event.key
+  const { target, altKey, key } = event
   if (key === 'Escape') return giveUp(target)
   const control = event.ctrlKey || event.metaKey ? 'Ctrl ' : ''
-  const name = control + (altKey ? 'Alt ' : '') + key
+  // With Alt a Mac writes other signs: what counts is the key itself.
+  const name = control + (altKey ? 'Alt ' + event.code : key)
   const isTyping = !altKey && target.matches('input:not([type=checkbox]), textarea, select')
-  const isOff = name.length === 1 && local.keys === 'off'
+  const isOff = name.length === 1 && !singleKeys?.checked
   const rowAction = target.matches(ROW) && ROW_KEYS[name]
-  if (rowAction && $(target, '.htmx-request')) return event.preventDefault()  // its form is coming
   const action = rowAction || !isTyping && !isOff && PAGE_KEYS[name]
   if (!action) return
   event.preventDefault()
-  action(target)
+  if (rowAction && $(target, '.htmx-request')) return  // its form is coming
+  action(rowAction ? target : document)
 })
+
+function search() {
+  const field = byId('search')
+  if (field && !field.checkVisibility()) sideButton().click()
+  field?.focus()
+}
 
 // From the search's field to what it has found, and from hit to hit.
 on('keydown', event => {
   const distance = { ArrowDown: 1, ArrowUp: -1 }[event.key]
   if (!distance || !event.target.closest('.search')) return
   event.preventDefault()
-  const stops = [...htmx.findAll('#search, #search-results a')]
+  const stops = $$('#search, #search-results a')
   stops[stops.indexOf(event.target) + distance]?.focus()
 })
 
-on('keydown', event => {
-  const { key, target, shiftKey } = event
-  const isComposing = event.isComposing || event.keyCode === 229  // Safari: after the composition
-  if (target.id !== 'msg' || key !== 'Enter' || shiftKey || isComposing) return
+$('.search')?.addEventListener('submit', event => {
   event.preventDefault()
-  byId('chat-form').requestSubmit()
+  $('#search-results a')?.focus()
 })
 
 // Escape gives up a drag or an edit, or else closes what is open.
 function giveUp(target) {
   if (dragged) return endDrag(showAgain)
-  if (target.id === 'msg' && byId('edit').value) return giveUpEdit()
+  if (target === msg && edited.value) return giveUpEdit()
   const row = target.closest('.editing, .asking')
   if (row) return showAgain(row)
-  if (target.closest('#search-results')) return byId('search').focus()
-  if ($('.drop[open]')) closePanels()
-  else closeDrawer()
+  if (target.closest('#search-results')) return search()
+  $('.drop[open] > summary')?.focus()
+  closePanels()
+  closeDrawer()
 }
 
+// The part of an address that names a row: ?kind=todo&id=5
+const nameOf = row => '?kind=' + row.id.replace('-', '&id=')
+
 // A row as it is stored, in its place.
-function showAgain(row) {
-  const [kind, id] = row.id.split('-')
-  request('GET', `/item_view?kind=${kind}&id=${id}`, { source: row })
-}
+const showAgain = row => request('GET', '/item_view' + nameOf(row), { source: row })
 
 on('dblclick', ({ target }) => {
   if (target.matches('.title:not(a)')) rename(target.closest(ROW))
@@ -441,36 +440,34 @@ on('dblclick', ({ target }) => {
 
 // Panels are closed by Escape and by a click elsewhere.
 function closePanels(clicked) {
-  for (const panel of htmx.findAll('.drop[open]')) {
-    if (panel.contains(clicked)) continue
-    panel.open = false
-    if (!clicked) $(panel, 'summary').focus()
-  }
+  for (const panel of $$('.drop[open]')) panel.open = panel.contains(clicked)
 }
 
 // ---- The sidebar: folded away on a wide page, a drawer on a phone
 
-const sides = document.documentElement.dataset
+// The one of its buttons that is in sight.
+function sideButton() {
+  return $$('button[data-side]').find(button => button.checkVisibility())
+}
 
 // What was pressed goes out of sight: the focus goes to the button of the way back.
 function showSide(side) {
-  sides.side = side
+  root.side = side
   if (side !== 'open') local.side = side
-  const buttons = [...htmx.findAll('button[data-side]')]
-  buttons.find(button => button.checkVisibility()).focus()
+  sideButton().focus()
 }
 
-// A form that opens below the edge comes into sight.
-document.addEventListener('toggle', ({ target }) => {
-  if (target.open && target.closest('#job-list')) target.scrollIntoView({ block: 'nearest' })
-}, true)  // toggle does not bubble
-
 function closeDrawer() {
-  if (sides.side === 'open') showSide('shown')
+  if (root.side === 'open') showSide('shown')
 }
 
 on('click focusin', ({ target }) => {
   if (!target.closest('#sidebar, #toast, button[data-side]')) closeDrawer()
+})
+
+// A form that opens below the edge comes into sight.
+on('toggle', ({ target }) => {
+  if (target.open && target.closest('#job-list')) reveal(target)
 })
 
 // ---- Lists: rows that come while somebody works in them
@@ -481,54 +478,49 @@ on('htmx:beforeSwap htmx:oobBeforeSwap', ({ target }) => {
   if (target.closest('ul[id$=-list]')) listChanges++
 })
 
-on('htmx:load', ({ target }) => {
-  if (target.matches(ROW)) place(target)
-})
-
 // A row that came stands above the row that data-before names (else where HTMX has put it). It
 // takes the place of the one with its id, unless that one is being edited.
-function place(row) {
+on('htmx:load', ({ target: row }) => {
+  if (!row.matches(ROW)) return
   const list = row.parentElement
-  const others = [...htmx.findAll(`#${row.id}`)].filter(old => old !== row)
-  if (others.some(old => old.matches('.editing'))) return row.remove()
-  for (const old of others) old.remove()
+  const old = $$('#' + row.id).find(other => other !== row)
+  if (old?.matches('.editing')) return row.remove()
+  old?.remove()
   const { before } = row.dataset
   if (!before) return
-  const below = byId(before) ?? byId(`${before}-part`)
+  const next = byId(before) ?? byId(before + '-part')
   const part = $(list, '.part')
-  if (below || before === 'end' && !part) return list.insertBefore(row, below)
+  if (next || before === 'end' && !part) return list.insertBefore(row, next)
   row.remove()  // it is gone, or in a part that has not come yet
   // That part may be on its way, without the row: it stood further up when the part was asked for.
-  if (before !== 'gone' && others.length && part) reloadList(list, part.getAttribute('hx-get'))
-}
+  if (before !== 'gone' && old && part) reloadList(list, part.getAttribute('hx-get'))
+})
 
 // A whole list has changed: as many rows as it shows are asked for.
 async function reloadList(list, address) {
   try {
     const asked = listChanges
-    const answer = await fetch(`${address}&count=${list.children.length}`)
+    const headers = { 'HX-Request': 'true' }  // rows alone, and not in a page
+    const answer = await fetch(address + '&count=' + list.children.length, { headers })
     const html = await answer.text()
     if (asked !== listChanges) return reloadList(list, address)
-    const { body } = new DOMParser().parseFromString(html, 'text/html')
-    if (answer.ok) merge(list, [...body.children])
-  } catch {
-    setTimeout(reloadList, 1000, list, address)
-  }
+    if (answer.ok) merge(list, html)
+  } catch {}  // when the connection is back, the page is told anew what has changed
 }
 
-// Replaces the rows of a list but for those being edited: nothing moves under who edits or reads.
-function merge(list, rows) {
-  const editing = $(list, '.editing')
-  const position = () => list.scrollTop - (editing?.offsetTop ?? 0)
-  const before = position()
-  for (const old of htmx.findAll(list, 'li:not(.editing)')) old.remove()
+// Replaces the rows of a list but for those being edited; who reads stays where they are.
+function merge(list, html) {
+  const { scrollTop } = list
+  const fresh = list.cloneNode()
+  fresh.innerHTML = html
+  for (const old of $$(list, 'li:not(.editing)')) old.remove()
   let next = list.firstElementChild
-  for (const row of rows) {
-    const edited = byId(row.id)
-    if (edited) next = edited.nextElementSibling
+  for (const row of [...fresh.children]) {
+    const editing = byId(row.id)
+    if (editing) next = editing.nextElementSibling
     else list.insertBefore(row, next)
   }
-  list.scrollTop += before - position()
+  list.scrollTop = scrollTop
   htmx.process(list)
   refocus()
 }
@@ -545,19 +537,19 @@ function beside(row, distance) {
 function step(row, distance) {
   const over = beside(row, distance)
   if (!over || over.matches('.part')) return  // what the next part begins with is not known yet
-  row.parentElement.insertBefore(row, distance < 0 ? over : beside(over, 1))
+  if (distance < 0) over.before(row)
+  else over.after(row)
   drop(row)
 }
 
 // A row has been moved in the page: its place is told and stored.
 function drop(row) {
   row.focus()
-  const list = row.parentElement
-  const rows = visible(list)
-  const total = $(list, '.part') ? `more than ${rows.length - 1}` : rows.length
+  const rows = visible(row.parentElement)
+  const hasMore = rows.at(-1).matches('.part')
+  const total = hasMore ? 'more than ' + (rows.length - 1) : rows.length
   announce(`Moved to place ${rows.indexOf(row) + 1} of ${total}.`)
-  const [kind, id] = row.id.split('-')
-  const address = `/move?kind=${kind}&id=${id}&before=${number(row.nextElementSibling)}`
+  const address = '/move' + nameOf(row) + '&before=' + number(row.nextElementSibling)
   request('POST', address, { source: row, swap: 'none' })
 }
 
@@ -566,67 +558,63 @@ let dragged = null  // the row by its id, since what comes meanwhile may replace
 on('pointerdown', event => {
   if (event.button || !event.target.matches('.grip')) return
   event.preventDefault()
-  const { id, nextElementSibling } = event.target.closest(ROW)
-  const timer = setInterval(drag, 16)  // the list scrolls while the pointer rests at its edge
-  dragged = { id, timer, start: nextElementSibling?.id }
+  const { id } = event.target.closest(ROW)
+  dragged = { id, timer: setInterval(drag, 30) }  // the list scrolls while the pointer rests
 })
 
 on('pointermove', ({ clientY }) => {
-  if (dragged) dragged.pointerY = clientY
+  if (dragged) dragged.y = clientY
 })
 
 on('pointerup', () => {
   drag()
-  endDrag((row, start) => row.nextElementSibling?.id !== start && drop(row))
+  endDrag(drop)
 })
 
 addEventListener('pointercancel', () => endDrag(showAgain))
 
 function drag() {
   const row = byId(dragged?.id)
-  if (!row || !dragged.pointerY) return
-  const list = row.parentElement
-  const { top, bottom } = list.getBoundingClientRect()
-  const y = Math.min(Math.max(dragged.pointerY, top + 8), bottom - 8)
-  row.classList.add('moving')
-  if (y < top + 20) list.scrollTop -= 10
-  if (y > bottom - 20) list.scrollTop += 10
+  if (!row || !dragged.y) return
   const isBelow = other => {
-    const box = other.getBoundingClientRect()
-    return other.matches('.part') || box.top + box.height / 2 > y
+    const { top, height } = other.getBoundingClientRect()
+    return other !== row && (other.matches('.part') || top + height / 2 > dragged.y)
   }
-  const below = [...list.children].find(other => other !== row && isBelow(other)) ?? null
-  if (below !== row.nextElementSibling) list.insertBefore(row, below)
+  const next = [...row.parentElement.children].find(isBelow) ?? null
+  if (next !== row.nextElementSibling) {
+    row.parentElement.insertBefore(row, next)
+    row.classList.add('moving')
+  }
+  reveal(row)  // and its neighbours, by the style sheet
 }
 
 function endDrag(finish) {
-  if (!dragged) return
-  const { id, timer, start } = dragged
-  const row = byId(id)
-  clearInterval(timer)
+  const row = byId(dragged?.id)
+  clearInterval(dragged?.timer)
   dragged = null
-  row?.classList.remove('moving')
-  if (row) finish(row, start)
+  if (!row?.matches('.moving')) return
+  row.classList.remove('moving')
+  finish(row)
 }
 
 // ---- The focus stays where one works: on what comes in the place of what had it, on a
 // neighbour, or in that part of the page
 
 const FOCUSABLE = 'button, input, select, textarea, [tabindex]'
-let near = []  // the ids of what may take the focus, the best first
-let area = null
+let near = []  // what may take the focus, or what comes in its place, the best first
 
 on('focusin', ({ target }) => {
   if (target.closest('#toast')) return  // from there it goes back
   if (target.matches('.editing [autofocus]')) {
     target.selectionStart = 999
-    target.form.scrollIntoView({ block: 'nearest' })  // its other fields too
+    reveal(target.form)  // its other fields too
   }
   const row = target.closest(ROW)
-  const neighbours = row ? [beside(row, 1), beside(row, -1)] : []
   const send = $('#chat-form:focus-within #send-btn')  // Stop turns into it
-  near = [target.closest('[id]'), row, ...neighbours, send].map(el => el?.id)
-  area = target.closest('section')
+  const add = $(target.closest('section') ?? document, '.add button')
+  const after = row && beside(row, 1)
+  const before = row && beside(row, -1)
+  near = [target.closest('[id]'), row, after, before, send, add, log]
 })
 
 // Who presses elsewhere leaves.
@@ -635,19 +623,24 @@ on('pointerdown', ({ target }) => {
 })
 
 function refocus() {
-  if (!near.length || document.activeElement.offsetParent) return
-  for (const place of [...near.map(byId), $(area ?? document, '.add button'), log()]) {
+  if (document.activeElement.offsetParent) return
+  for (const el of near) {
+    const place = byId(el?.id) ?? el
     if (!place?.offsetParent) continue
     const able = place.matches(FOCUSABLE) ? place : $(place, FOCUSABLE)
     if (able) return able.focus({ preventScroll: true })
   }
 }
 
-on('htmx:afterSettle htmx:wsAfterMessage', () => {
+function settled() {
   showChat()
+  countRows()
   refocus()
   toEnd()
-})
+}
+
+on('htmx:afterSettle htmx:wsAfterMessage', settled)
+on('load', toEnd)  // a picture may have come
 
 // ---- Words at the edge: a toast is seen and heard, an announcement is heard alone
 
@@ -666,41 +659,41 @@ function fade() {
   fading = setTimeout(() => $('#toast:is(:hover, :focus-within)') ? fade() : toast(''), 7000)
 }
 
-on('htmx:responseError htmx:sendError', ({ target: source, detail }) => {
-  const { xhr, target, requestConfig } = detail
-  if (requestConfig.path.startsWith('/warm')) return
+on('htmx:responseError htmx:sendError', ({ target: source, detail: { xhr, target } }) => {
+  if (source === msg) return  // it only wanted the model warm
   toast(xhr.responseText || 'The app does not answer. Is it still running in its terminal?')
-  if (source.type === 'checkbox') source.checked = source.defaultChecked
+  source.checked = source.defaultChecked  // a box shows what is stored
   const row = target.closest('.editing')
-  if (xhr.status === 404 && row) rowIsGone(row, requestConfig.verb === 'post')
-})
-
-// The row was deleted while it was edited: what was typed can be added anew.
-function rowIsGone(row, saving) {
+  if (!row || xhr.status !== 404) return
+  // The row was deleted while it was edited: what was typed can be added anew.
   const field = $(row.parentElement.parentElement, '.add input')
-  if (saving) field.value ||= $(row, 'input').value
+  if (field) field.value ||= $(row, 'input').value
   htmx.swap(row, '', { swapStyle: 'delete' })
   refocus()
-}
-
-on('click', ({ target }) => {
-  closePanels(target)
-  const button = target.closest('button')
-  if (button?.matches('.copy')) copy(button)
-  if (button?.matches('.attach')) byId('files').click()
-  if (button?.dataset.side) showSide(button.dataset.side)
-  if (button?.matches('.idea')) propose(button.textContent)
-  if (button?.matches('.edit')) edit(button.closest('.msg'))
-  if (button?.id === 'no-edit') giveUpEdit()
-  if (target.id !== 'more') return
-  follow = true
-  toEnd()
 })
 
-function propose(text) {
-  type(text)
-  byId('msg').focus()
+// ---- What is clicked
+
+const CLICKS = {
+  '.copy': copy,
+  '.attach': () => fileField.click(),
+  'button[data-side]': button => showSide(button.dataset.side),
+  '.idea': button => propose(button.textContent),
+  '.edit': button => edit(button.closest('.msg')),
+  '#no-edit': giveUpEdit,
+  '#more': showEnd,
+  '.all': button => button.closest('.table').classList.add('open'),
+  '.csv': button => saveTable(button.closest('.table')),
+  '.zoom, .thumb': enlarge
 }
+
+on('click', event => {
+  closePanels(event.target)
+  for (const [selector, action] of Object.entries(CLICKS)) {
+    const clicked = event.target.closest(selector)
+    if (clicked) action(clicked, event)
+  }
+})
 
 async function copy(button) {
   const refused = 'Browsers copy only for localhost and https: select the text instead.'
@@ -712,23 +705,21 @@ async function copy(button) {
   }
   announce('Copied')
   const icon = $(button, 'use')
-  const show = (sign, name) => icon ? icon.setAttribute('href', sign) : button.textContent = name
-  button.dataset.name ??= button.textContent
-  show('#i-check', 'Copied')
-  setTimeout(show, 1500, '#i-copy', button.dataset.name)
+  button.dataset.before ??= button.innerHTML
+  if (icon) icon.setAttribute('href', '#i-check')
+  else button.textContent = 'Copied'
+  setTimeout(() => { button.innerHTML = button.dataset.before }, 1500)
 }
 
 async function textOf(button) {
   const { text: address } = button.dataset
   const table = button.closest('.table')
-  if (table) return asBlob(cells(table).map(row => row.join('\t')).join('\n'))
-  if (!address) return asBlob($(button.closest('.code'), 'code').textContent)
+  if (table) return cells(table).map(row => row.join('\t')).join('\n')
+  if (!address) return $(button.closest('.code'), 'code').textContent
   const answer = await fetch(address)
   if (!answer.ok) throw new Error(answer.status)
-  return asBlob(await answer.text())
+  return answer.text()
 }
-
-const asBlob = text => new Blob([text], { type: 'text/plain' })
 
 // ---- Pictures and tables
 
@@ -737,71 +728,49 @@ const cellText = cell => cell.innerText.trim().replace(/\s+/g, ' ').replace(/^(?
 const cells = table => [...$(table, 'table').rows].map(row => [...row.cells].map(cellText))
 
 function saveTable(table) {
-  const quoted = text => /[",]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text
+  const quoted = text => /[",]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text
   const text = cells(table).map(row => row.map(quoted).join(',')).join('\r\n')
-  const link = document.createElement('a')
-  link.href = `data:text/csv;charset=utf-8,${encodeURIComponent(text)}`
-  link.download = 'table.csv'
-  link.click()
+  const href = 'data:text/csv;charset=utf-8,' + encodeURIComponent(text)
+  Object.assign(document.createElement('a'), { href, download: 'table.csv' }).click()
 }
 
 // A click on a picture shows it large, as far as the window allows.
-function enlarge(link) {
-  const dialog = document.createElement('dialog')
-  const picture = document.createElement('img')
-  const close = document.createElement('button')
-  Object.assign(picture, { src: link.href, alt: $(link, 'img').alt || $(link, 'span').textContent })
-  close.textContent = 'Close'
-  dialog.className = 'large'
-  dialog.ariaLabel = picture.alt
-  dialog.append(picture, close)
+function enlarge(link, event) {
+  if (event.ctrlKey || event.metaKey) return
+  event.preventDefault()
+  const html = '<dialog class="large"><img alt=""><button>Close</button></dialog>'
+  document.body.insertAdjacentHTML('beforeend', html)
+  const dialog = $('dialog.large')
+  dialog.ariaLabel = $(link, 'img').alt || $(link, 'span').textContent
+  $(dialog, 'img').src = link.href
   dialog.onclick = () => dialog.close()
   dialog.onclose = () => dialog.remove()
-  document.body.append(dialog)
   dialog.showModal()
 }
 
-on('click', event => {
-  const { target, ctrlKey, metaKey } = event
-  const link = target.closest('.zoom, .thumb')
-  const table = target.closest('.table')
-  if (link && !ctrlKey && !metaKey) {
-    event.preventDefault()
-    enlarge(link)
-  }
-  if (target.matches('.all')) table.classList.add('open')
-  if (target.matches('.csv')) saveTable(table)
-})
-
 function countRows() {
-  for (const button of htmx.findAll('.table .all')) {
-    const { tBodies } = $(button.closest('.table'), 'table')
-    const rows = Math.max(tBodies.length, tBodies[0]?.rows.length ?? 0)
+  for (const button of $$('.table .all')) {
+    const rows = $$(button.closest('.table'), 'tbody > tr').length
     const label = `Show all ${rows} rows`
     if (rows > 20 && button.textContent !== label) button.textContent = label
   }
 }
 
-on('htmx:afterSettle htmx:wsAfterMessage', countRows)
-countRows()
-document.addEventListener('load', toEnd, true)  // a picture may have come
-
 // ---- The start, where there is a chat (the page of an error has none)
 
 function start() {
-  if (local.side) sides.side = local.side
-  const isPhone = innerWidth < 720  // it would open its keyboard
+  if (local.side) root.side = local.side
   const isNew = location.pathname === '/chat/new'
-  if (isNew || !isPhone && !/[?#]/.test(location.href)) byId('msg').focus()
+  const isPhone = innerWidth < 720  // it would open its keyboard
+  if (isNew || !isPhone && !/[?#]/.test(location.href)) msg.focus()
+  edited.value = session[editKey()] ?? ''
   type(session[draft()] ?? '')
-  byId('edit').value = session[draft('edit')] ?? ''
-  showChat()
-  const singleKeys = byId('single-keys')
-  singleKeys.checked = local.keys !== 'off'
-  singleKeys.onchange = () => { local.keys = singleKeys.checked ? 'on' : 'off' }
-  new ResizeObserver(toEnd).observe(log())
+  singleKeys.checked = local.keys !== 'false'
+  singleKeys.onchange = () => { local.keys = singleKeys.checked }
+  new ResizeObserver(toEnd).observe(log)
 }
 
 new MutationObserver(fade).observe(byId('toast'), { childList: true })
 fade()
-if (log()) start()
+if (log) start()
+settled()
