@@ -933,9 +933,9 @@ def code_close(token):
 # Files that were shown, sent or attached have such an address.
 FILE_NAME = re.compile(r'/file/([0-9a-f]{64}\.[a-z0-9]{1,8})')
 # A link to one as the Markdown parser has it: it saves the file, under its title.
-FILE_LINK = re.compile(f'(<a href="{FILE_NAME.pattern}")(?: title)?')
+FILE_LINK = f'(<a href="{FILE_NAME.pattern}")(?: title)?'
 # A picture as the Markdown parser has it. Its title is its size.
-IMAGE = re.compile('<img src="([^"]*)" alt="([^"]*)"(?: title="([0-9]+)x([0-9]+)")?[^>]*>')
+IMAGE = '<img src="([^"]*)" alt="([^"]*)"(?: title="([0-9]+)x([0-9]+)")?[^>]*>'
 # What can be done with a table stands before it, outside of what grows.
 TABLE_START = ('<figure class="table"><figcaption>'
                '<button type="button" class="all">Show all rows</button>'
@@ -1055,16 +1055,16 @@ MOST_MARKS, MOST_OPEN = 2000, 50  # the latter: [ without its ]
 ADDRESS = re.compile(
     r"""(?i)https?://(?:[^\s<>()\[\]*`"|\\、-】！-／：-？]|\([^\s<>()]*\))+(?<![.,:;!?'_~])""")
 # Code, a formula and an escaped mark, as they stay; or code or a formula that has not ended.
-SPAN = re.compile(rf'''(?xs) (?<![\\`])(`++)(?:.*?(?<!`)\1(?!`) | (?P<code>.*))
+SPAN = rf'''(?xs) (?<![\\`])(`++)(?:.*?(?<!`)\1(?!`) | (?P<code>.*))
     | {FORMULA.pattern[5:]}
-    | (?P<open> (?:\\[([]|\$\$).*  |  (?<!\d)\$(?![\s\d])[^$\n]{{,80}}\Z) | \\.''')
+    | (?P<open> (?:\\[([]|\$\$).*  |  (?<!\d)\$(?![\s\d])[^$\n]{{,80}}\Z) | \\.'''
 # A link or an entity that has not ended, at the end of a text.
-OPEN_LINK = re.compile(
+OPEN_LINK = (
     r'!?\[([^\[\]]*)(?:\](?:\[[^\[\]]*\]?|\([^()]*)?)?$|<(h(t(t(p[^\s<>]*)?)?)?)?$|&#?\w*$')
-MERMAID = re.compile(f'(?s)<figcaption>mermaid<.*?<code>(.*?){CODE_END}')
+MERMAID = f'(?s)<figcaption>mermaid<.*?<code>(.*?){CODE_END}'
 # A line that says where a link leads to, and what links look like that need one.
 DEFINITION = re.compile(r'(?m)^[ >]*\[((?:\\.|[^\[\]\\]){1,99})\]:')
-LABEL = re.compile(r'\[((?:\\.|[^\[\]\\]){1,99})\](?!:)')
+LABEL = r'\[((?:\\.|[^\[\]\\]){1,99})\](?!:)'
 
 class WebAddress:
     """Finds the addresses that are links by themselves, for the parser's rule `linkify`."""
@@ -1127,8 +1127,8 @@ def hide_unfinished(text):
         kept.append(found[1] + code + found[1] if code else found[0])
         return '\x02'
     # Behind a last dollar a digit may follow: then it is a price.
-    text = SPAN.sub(keep, text.removesuffix('$')).rstrip(' \n\\*_~`[')
-    return re.sub('\x02', lambda _: kept.pop(0), OPEN_LINK.sub(r'\1\2', text))
+    text = re.sub(SPAN, keep, text.removesuffix('$')).rstrip(' \n\\*_~`[')
+    return re.sub('\x02', lambda _: kept.pop(0), re.sub(OPEN_LINK, r'\1\2', text))
 
 def close_marks(state):
     """What is bold at the end of that text is closed by marks that don't show. A mark within a word
@@ -1180,7 +1180,7 @@ def parse_markdown(text, env):
     """Markdown as tokens. `env` is what the rules above know of the text, and find out."""
     if not env.get('growing'):
         text = text.removesuffix('\n') + '\n'
-    env['labels'] = set(map(link_label, LABEL.findall(text)))
+    env['labels'] = set(map(link_label, re.findall(LABEL, text)))
     return markdown_parser().parse(text, env)
 
 @lru_cache
@@ -1202,8 +1202,8 @@ def draw(tokens):
     """Tokens as safe HTML; elements that don't end are closed. Each row of a table has a body of
     its own, as if it had come alone."""
     md = markdown_parser()
-    html = IMAGE.sub(image, md.renderer.render(tokens, md.options, {}))
-    html = FILE_LINK.sub(r'\1 download', html)
+    html = re.sub(IMAGE, image, md.renderer.render(tokens, md.options, {}))
+    html = re.sub(FILE_LINK, r'\1 download', html)
     html = re.sub('(<t[dh]) style="text-align:', r'\1 class="', html)
     html = sanitizer().clean(html.replace('<s>', '<del>').replace('</s>', '</del>'))
     html = html.replace('</tr><tr>', '</tr></tbody><tbody><tr>')
@@ -1211,7 +1211,7 @@ def draw(tokens):
 
 def with_diagrams(html):
     """What is finished, with a picture below the code of each diagram."""
-    return MERMAID.sub(lambda found: found[0] + html_of(diagram(unescape(found[1]))), html)
+    return re.sub(MERMAID, lambda found: found[0] + html_of(diagram(unescape(found[1]))), html)
 
 def element_starts(tokens, level):
     """Where the elements of this level begin."""
@@ -1642,16 +1642,16 @@ async def draw_diagram(code, file):
 
 # ---- 11. Messages: what a row of the timeline looks like, as pure functions ----------------------
 
-DOWNLOAD = re.compile(r'`ollama pull ([^`]+)`')  # in an error's sentence: a button offers it
+DOWNLOAD = r'`ollama pull ([^`]+)`'  # in an error's sentence: a button offers it
 
 # HTML of our own stands between these two signs in a message, see COMPONENT: nobody else's text
 # may hold them.
 START, END = '\x02', '\x03'
 FENCE = '`'*30  # what was printed stands between two of these
-KEPT_LINK = re.compile(r'(!?)\[((?:\\.|[^\[\]\\]){0,500}+)\]\(/file/[^)]*\)')
+KEPT_LINK = r'(!?)\[((?:\\.|[^\[\]\\]){0,500}+)\]\(/file/[^)]*\)'
 # What begins or ends a line in HTML.
 BREAK = r'</?(?:p|div|ul|ol|h\d|pre|summary|details)\b[^>]*>|</(?:li|d[td])>|<[bh]r\b[^>]*>|&#10;'
-LONG_TABLE = re.compile(r'(?m)((?:^\|.*\n){12})((?:^\|.*\n){5,})')
+LONG_TABLE = r'(?m)((?:^\|.*\n){12})((?:^\|.*\n){5,})'
 
 def readable(content):
     """The content of a message as a person reads it: components as their text, tables as Markdown,
@@ -1672,7 +1672,7 @@ def readable(content):
     def text_of_link(found):
         name = unescape(re.sub(r'\\(.)', r'\1', found[2]))
         return f'[Picture: {name}]' if found[1] else ''
-    text = KEPT_LINK.sub(text_of_link, COMPONENT.sub(text_of_html, content))
+    text = re.sub(KEPT_LINK, text_of_link, COMPONENT.sub(text_of_html, content))
     return re.sub(f'{FENCE}(output)?', '```', text)
 
 def with_names(m):
@@ -1686,7 +1686,7 @@ def brief(content):
     def cut(found):
         more = found[2].count('\n')
         return f'{found[1]}(and {more:,} more rows)\n'
-    return LONG_TABLE.sub(cut, readable(content))
+    return re.sub(LONG_TABLE, cut, readable(content))
 
 def plain(text):
     "Text that means itself in Markdown: a title, a name, whatever somebody else has written."
@@ -1829,7 +1829,7 @@ def acts(m):
         yield act('Continue', 'go_on')
     if broken_off and (m.job or role != 'job'):
         yield act('Try again', 'try_again')
-    if missing := DOWNLOAD.search(m.error):
+    if missing := re.search(DOWNLOAD, m.error):
         yield act(f'Download {missing[1]}', 'pull')
     if status != 'streaming':
         yield icon_button('copy', 'Copy', cls='quiet copy', data_text=qp('/source', id=m.id))
@@ -1894,8 +1894,8 @@ csv.field_size_limit(2**31 - 1)
 SIGNS = re.compile(r"""(?x) [\x02\x03]
     | \x1b( \[[0-?]*[\ -/]*[@-~] | \][^\x07\x1b]*(\x07|\x1b\\) | [()][0-9A-Z] | [78=>DEHMc] )""")
 NUMBER = re.compile(r'([-+]?[\d.,]+(e[-+]?\d+)?%?)?')
-LONG_NUMBER = re.compile(r'-?\d+\.\d{7,}')
-INLINE_PICTURE = re.compile(r'src="data:image/(png|jpeg);base64,([^"]*)"')
+LONG_NUMBER = r'-?\d+\.\d{7,}'
+INLINE_PICTURE = r'src="data:image/(png|jpeg);base64,([^"]*)"'
 # What a notebook's objects offer, the best first (IPython's protocol): `_repr_html_` and so on.
 KINDS = 'text/html text/markdown text/latex image/svg+xml image/png image/jpeg'.split()
 # What draws the figures of libraries that draw in browsers: its module and its package.
@@ -1973,8 +1973,9 @@ def html_text(html):
     "HTML of others, safe, its tables like all tables, its pictures as files; None for nothing."
     if len(html) > MAX_OUTPUT:
         return f'This is HTML of more than {MAX_OUTPUT:,} characters: it is left out.'
-    html = INLINE_PICTURE.sub(
-        lambda found: f'src="{keep_file(b64decode(found[2]), found[1])}"', without_signs(html))
+    html = re.sub(
+        INLINE_PICTURE, lambda found: f'src="{keep_file(b64decode(found[2]), found[1])}"',
+        without_signs(html))
     html = sanitizer().clean(html)
     html = re.sub('<img(?![^>]* src="/file/)[^>]*>', '', html)  # it would come from outside
     html = re.sub(r'<td(?=[^>]*>\s*[-+]?[\d.,]+%?\s*</td>)', '<td class="right"', html)
@@ -1983,8 +1984,8 @@ def html_text(html):
 
 # ---- 13. Pictures and tables: what is shown of them, and the files that hold all of them ---------
 
-PNG = re.compile(rb'(?s)\A\x89PNG\r\n\x1a\n.{4}IHDR(.{4})(.{4})')
-JPEG_FRAME = re.compile(rb'(?s)\xff[\xc0-\xc2]\0[\x0b\x11\x14]\x08(..)(..)')
+PNG = rb'(?s)\A\x89PNG\r\n\x1a\n.{4}IHDR(.{4})(.{4})'
+JPEG_FRAME = rb'(?s)\xff[\xc0-\xc2]\0[\x0b\x11\x14]\x08(..)(..)'
 # GIF and the three kinds of WebP: where their size is, the bits of the width, and where among them
 # the height begins; and what is added to both.
 SIZES = ((rb'(?s)GIF8..(.{4})', 16, 16, 0), (rb'(?s).{8}WEBPVP8 .{10}(.{4})', 14, 16, 0),
@@ -1996,9 +1997,9 @@ def size_of(data):
         if found := re.match(pattern, data):
             bits = int.from_bytes(found[1], 'little')
             return bits % 2**size + more, (bits >> height_at) % 2**size + more
-    sizes = PNG.findall(data)
+    sizes = re.findall(PNG, data)
     if data.startswith(b'\xff\xd8'):  # it may have a small one of itself in it
-        sizes = [(width, height) for height, width in JPEG_FRAME.findall(data)]
+        sizes = [(width, height) for height, width in re.findall(JPEG_FRAME, data)]
     return tuple(map(int.from_bytes, max(sizes, default=(b'', b''))))
 
 def picture(data, ending, name='', scale=1):
@@ -2112,11 +2113,11 @@ def table_text(text, rows, columns, delimiter=','):
 
 def cell_text(text):
     "A cell in Markdown: with a number's first six decimals."
-    if LONG_NUMBER.fullmatch(text):
+    if re.fullmatch(LONG_NUMBER, text):
         return str(round(float(text), 6))
     return re.sub('\r\n?|\n', '<br>', plain(shorten(text.strip(), 300)))
 
-BINARY = re.compile('[\0-\x08\x0e-\x1a\x1c-\x1f]')
+BINARY = '[\0-\x08\x0e-\x1a\x1c-\x1f]'
 
 def as_plain_text(data):
     "The text of a file; '' where it is none."
@@ -2124,7 +2125,7 @@ def as_plain_text(data):
     for each in coding, 'cp1252':
         with suppress(UnicodeDecodeError):
             text = data.decode(each)
-            return '' if BINARY.search(text) else without_signs(text)
+            return '' if re.search(BINARY, text) else without_signs(text)
     return ''
 
 def file_text(name, data):
@@ -2839,8 +2840,8 @@ BACKGROUND.append(chatq.work)
 # ---- 17. Files: what may be attached, and what models and jobs are given of it -------------------
 
 # The kind of what `size_of` takes for a picture.
-PICTURE_KIND = re.compile(rb'(?s)(?P<png>\x89PNG)|(?P<jpeg>\xff\xd8)|(?P<gif>GIF8)|'
-                          rb'(?P<webp>.{8}WEBP)')
+PICTURE_KIND = (rb'(?s)(?P<png>\x89PNG)|(?P<jpeg>\xff\xd8)|(?P<gif>GIF8)|'
+                rb'(?P<webp>.{8}WEBP)')
 PICTURE_MARK = re.compile(f'{START}(/file/[^{END}]*){END}')  # in a prompt, until it is sent
 WEIGHT = 2000     # a picture counts as so many characters of a prompt
 MOST_SIDE = 2048  # pixels that the model is given
@@ -2880,7 +2881,7 @@ def what_it_is(name, data):
         refuse(f'{name} has {width:,} x {height:,} pixels, and at most '
                f'{MOST_PIXELS//10**6} million fit: make it smaller.')
     if width*height:
-        return PICTURE_KIND.match(data).lastgroup, data
+        return re.match(PICTURE_KIND, data).lastgroup, data
     is_pdf = data.startswith(b'%PDF-')
     if ending in ('png', 'jpeg', 'gif', 'webp', 'pdf') and not is_pdf:
         refuse(f'{name} is not what its name says: it is no {ending.upper()} that can be read.')
@@ -2898,7 +2899,7 @@ def pdf_text(name, data):
         done = subprocess.run([sys.executable, '-P', '-c', READ_PDF], input=data,
                               capture_output=True, timeout=PDF_TIME)
         if not done.returncode:
-            return without_signs(BINARY.sub('', done.stdout.decode()))
+            return without_signs(re.sub(BINARY, '', done.stdout.decode()))
         why = done.stderr.decode(errors='replace').strip().rpartition('\n')[2]
     refuse(f'{name} could not be read: {why}.')
 
@@ -2940,7 +2941,7 @@ def picture_url(address):
             small.thumbnail((MOST_SIDE, MOST_SIDE))
             small.save(file, image.format.replace('GIF', 'PNG'))
             data = file.getvalue()
-    kind = PICTURE_KIND.match(data).lastgroup
+    kind = re.match(PICTURE_KIND, data).lastgroup
     return f'data:image/{kind};base64,{b64encode(data).decode()}'
 
 def with_pictures(said, model):
@@ -4774,16 +4775,16 @@ async def forget(job: str, name: str, sess):
 # ---- 27. Notebooks: a notebook is a job as it is -------------------------------------------------
 
 # What only sets Jupyter up is left out; of `%time f()` the call stays.
-SETUP = re.compile(r'^([ \t]*)%(?:(?:matplotlib|config|autoreload|load_ext|reload_ext)\b.*|'
-                   r'%?time\b[ \t]*)(.*)', re.M)
-MAGIC = re.compile(r'\s*+([\w, ]+=\s*)?[!%?]|\s*+[\w.]++\?++\s*$')
+SETUP = (r'(?m)^([ \t]*)%(?:(?:matplotlib|config|autoreload|load_ext|reload_ext)\b.*|'
+         r'%?time\b[ \t]*)(.*)')
+MAGIC = r'\s*+([\w, ]+=\s*)?[!%?]|\s*+[\w.]++\?++\s*$'
 
-HEADING = re.compile(r'^#+[ \t]+(.+)\n*((?:[^#\s].*\n?)*)', re.M)  # and the paragraph under it
-MARKS = re.compile(r'\[([^][]*)\]\([^()]*\)|[*`]')  # Markdown around words
+HEADING = r'(?m)^#+[ \t]+(.+)\n*((?:[^#\s].*\n?)*)'  # and the paragraph under it
+MARKS = r'\[([^][]*)\]\([^()]*\)|[*`]'  # Markdown around words
 # HTML in texts, which is not shown, but in code; <br> within the row of a table stays.
-TAGS = re.compile(r'(?s)(```.*?```|`[^`\n]*`|<br ?/?>(?=[^\n<]*\|))|<br ?/?>\n?|<!--[^<]*-->|'
-                  r'</?[a-z][a-z\d]*(?:\s[^<>]*)?/?>')
-BESIDE = re.compile(r'!\[([^][]*)\]\(([^()\s:]++)[^()]*\)')  # a picture in a file
+TAGS = (r'(?s)(```.*?```|`[^`\n]*`|<br ?/?>(?=[^\n<]*\|))|<br ?/?>\n?|<!--[^<]*-->|'
+        r'</?[a-z][a-z\d]*(?:\s[^<>]*)?/?>')
+BESIDE = r'!\[([^][]*)\]\(([^()\s:]++)[^()]*\)'  # a picture in a file
 
 @dataclass
 class Cell:
@@ -4803,7 +4804,7 @@ def read_cells(path):
         for cell in json.loads(path.read_bytes())['cells']:
             source, kind = ''.join(cell['source']), cell['cell_type']
             if kind == 'markdown':
-                source = TAGS.sub(lambda found: found[1] or '  \n'*('<br' in found[0]), source)
+                source = re.sub(TAGS, lambda found: found[1] or '  \n'*('<br' in found[0]), source)
             if source.strip() and kind in ('code', 'markdown'):
                 count += kind == 'code'
                 number = count if kind == 'code' else 0
@@ -4826,7 +4827,7 @@ def jupyter_line(cell):
     """What a cell has that only Jupyter could run, if anything; what only sets Jupyter up is taken
     out. Refuses what is no Python."""
     cell.source = cell.source.replace('tqdm.notebook', 'tqdm.auto')  # which needs no widgets
-    python = SETUP.sub(lambda found: found[1] + (found[2] or 'pass'), cell.source)
+    python = re.sub(SETUP, lambda found: found[1] + (found[2] or 'pass'), cell.source)
     for source in cell.source, python:  # what looks like magic may be a text
         try:
             cell.source = source
@@ -4835,7 +4836,7 @@ def jupyter_line(cell):
             error = e
     at = getattr(error, 'lineno', 1) or 1
     line = python.split('\n')[0 if python.startswith('%%') else at - 1]
-    if MAGIC.match(line):
+    if re.match(MAGIC, line):
         return f'cell {cell.number} has `{line.strip()[:80].replace("`", "")}`'
     refuse(f'{cell.name}, line {at}: {getattr(error, "msg", error)}.')
 
@@ -4912,8 +4913,8 @@ class Notebook:
         try:
             self.cells = read_cells(path)
             texts = '\n\n'.join(cell.source for cell in self.cells if not cell.number)
-            if found := HEADING.search(texts):
-                self.title, self.__doc__ = (MARKS.sub(r'\1', part).strip()
+            if found := re.search(HEADING, texts):
+                self.title, self.__doc__ = (re.sub(MARKS, r'\1', part).strip()
                                             for part in found.groups())
             # The tagged cell, else the first one with code.
             first = max(code_of(self.cells), key=lambda cell: cell.is_tagged)
@@ -4945,7 +4946,7 @@ def run_cells(chat, cells, values, loop):
     programs, me = {cell.number: compiled(cell) for cell in code_of(cells)}, os.getpid()
     for cell in cells:
         if not cell.number:
-            chat.send(f'\n\n{BESIDE.sub(picture_beside, cell.source)}\n\n')
+            chat.send(f'\n\n{re.sub(BESIDE, picture_beside, cell.source)}\n\n')
             continue
         chat.progress(cell.number - 1, len(programs))
         chat.begin_cell()
@@ -5585,7 +5586,7 @@ async def cancel(id: int):
 
 @app.post
 async def pull(m: AtRest):
-    missing = DOWNLOAD.search(m.error)
+    missing = re.search(DOWNLOAD, m.error)
     if not missing:
         refuse('There is nothing to download here any more.')
     chat = chatq.open('job', chat=m.chat)
