@@ -224,7 +224,7 @@ def test_a_bomb_is_given_up(app):
 
 def test_without_pypdf_it_says_what_to_install(app):
     server = app(start=False)
-    hidden = "importlib.util.find_spec = lambda name, find=importlib.util.find_spec: None if name == 'pypdf' else find(name)"
+    hidden = "sys.modules['pypdf'] = None"
     work = Work(insert(server, hidden).start())
     assert "pip install pypdf" in attach(work, "paper.pdf", pdf("x"), 400)
 
