@@ -15,8 +15,6 @@ from conftest import Server, ask, free_port, wait_done, until
 from fake_ollama import FakeOllama, Script
 from playwright.sync_api import expect
 from readme import TEXT, block
-from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
 
 pytestmark = pytest.mark.skipif(not shutil.which("caddy"), reason="needs caddy: apt-get install --no-install-recommends caddy")
 TOKEN = re.search(r"`TOKEN=([^`]+)`", TEXT)[1]
@@ -84,6 +82,16 @@ def web(proxy, trust):
         yield client
 
 
+KNOCK = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+         "Sec-WebSocket-Key": "QUFBQUFBQUFBQUFBQUFBQQ=="}
+
+
+def handshake(web, **headers):
+    """The status that a socket gets. By hand: two threads, as `websockets` has them, must not share a TLS connection."""
+    with web.stream("GET", "/ws?profile=1", headers=KNOCK | headers) as answer:
+        return answer.status_code
+
+
 def test_the_page_and_the_chat_for_a_colleague(proxy, open_page):
     """By the link with the token once, then without it: the page, a todo, an answer over wss, a second tab."""
     page, sockets = open_page(ignore_https_errors=True), []
@@ -144,21 +152,15 @@ def test_with_the_token_a_script_is_heard(proxy, web):
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "http://127.0.0.1:{app}", "https://localhost", "null"])
-def test_another_site_is_refused(proxy, web, trust, origin):
+def test_another_site_is_refused(proxy, web, origin):
     """Though the browser sends the cookie along: a form and a socket."""
     origin = origin.format(app=proxy.server.port)
     web.cookies.set("chatq_token", TOKEN)
     assert web.post("/todo", data={"title": "Theirs"}, headers={"Origin": origin}).status_code == 403
     assert not proxy.server.sql("select * from todo where title = 'Theirs'")
-    address, cookie = f"wss://localhost:{proxy.port}/ws?profile=1", {"Cookie": f"chatq_token={TOKEN}"}
-    with (pytest.raises(InvalidStatus, match="403"),
-          connect(address, ssl=trust, origin=origin, additional_headers=cookie, proxy=None)):
-        pass
-    with connect(address, ssl=trust, origin=proxy.url, additional_headers=cookie, proxy=None) as socket:
-        socket.ping().wait(10)
+    assert handshake(web, Origin=origin) == 403
+    assert handshake(web, Origin=proxy.url) == 101
 
 
-def test_a_socket_without_the_token(proxy, trust):
-    address = f"wss://localhost:{proxy.port}/ws?profile=1"
-    with pytest.raises(InvalidStatus, match="403"), connect(address, ssl=trust, origin=proxy.url, proxy=None):
-        pass
+def test_a_socket_without_the_token(proxy, web):
+    assert handshake(web, Origin=proxy.url) == 403
