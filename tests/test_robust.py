@@ -439,6 +439,20 @@ def test_a_model_that_only_embeds_is_not_offered(chat):
     expect(chat.page.locator("#model option")).to_have_count(1)
 
 
+def test_a_model_that_answers_may_be_called_as_if_it_embeds(chat):
+    chat.fake.models[:] = [model("embedded-c:7b"), model("qwen3:4b")]
+    expect(chat.page.locator("#model option")).to_have_text([re.compile("embedded-c"), re.compile("qwen3")], timeout=15_000)
+
+
+def test_what_models_can_is_asked_once_even_where_nobody_tells(chat):
+    chat.fake.old = True
+    chat.fake.models[:] = [model("first:1b", capabilities=()), model("second:1b", capabilities=())]
+    for n in range(3):
+        chat.answered(f"p{n}", Script(text="Yes"))
+    asked = [r.path for r in chat.fake.requests]
+    assert asked.count("/api/chat") >= 3 and asked.count("/api/show") <= 2
+
+
 EVENTS = [{"choices": [{"delta": {"content": [{"type": "text", "text": "One "}]}}]},
           {"choices": [{"delta": {"content": "\ud83d"}}]}, {"choices": [{"delta": {"content": "\ude42 two"}}]}]
 
