@@ -2796,7 +2796,7 @@ class Chatq:
 
     async def work(self):
         "Answers prompts one at a time, in order, as long as the app runs."
-        self.loop = asyncio.get_running_loop()
+        self.loop, self.thread = asyncio.get_running_loop(), threading.get_ident()
         while True:
             self.due.clear()
             try:
