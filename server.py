@@ -3712,7 +3712,8 @@ async def answer(chat):
     try:
         chat.row.model = await chosen_model(profile)
         figures = await rounds(chat, profile)
-        chat.finish('stopped' if figures['error'] else 'done', **figures)
+        broken_off = 'stopped' if chat.text().strip() else 'error'
+        chat.finish(broken_off if figures['error'] else 'done', **figures)
     except ModelError as e:
         chat.finish('error', error=str(e))
 
@@ -3733,7 +3734,7 @@ async def rounds(chat, profile):
     if turn and not has_text:  # no error, and trying again would act twice
         chat.send('*The model used tools and said nothing further.*')
     elif not has_text:
-        raise ModelError('The model answered nothing. Try again, or choose another model.')
+        figures['error'] = 'The model answered nothing. Try again, or choose another model.'
     return figures
 
 async def cut_to_fit(chat, profile, turn, specs):

@@ -431,6 +431,7 @@ def test_an_answer_without_a_word_is_named(chat):
     answer = chat.answered("Go", Script(thinking=["Hm"], tokens=[""]))
     expect(answer).to_have_attribute("data-status", "error")
     expect(answer.locator(".error")).to_contain_text("answered nothing")
+    expect(answer.locator(".figures")).to_contain_text("context")        # which may be why
 
 
 def test_a_model_that_only_embeds_is_not_offered(chat):
