@@ -2500,7 +2500,8 @@ class Tab:
         "All that this tab lacks, as fragments that htmx swaps in by id."
         for chat in chatq.writers(self.chat):
             chat.draw()
-        if len(self.outbox) > 500:
+        places = {place for place, _ in self.outbox.values()}  # a message may have many parts
+        if len(places) > 500:
             # It was away for long: it is given the present state instead of all that happened.
             self.outbox = {}
             self.push('lists', chatq.lists)
@@ -2795,7 +2796,7 @@ class Chatq:
 
     async def work(self):
         "Answers prompts one at a time, in order, as long as the app runs."
-        self.loop = asyncio.get_running_loop()
+        self.loop, self.thread = asyncio.get_running_loop(), threading.get_ident()
         while True:
             self.due.clear()
             try:
@@ -3075,9 +3076,9 @@ async def find_backend():
         else:
             problem = how_to_get_ollama()
     found = Model.kind, Model.url, Model.models, Model.problem = kind, url, models, problem
-    for name in models:  # an Ollama from before 2026 tells what they can one by one
-        if not Model.told.get(name):
-            Model.told[name] = told_of(await ask_ollama('/api/show', model=name))
+    for name in models.keys() - Model.told:  # an Ollama from before 2026 tells it one by one
+        if data := await ask_ollama('/api/show', model=name):
+            Model.told[name] = told_of(data)
     return found
 
 SEES = 'vision|image'  # the words in which servers tell it
@@ -3105,9 +3106,10 @@ EMBEDDERS = 'embed|bge-|minilm'
 
 def is_for_chat(model):
     "Whether a model answers, and is none that only embeds texts or draws."
-    if not OPENAI and can(model, 'completion') is False:
-        return False
-    return not re.search(EMBEDDERS, f'{model} {Model.told[model]}'.lower())
+    told = Model.told.get(model, '')
+    if told and not OPENAI:
+        return can(model, 'completion')
+    return not re.search(EMBEDDERS, f'{model} {told}'.lower())
 
 async def list_models(url):
     "The models of a server, with their size where it says so."
@@ -3123,7 +3125,8 @@ async def list_models(url):
         rows = data if isinstance(data, list) else data.get('models', data.get('data'))
         found = {model.get('id') or model['name']: model for model in rows}
         for name, model in found.items():
-            Model.told[name] = told_of(model) or Model.told.get(name, '')
+            if told := told_of(model):
+                Model.told[name] = told
             if OPENAI:  # each server has its own word for the window, some within `meta`
                 words = model | (model.get('meta') or {})
                 Model.windows[name] = next(filter(None, map(words.get, WINDOWS)), None)
@@ -3355,8 +3358,10 @@ def join_calls(calls, ids, pieces):
     for piece in pieces:
         function, index = piece.get('function') or {}, piece.get('index')
         name, arguments = function.get('name'), function.get('arguments') or ''
-        if name or index not in ids:  # Mistral wants an id of nine characters
+        if name:  # Mistral wants an id of nine characters
             ids[index] = piece.get('id') or secrets.token_hex(5)[1:]
+        if index not in ids:
+            continue
         call = calls.setdefault((index, ids[index]), dict(
             id=ids[index], type='function', function=dict(name=name, arguments='')))
         if not isinstance(arguments, str):
@@ -3707,7 +3712,8 @@ async def answer(chat):
     try:
         chat.row.model = await chosen_model(profile)
         figures = await rounds(chat, profile)
-        chat.finish('stopped' if figures['error'] else 'done', **figures)
+        broken_off = 'stopped' if chat.text().strip() else 'error'
+        chat.finish(broken_off if figures['error'] else 'done', **figures)
     except ModelError as e:
         chat.finish('error', error=str(e))
 
@@ -3728,7 +3734,7 @@ async def rounds(chat, profile):
     if turn and not has_text:  # no error, and trying again would act twice
         chat.send('*The model used tools and said nothing further.*')
     elif not has_text:
-        raise ModelError('The model answered nothing. Try again, or choose another model.')
+        figures['error'] = 'The model answered nothing. Try again, or choose another model.'
     return figures
 
 async def cut_to_fit(chat, profile, turn, specs):

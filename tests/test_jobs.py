@@ -37,6 +37,10 @@ def gate_in_thread(chat):
     return chat.ask('May the thread go on?', 'Yes', 'No')
 
 @job
+def many_parts(chat, count: int):
+    for n in range(count): chat.send(Samp(f'part {n}'))
+
+@job
 def where_sync(chat): return f'in the loop: {threading.get_ident() == chatq.thread}'
 
 @job
@@ -281,6 +285,13 @@ def test_what_a_job_changes_shows_where_it_was_started(chat):
 def test_a_function_runs_in_a_thread_and_a_coroutine_in_the_loop(work):
     assert "in the loop: False" in work.ended(work.run("where_sync"))["content"]
     assert "in the loop: True" in work.ended(work.run("where_async"))["content"]
+
+
+def test_parts_that_come_in_a_burst_are_each_sent_once(work):
+    with work.socket() as tab:
+        ident = work.run("many_parts", count="3000")
+        tab.until(lambda: re.search(f'<footer data-status="done"[^>]* id="f-{ident}"', tab.heard), 30, "the end")
+    assert re.findall(r"part (\d+)<", tab.heard) == [str(n) for n in range(3000)]
 
 
 def test_it_sends_markdown_components_and_anything_else(work):

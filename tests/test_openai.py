@@ -91,6 +91,8 @@ STREAMS = {
     "the name in each piece": [calls(piece("add_todo", '{"title": ', index=0, id="a")),
                                calls(piece("add_todo", '"one"}', index=0, id="a")),
                                calls(piece("add_todo", '{"title": "two"}', index=1))],
+    "the id before the name": [calls({"index": 0, "id": "a", "function": {}}), calls(piece("add_todo", '{"title": ', index=0)),
+                               calls(piece(None, '"one"}', index=0), piece("add_todo", '{"title": "two"}', index=1))],
     "one index for all": [calls(piece("add_todo", '{"title": "one"}', index=0, id="a"),
                                 piece("add_todo", '{"title": "two"}', index=0, id="b"))]}
 

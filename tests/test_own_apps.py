@@ -233,6 +233,13 @@ def test_a_check_of_its_own(own):
     assert sees(server, "/delete?kind=item&id=1", sure="")[0] == 200
 
 
+def test_an_app_may_run_beside_something_else_in_a_thread(own):
+    server = own("import threading\nthread = threading.Thread(target=run, daemon=True)\nthread.start()\nthread.join()").start()
+    assert sees(server, "/add?kind=todo", title="One")[0] == 200
+    assert sees(server, "/chatq", text="Hello")[0] == 200
+    assert "Hello" in sees(server, "/")[1]
+
+
 def test_the_text_of_a_list_is_a_text_and_stands_in_its_form_once(own):
     refuses(own(ITEM.replace("name: str = ''", "name: int = 0") + LIST), "Item is no list yet", "name: str")
     server = own(ITEM + LIST.replace("'url',", "'name', 'url'")).start()

@@ -431,12 +431,27 @@ def test_an_answer_without_a_word_is_named(chat):
     answer = chat.answered("Go", Script(thinking=["Hm"], tokens=[""]))
     expect(answer).to_have_attribute("data-status", "error")
     expect(answer.locator(".error")).to_contain_text("answered nothing")
+    expect(answer.locator(".figures")).to_contain_text("context")        # which may be why
 
 
 def test_a_model_that_only_embeds_is_not_offered(chat):
     chat.fake.models[:] = [model("nomic-embed-text:latest", capabilities=("embedding",)), model("qwen3:4b")]
     expect(chat.page.locator("#model")).to_have_value("qwen3:4b", timeout=15_000)
     expect(chat.page.locator("#model option")).to_have_count(1)
+
+
+def test_a_model_that_answers_may_be_called_as_if_it_embeds(chat):
+    chat.fake.models[:] = [model("embedded-c:7b"), model("qwen3:4b")]
+    expect(chat.page.locator("#model option")).to_have_text([re.compile("embedded-c"), re.compile("qwen3")], timeout=15_000)
+
+
+def test_what_models_can_is_asked_once_even_where_nobody_tells(chat):
+    chat.fake.old = True
+    chat.fake.models[:] = [model("first:1b", capabilities=()), model("second:1b", capabilities=())]
+    for n in range(3):
+        chat.answered(f"p{n}", Script(text="Yes"))
+    asked = [r.path for r in chat.fake.requests]
+    assert asked.count("/api/chat") >= 3 and asked.count("/api/show") <= 2
 
 
 EVENTS = [{"choices": [{"delta": {"content": [{"type": "text", "text": "One "}]}}]},
