@@ -4058,7 +4058,7 @@ class Rows:
         typed = data.get(self.text, '')
         typed = typed[-1] if isinstance(typed, list) else typed  # a field that was sent twice
         text = clean(typed, MAX_BODY, 'The text')
-        lines = re.findall(r'\S.*', text)
+        lines = [line.strip() for line in re.findall(r'\S.*', text)]
         if not lines:
             refuse(self.empty)
         if len(lines) > 500:
@@ -4265,7 +4265,7 @@ class Listing(Rows):
         field = Input(name=self.text, placeholder=hint, aria_label=hint, maxlength=MAX_TITLE,
                       autocomplete='off', enterkeyhint='done')
         plus = icon_button('plus', button, type='submit')
-        return Form(field, Hidden(profile.id, name='profile'), plus, cls='add', data_lines='1',
+        return Form(field, Hidden(profile.id, name='profile'), plus, cls='add',
                     hx_post=to or f'/add?kind={self.kind}', hx_target=f'#{self.kind}-list',
                     hx_swap='beforeend scroll:bottom')
 
@@ -5139,7 +5139,8 @@ def by_hand(cell, imports):
     return f'{text}\n    plt.show()' if is_left else text
 
 if PRINTED:
-    sys.exit(print(python_job(PRINTED)))
+    print(python_job(PRINTED))
+    sys.exit()
 
 # ---- 29. Chats: the list of them -----------------------------------------------------------------
 
@@ -5948,6 +5949,7 @@ import csv
 import io
 import re
 import time
+import zlib
 from functools import cache
 from ipaddress import ip_address
 from urllib.parse import quote, urljoin, urlsplit
@@ -6218,10 +6220,10 @@ def visitor(chat):
         "Those of a robots.txt; none where it is not to be had: the page will say what is wrong."
         from protego import Protego
         try:
-            _, _, text = await fetch(url)
+            reply, _, text = await fetch(url)
         except Exception:
-            text = ''
-        return Protego.parse(text)
+            return Protego.parse('')
+        return Protego.parse(text if reply.status_code == 200 else '')
 
     async def visit(url):
         "What an audit tells of a page, by column. Raises ValueError with a sentence."
@@ -6245,13 +6247,16 @@ async def is_own(host):
 def decode(reply, body):
     "The text of a body: by its header's charset, else by that of its <meta>, else as UTF-8."
     packed = reply.headers.get('content-encoding', 'identity')
-    if packed != 'identity':
+    if packed in ('gzip', 'deflate'):
+        body = zlib.decompressobj(47).decompress(body, MAX_PAGE)
+    elif packed != 'identity':
         raise ValueError(f'packed as {packed}, which was not asked for')
     head = body[:4096] + b'<meta charset=utf-8>'
     declared = re.findall(rb'<meta[^>]+charset=["\']?([\w-]+)', head, re.I)
     reply.default_encoding = next(filter(is_charset, map(bytes.decode, declared)))
-    # What is called Latin-1 is Windows' form of it, with quotes and dashes, as browsers know.
-    charset = re.sub('(?i)^(iso-8859-1|latin-?1|(us-)?ascii)$', 'cp1252', reply.encoding)
+    charset = codecs.lookup(reply.encoding).name
+    if charset in ('ascii', 'iso8859-1'):  # what browsers take for it has quotes and dashes
+        charset = 'cp1252'
     return body.decode(charset, 'replace').removeprefix('\ufeff')
 
 def is_charset(name):
