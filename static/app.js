@@ -561,7 +561,7 @@ on('pointerdown', event => {
   if (event.button || !event.target.matches('.grip')) return
   event.preventDefault()
   const { id } = event.target.closest(ROW)
-  dragged = { id, timer: setInterval(drag, 30) }  // the list scrolls while the pointer rests
+  dragged = { id, timer: setInterval(drag, 50) }  // the list scrolls while the pointer rests
 })
 
 on('pointermove', ({ clientY }) => {
