@@ -4052,19 +4052,18 @@ class Rows:
                 return await self.move(row, before, tab)
         await self.change(row, '', tab, 'Moved', priority=priority)
 
-    async def post(self, data: dict, sess, x_tab: str = ''):
+    async def post(self, req, sess, x_tab: str = ''):
         """The route of the add form: a row for each line of the text that was typed or pasted.
         Answers them."""
-        typed = data.get(self.text, '')
-        typed = typed[-1] if isinstance(typed, list) else typed  # a field that was sent twice
-        text = clean(typed, MAX_BODY, 'The text')
+        form = await req.form()
+        text = clean(form.get(self.text, ''), MAX_BODY, 'The text')
         lines = [line.strip() for line in re.findall(r'\S.*', text)]
         if not lines:
             refuse(self.empty)
         if len(lines) > 500:
             refuse(f'These are {len(lines)} lines: at most 500 can be added at once.')
         many = len(lines) > 1
-        owner = 0 if self.shared else get_profile(data.get('profile'), sess).id
+        owner = 0 if self.shared else get_profile(form.get('profile'), sess).id
         with db.conn:  # all of them or none, and one write
             added = [await self.add('', x_tab, profile=owner, **self.parse_line(line, many))
                      for line in lines]
@@ -4380,8 +4379,8 @@ def listing_of(kind: str):
 Listing.__from_request__ = listing_of
 
 @app.post
-async def add(listing: Listing, data: dict, sess, x_tab: str = ''):
-    return await listing.post(data, sess, x_tab)
+async def add(listing: Listing, req, sess, x_tab: str = ''):
+    return await listing.post(req, sess, x_tab)
 
 @app.get
 async def rows(listing: Listing, profile: str = '', after: str = '', count: int = 0):
