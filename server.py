@@ -4847,6 +4847,8 @@ def shown_expression(tree, source):
 
 # The form: nothing of the notebook is run for it.
 
+SETS_UP = ast.Import, ast.ImportFrom, ast.Pass  # the latter where a line has set Jupyter up
+
 TYPES = {each.__name__: each for each in
          (*COLUMN_TYPES, Lines, Secret, File, Literal, Optional)}
 READABLE = set('Expression Constant Name Load List Tuple Dict Subscript UnaryOp USub BinOp BitOr '
@@ -4895,7 +4897,7 @@ def parameters_of(cell):
         try:
             parameter = as_parameter(node, cell.source)
         except Exception:
-            if cell.is_tagged or isinstance(node, (ast.Import, ast.ImportFrom, ast.Pass)):
+            if cell.is_tagged or isinstance(node, SETS_UP):
                 continue
             return {}
         if fits(parameter):
@@ -5117,11 +5119,9 @@ def by_hand(cell, imports):
             node.names = [x for x in node.names if x.name not in ('display', 'annotations')]
         text = ast.unparse(node)
         name = re.match(r'\w*', text)[0]
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            if node.names:
+        if isinstance(node, SETS_UP):
+            if getattr(node, 'names', ()):
                 imports.append(text)
-            text = ''
-        elif isinstance(node, ast.Pass):  # of what set Jupyter up
             text = ''
         elif name in cell.parameters:
             is_list = isinstance(node.value, ast.List)
