@@ -4058,19 +4058,18 @@ class Rows:
                 return await self.move(row, before, tab)
         await self.change(row, '', tab, 'Moved', priority=priority)
 
-    async def post(self, data: dict, sess, x_tab: str = ''):
+    async def post(self, req, sess, x_tab: str = ''):
         """The route of the add form: a row for each line of the text that was typed or pasted.
         Answers them."""
-        typed = data.get(self.text, '')
-        typed = typed[-1] if isinstance(typed, list) else typed  # a field that was sent twice
-        text = clean(typed, MAX_BODY, 'The text')
-        lines = re.findall(r'\S.*', text)
+        form = await req.form()
+        text = clean(form.get(self.text, ''), MAX_BODY, 'The text')
+        lines = [line.strip() for line in re.findall(r'\S.*', text)]
         if not lines:
             refuse(self.empty)
         if len(lines) > 500:
             refuse(f'These are {len(lines)} lines: at most 500 can be added at once.')
         many = len(lines) > 1
-        owner = 0 if self.shared else get_profile(data.get('profile'), sess).id
+        owner = 0 if self.shared else get_profile(form.get('profile'), sess).id
         with db.conn:  # all of them or none, and one write
             added = [await self.add('', x_tab, profile=owner, **self.parse_line(line, many))
                      for line in lines]
@@ -4271,7 +4270,7 @@ class Listing(Rows):
         field = Input(name=self.text, placeholder=hint, aria_label=hint, maxlength=MAX_TITLE,
                       autocomplete='off', enterkeyhint='done')
         plus = icon_button('plus', button, type='submit')
-        return Form(field, Hidden(profile.id, name='profile'), plus, cls='add', data_lines='1',
+        return Form(field, Hidden(profile.id, name='profile'), plus, cls='add',
                     hx_post=to or f'/add?kind={self.kind}', hx_target=f'#{self.kind}-list',
                     hx_swap='beforeend scroll:bottom')
 
@@ -4386,8 +4385,8 @@ def listing_of(kind: str):
 Listing.__from_request__ = listing_of
 
 @app.post
-async def add(listing: Listing, data: dict, sess, x_tab: str = ''):
-    return await listing.post(data, sess, x_tab)
+async def add(listing: Listing, req, sess, x_tab: str = ''):
+    return await listing.post(req, sess, x_tab)
 
 @app.get
 async def rows(listing: Listing, profile: str = '', after: str = '', count: int = 0):
@@ -4854,6 +4853,8 @@ def shown_expression(tree, source):
 
 # The form: nothing of the notebook is run for it.
 
+SETS_UP = ast.Import, ast.ImportFrom, ast.Pass  # the latter where a line has set Jupyter up
+
 TYPES = {each.__name__: each for each in
          (*COLUMN_TYPES, Lines, Secret, File, Literal, Optional)}
 READABLE = set('Expression Constant Name Load List Tuple Dict Subscript UnaryOp USub BinOp BitOr '
@@ -4902,7 +4903,7 @@ def parameters_of(cell):
         try:
             parameter = as_parameter(node, cell.source)
         except Exception:
-            if cell.is_tagged or isinstance(node, (ast.Import, ast.ImportFrom, ast.Pass)):
+            if cell.is_tagged or isinstance(node, SETS_UP):
                 continue
             return {}
         if fits(parameter):
@@ -5124,11 +5125,9 @@ def by_hand(cell, imports):
             node.names = [x for x in node.names if x.name not in ('display', 'annotations')]
         text = ast.unparse(node)
         name = re.match(r'\w*', text)[0]
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            if node.names:
+        if isinstance(node, SETS_UP):
+            if getattr(node, 'names', ()):
                 imports.append(text)
-            text = ''
-        elif isinstance(node, ast.Pass):  # of what set Jupyter up
             text = ''
         elif name in cell.parameters:
             is_list = isinstance(node.value, ast.List)
@@ -5145,7 +5144,8 @@ def by_hand(cell, imports):
     return f'{text}\n    plt.show()' if is_left else text
 
 if PRINTED:
-    sys.exit(print(python_job(PRINTED)))
+    print(python_job(PRINTED))
+    sys.exit()
 
 # ---- 29. Chats: the list of them -----------------------------------------------------------------
 
@@ -5954,6 +5954,7 @@ import csv
 import io
 import re
 import time
+import zlib
 from functools import cache
 from ipaddress import ip_address
 from urllib.parse import quote, urljoin, urlsplit
@@ -6224,10 +6225,10 @@ def visitor(chat):
         "Those of a robots.txt; none where it is not to be had: the page will say what is wrong."
         from protego import Protego
         try:
-            _, _, text = await fetch(url)
+            reply, _, text = await fetch(url)
         except Exception:
-            text = ''
-        return Protego.parse(text)
+            return Protego.parse('')
+        return Protego.parse(text if reply.status_code == 200 else '')
 
     async def visit(url):
         "What an audit tells of a page, by column. Raises ValueError with a sentence."
@@ -6251,13 +6252,16 @@ async def is_own(host):
 def decode(reply, body):
     "The text of a body: by its header's charset, else by that of its <meta>, else as UTF-8."
     packed = reply.headers.get('content-encoding', 'identity')
-    if packed != 'identity':
+    if packed in ('gzip', 'deflate'):
+        body = zlib.decompressobj(47).decompress(body, MAX_PAGE)
+    elif packed != 'identity':
         raise ValueError(f'packed as {packed}, which was not asked for')
     head = body[:4096] + b'<meta charset=utf-8>'
     declared = re.findall(rb'<meta[^>]+charset=["\']?([\w-]+)', head, re.I)
     reply.default_encoding = next(filter(is_charset, map(bytes.decode, declared)))
-    # What is called Latin-1 is Windows' form of it, with quotes and dashes, as browsers know.
-    charset = re.sub('(?i)^(iso-8859-1|latin-?1|(us-)?ascii)$', 'cp1252', reply.encoding)
+    charset = codecs.lookup(reply.encoding).name
+    if charset in ('ascii', 'iso8859-1'):  # what browsers take for it has quotes and dashes
+        charset = 'cp1252'
     return body.decode(charset, 'replace').removeprefix('\ufeff')
 
 def is_charset(name):

@@ -234,7 +234,7 @@ on('htmx:beforeSwap', ({ target }) => {
 
 // The key under which a reload finds which prompt is edited, and the one for what is typed: of the
 // chat, or of the edited prompt. A new chat that has got its number leaves nothing to the next one.
-const editKey = () => 'edit ' + (openChat() ?? location.href)
+const editKey = () => 'edit ' + (openChat() ?? $('main').getAttribute('ws-connect'))
 const draft = () => editKey() + ' ' + edited.value
 
 function type(text) {
@@ -423,9 +423,10 @@ function giveUp(target) {
   const row = target.closest('.editing, .asking')
   if (row) return showAgain(row)
   if (target.closest('#search-results')) return search()
-  $('.drop[open] > summary')?.focus()
+  const panel = $('.drop[open] > summary')
+  if (!panel) return closeDrawer()
+  panel.focus()
   closePanels()
-  closeDrawer()
 }
 
 // The part of an address that names a row: ?kind=todo&id=5
@@ -508,9 +509,10 @@ async function reloadList(list, address) {
   } catch {}  // when the connection is back, the page is told anew what has changed
 }
 
-// Replaces the rows of a list but for those being edited; who reads stays where they are.
+// Replaces the rows of a list but for those being edited: nothing moves under who edits or reads.
 function merge(list, html) {
-  const { scrollTop } = list
+  const position = () => list.scrollTop - ($(list, '.editing')?.offsetTop ?? 0)
+  const before = position()
   const fresh = list.cloneNode()
   fresh.innerHTML = html
   for (const old of $$(list, 'li:not(.editing)')) old.remove()
@@ -520,7 +522,7 @@ function merge(list, html) {
     if (editing) next = editing.nextElementSibling
     else list.insertBefore(row, next)
   }
-  list.scrollTop = scrollTop
+  list.scrollTop += before - position()
   htmx.process(list)
   refocus()
 }
@@ -559,7 +561,7 @@ on('pointerdown', event => {
   if (event.button || !event.target.matches('.grip')) return
   event.preventDefault()
   const { id } = event.target.closest(ROW)
-  dragged = { id, timer: setInterval(drag, 30) }  // the list scrolls while the pointer rests
+  dragged = { id, timer: setInterval(drag, 50) }  // the list scrolls while the pointer rests
 })
 
 on('pointermove', ({ clientY }) => {
@@ -659,7 +661,8 @@ function fade() {
   fading = setTimeout(() => $('#toast:is(:hover, :focus-within)') ? fade() : toast(''), 7000)
 }
 
-on('htmx:responseError htmx:sendError', ({ target: source, detail: { xhr, target } }) => {
+on('htmx:responseError htmx:sendError', ({ target: source, detail }) => {
+  const { xhr, target, requestConfig } = detail
   if (source === msg) return  // it only wanted the model warm
   toast(xhr.responseText || 'The app does not answer. Is it still running in its terminal?')
   source.checked = source.defaultChecked  // a box shows what is stored
@@ -667,7 +670,7 @@ on('htmx:responseError htmx:sendError', ({ target: source, detail: { xhr, target
   if (!row || xhr.status !== 404) return
   // The row was deleted while it was edited: what was typed can be added anew.
   const field = $(row.parentElement.parentElement, '.add input')
-  if (field) field.value ||= $(row, 'input').value
+  if (field && requestConfig.verb === 'post') field.value ||= $(row, 'input').value
   htmx.swap(row, '', { swapStyle: 'delete' })
   refocus()
 })
@@ -699,7 +702,8 @@ async function copy(button) {
   const refused = 'Browsers copy only for localhost and https: select the text instead.'
   if (!navigator.clipboard) return toast(refused)
   try {  // Safari wants the promise of the text within the click
-    await navigator.clipboard.write([new ClipboardItem({ 'text/plain': textOf(button) })])
+    const text = textOf(button).then(text => new Blob([text], { type: 'text/plain' }))
+    await navigator.clipboard.write([new ClipboardItem({ 'text/plain': text })])
   } catch {
     return toast('Nothing was copied: the app does not answer, or the browser does not allow it.')
   }
@@ -765,8 +769,8 @@ function start() {
   if (isNew || !isPhone && !/[?#]/.test(location.href)) msg.focus()
   edited.value = session[editKey()] ?? ''
   type(session[draft()] ?? '')
-  singleKeys.checked = local.keys !== 'false'
-  singleKeys.onchange = () => { local.keys = singleKeys.checked }
+  singleKeys.checked = local.keys !== 'off'
+  singleKeys.onchange = () => { local.keys = singleKeys.checked ? 'on' : 'off' }
   new ResizeObserver(toEnd).observe(log)
 }
 

@@ -74,6 +74,20 @@ def test_a_draft_belongs_to_its_profile_and_survives_a_reload(chat):
     expect(chat.page.locator("#msg")).to_have_value("for the first")
 
 
+def test_a_draft_of_a_new_chat_has_nothing_to_do_with_the_filter_of_the_todos(chat):
+    chat.page.get_by_label("What needs to be done?").fill("milk")
+    chat.page.keyboard.press("Enter")
+    chat.answered("Hi", Script(text="Here"))
+    new = chat.page.locator("#new-chat").evaluate("a => a.href")
+    chat.page.goto(new)
+    chat.page.get_by_role("link", name="Active", exact=True).click()
+    expect(chat.page).to_have_url(re.compile("show=active"))
+    chat.page.locator("#msg").fill("half a thought")
+    chat.page.goto(chat.another().url)
+    chat.page.goto(new)
+    expect(chat.page.locator("#msg")).to_have_value("half a thought")
+
+
 def test_the_message_field_grows_with_its_text(chat):
     field = chat.page.locator("#msg")
     low = field.bounding_box()["height"]

@@ -622,6 +622,17 @@ def test_giving_up_an_edit_shows_what_another_tab_saved_meanwhile(todos):
     tab.shows("soy milk", "bread")
 
 
+def test_giving_up_an_edit_of_what_was_deleted_meanwhile_adds_nothing(todos):
+    todos.window.allow_errors = "404"
+    tab, other = todos.open("milk", "bread"), todos.open()
+    tab.edit("milk", "oat milk")
+    other.delete("milk")
+    tab.counts("1 item left")
+    tab.editor.press("Escape")
+    tab.shows("bread")
+    expect(tab.new).to_have_value("")
+
+
 def test_saving_an_item_that_was_deleted_meanwhile_says_so(todos):
     todos.window.allow_errors = "404"
     tab, other = todos.open("milk", "bread"), todos.open()

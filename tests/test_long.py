@@ -117,6 +117,19 @@ def test_what_is_edited_far_down_is_not_touched_when_all_change(long):
     assert long.stored()[299] == "[x] mine"
 
 
+def test_what_is_edited_stays_where_it_is_when_many_rows_go_above_it(long):
+    first = long.ident("t1")
+    for n in range(40):
+        long.post(f"toggle/{int(first) + n}")
+    tab = long.open()
+    tab.edit("t100", "mine")
+    top = "() => document.querySelector('#todo-list .editing').getBoundingClientRect().top"
+    before = tab.page.evaluate(top)
+    long.post("clear_completed", profile=long.profile)
+    expect(tab.item("t40")).to_have_count(0)
+    assert abs(tab.page.evaluate(top) - before) < 2
+
+
 def test_who_reads_far_down_stays_there_when_all_change(long):
     tab = long.open()
     whole(tab)

@@ -54,6 +54,17 @@ def test_on_a_phone_the_chat_is_the_screen_and_the_rest_a_drawer(chat, phone):
         expect(button(phone, "Menu")).to_be_focused()
 
 
+def test_escape_closes_a_panel_in_the_drawer_before_the_drawer(chat, phone):
+    button(phone, "Menu").click()
+    menu = phone.locator("#sidebar .drop > summary").first
+    menu.click()
+    phone.keyboard.press("Escape")
+    expect(phone.locator(".drop[open]")).to_have_count(0)
+    expect(menu).to_be_focused()
+    phone.keyboard.press("Escape")
+    expect(phone.locator("#sidebar")).to_be_hidden()
+
+
 def test_a_job_from_the_drawer_leads_back_to_the_chat(chat, phone):
     chat.window.allow_errors = "422|Response Status Error"
     open_lists(phone)

@@ -240,6 +240,17 @@ def test_an_app_may_run_beside_something_else_in_a_thread(own):
     assert "Hello" in sees(server, "/")[1]
 
 
+def test_a_pasted_line_has_no_space_around_it(own):
+    server = own(ITEM + LIST.replace("    fields = 'url',", """    fields = 'url',
+
+    def parse_line(self, line, of_many):
+        name, _, url = line.rpartition(' ')
+        return dict(name=name, url=url)""")).start()
+    assert sees(server, "/add?kind=item", name="One x  \n\t Two y\t\n \nThree z")[0] == 200
+    assert [tuple(row) for row in server.sql("select name, url from item order by id")] == [
+        ("One", "x"), ("Two", "y"), ("Three", "z")]
+
+
 def test_the_text_of_a_list_is_a_text_and_stands_in_its_form_once(own):
     refuses(own(ITEM.replace("name: str = ''", "name: int = 0") + LIST), "Item is no list yet", "name: str")
     server = own(ITEM + LIST.replace("'url',", "'name', 'url'")).start()

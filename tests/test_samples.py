@@ -2,6 +2,7 @@
 import base64
 import contextlib
 import csv
+import gzip
 import io
 import re
 import sqlite3
@@ -40,6 +41,7 @@ class Site(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.robots, self.asked, self.now, self.most = "", [], 0, 0
+        self.robots_status = 200
         self.lock, self.gate, self.credit = threading.Condition(), threading.Event(), threading.Semaphore(0)
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -82,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
         with site.visit(path):
             port = site.server_port
             if path == "/robots.txt":
-                return self.answer(site.robots, 200 if site.robots else 404, "text/plain")
+                return self.answer(site.robots, site.robots_status if site.robots else 404, "text/plain")
             if path.startswith("/gated"):
                 site.credit.acquire(timeout=20)
                 return self.answer(f"<title>{path}</title>")
@@ -112,6 +114,10 @@ class Handler(BaseHTTPRequestHandler):
                 return self.answer("<title>Charset</title>", kind="text/html; charset=hex")
             if path == "/latin":
                 return self.answer("<title>“Grüße”</title>".encode("cp1252"), kind="text/html; charset=iso-8859-1")
+            if path == "/older-latin":
+                return self.answer("<title>“Grüße”</title>".encode("cp1252"), kind="text/html; charset=iso8859-1")
+            if path == "/packed":                                       # though nobody asked for it
+                return self.answer(gzip.compress(b"<title>Packed</title>"), **{"content-encoding": "gzip"})
             if path == "/picture":
                 return self.answer(base64.b64decode("iVBORw0KGgo="), kind="image/png")
             self.answer(pages.get(path, "<title>Not here</title>"), 200 if path in pages else 404)
@@ -164,12 +170,12 @@ def audit(work, site):
 # ---- The audit
 
 def test_what_an_audit_tells_of_a_page(audit, site):
-    rows = audit("/page", "/missing", "/a_b*c*?x=[1]&y=~2~", "/hop3", "/latin", "/empty", "/picture")
+    rows = audit("/page", "/missing", "/a_b*c*?x=[1]&y=~2~", "/hop3", "/latin", "/older-latin", "/packed", "/empty", "/picture")
     page = rows["/page"]
     assert list(page.values())[1:] == ["200", "0", "A title of two lines", "What it is.", "The first heading", "/canonical", "9"]
     assert (rows["/missing"]["status"], rows["/missing"]["title"]) == ("404", "Not here")
     assert (rows["/hop3"]["status"], rows["/hop3"]["redirects"], rows["/hop3"]["title"]) == ("200", "4", "A title of two lines")
-    assert rows["/latin"]["title"] == "“Grüße”"
+    assert rows["/latin"]["title"] == rows["/older-latin"]["title"] == "“Grüße”" and rows["/packed"]["title"] == "Packed"
     for bare in "/empty", "/picture":
         assert list(rows[bare].values())[1:] == ["200", "0", "", "", "", "", "0"]
     once = "/robots.txt", "/missing", "/a_b*c*?x=[1]&y=~2~", "/hop3", "/latin"
@@ -196,6 +202,8 @@ def test_robots_txt_is_honoured(audit, site):
     rows = audit("/nasty", "/page", "/hop1")
     assert [rows[p]["status"] for p in ("/nasty", "/page", "/hop1")] == ["robots.txt says no", "200", "robots.txt says no"]
     assert sorted(site.asked) == ["/page", "/robots.txt"]
+    site.robots_status = 404                                          # the page of an error is none
+    assert audit("/nasty")["/nasty"]["status"] == "200"
 
 
 def test_only_http_and_https(audit, site, work):
