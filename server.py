@@ -744,6 +744,7 @@ HEADERS = {
         "default-src 'self'; img-src 'self' data:; object-src 'none'; frame-ancestors 'none'; "
         "base-uri 'none'; form-action 'self'",
     'x-content-type-options': 'nosniff', 'referrer-policy': 'same-origin',
+    'x-frame-options': 'DENY',  # of files, too, which have a policy of their own
     'cross-origin-opener-policy': 'same-origin', 'cross-origin-resource-policy': 'same-origin'}
 # What begins so takes more than MAX_BODY, as multipart.
 FILE_ROUTES = '/chatq', '/attach', '/run/'
@@ -1077,11 +1078,12 @@ class WebAddress:
 
 def end_block(state, line, last, silent):
     """A table ends before a line without |, a paragraph before what may be a definition or a
-    formula: what follows can't change that."""
+    formula: what follows can't change that. It ends after 100 lines, too, since all of them are
+    parsed anew with what comes."""
     text = state.src[state.bMarks[line]:state.eMarks[line]]
     if state.parentType == 'table':
         return '|' not in text
-    ends = text.lstrip().startswith(DISPLAY) or DEFINITION.match(text)
+    ends = text.lstrip().startswith(DISPLAY) or DEFINITION.match(text) or line - state.line == 100
     return silent and state.parentType == 'paragraph' and ends
 
 def link_definition(state, line, last, silent):
@@ -1587,7 +1589,7 @@ try:
     import mermaidx
     svg = mermaidx.render(sys.stdin.read()).svg()
 except Exception as e:  # its first line, without the names of its errors
-    sys.exit(re.sub('^.*Error: |[.:]$', '', str(e).partition('\n')[0]))
+    svg = re.sub('^.*Error: |[.:]$', '', str(e).partition('\n')[0])
 # It gets a size of its own: the one that its view box has.
 svg = re.sub(r'width="100%"(.*?viewBox="\S+ \S+ (\S+))', r'width="\2"\1', svg, count=1)
 sys.stdout.buffer.write(svg.encode())"""
@@ -1634,8 +1636,8 @@ async def draw_diagram(code, file):
             svg, said = await process.communicate(code.encode())
         if said.startswith(b'Timeout'):
             return f'it takes more than {DRAWING_TIME} s'
-        if process.returncode:
-            return said.decode(errors='replace').strip() or 'mermaidx has crashed'
+        if not svg.startswith(b'<svg'):
+            return svg.decode() or 'mermaidx has crashed'
         write_private(file, svg)
     except OSError as e:
         return str(e)
