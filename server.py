@@ -994,7 +994,8 @@ def formula_block(state, line, last, silent):
     start = state.bMarks[line] + state.tShift[line]
     if not state.src.startswith(DISPLAY, start):
         return False
-    found, growing = FORMULA.match(state.src, start), state.env.get('growing')
+    found = FORMULA.match(state.src, start)
+    growing = state.env.get('growing') and not state.src[state.eMarks[last - 1]:].strip()
     end = line + found[0].count('\n') + 1 if found else last
     source = state.getLines(line, end, state.blkIndent, False).strip()
     text_follows = found and not FORMULA.fullmatch(source)
