@@ -126,6 +126,7 @@ from urllib.parse import quote, unquote, urlsplit
 import apsw
 import httpx
 import uvicorn
+from starlette import formparsers
 from starlette.datastructures import MutableHeaders
 from starlette.responses import PlainTextResponse
 
@@ -818,12 +819,15 @@ def socket_text(message):
                 return json.dumps({'msg': msg, 'edit': as_id(more.get('edit'))})
     return '{}'
 
-def check_utf8(form):
-    "Refuses a form that is no text, which would be stored with signs in its place."
+def form_text(text):
+    """A name or value in a form: UTF-8, also where it is not quoted (curl -d title=Grüße). Refuses
+    what is no text, which would be stored with signs in its place."""
     try:
-        unquote(form, errors='strict')
+        return unquote(text.replace('+', ' ').encode('latin-1'), errors='strict')
     except UnicodeDecodeError:
         refuse('The form has characters that are no text: type it again.')
+
+formparsers.unquote_plus = form_text  # in place of Starlette's, which takes it for Latin-1
 
 async def guard(app, scope, receive, send):
     "ASGI middleware around the whole app: refuses what is not to be served, and adds HEADERS."
@@ -837,23 +841,16 @@ async def guard(app, scope, receive, send):
         app = PlainTextResponse(*refused)
     elif TOKEN and scope.get('method') == 'GET' and 'token' in request.query_params:
         app = without_token(request)
-    form, size = b'', 0
+    size = 0
 
     async def guarded_receive():
-        nonlocal form, size
+        nonlocal size
         message = await receive()
         if message['type'] == 'websocket.receive':
             return {'type': message['type'], 'text': socket_text(message)}
-        body = message.get('body', b'')
-        size += len(body)  # it may come in pieces, without a length
+        size += len(message.get('body', b''))  # it may come in pieces, without a length
         if refused := too_large(request, size):
             refuse(*refused)
-        if 'x-www-form-urlencoded' in request.headers.get('content-type', ''):
-            form += body
-            # curl -d title=Grüße: Starlette reads Latin-1
-            message['body'] = quote(body, safe=bytes(range(128))).encode()
-            if not message.get('more_body'):
-                check_utf8(form)
         return message
 
     async def guarded_send(message):
@@ -1242,15 +1239,16 @@ class Markdown:
     A block is finished when another one follows. The items of a list, the rows of a table and the
     lines of code are added before that, so that a long one is not parsed again with each piece."""
 
+    source = ''       # what is not finished yet
+    head = []         # the tokens that begin the list, table, quote or code it is in
+    frame = '', ''    # the HTML before and after its parts
+    tail = ''
+    enough = 0        # characters: when to parse the source again
+    is_cut = False    # is a mark at the end not shown yet?
+    outdated = False  # may what was added look different now that all is known?
+
     def __init__(self):
-        self.source = ''       # what is not finished yet
-        self.html = []         # all that was added, piece by piece
-        self.head = []         # the tokens that begin the list, table, quote or code it is in
-        self.frame = '', ''    # the HTML before and after its parts
-        self.tail = ''
-        self.enough = 0        # characters: when to parse the source again
-        self.is_cut = False    # is a mark at the end not shown yet?
-        self.outdated = False  # may what was added look different now that all is known?
+        self.html = []  # all that was added, piece by piece
 
     def feed(self, text):
         """Takes the next piece of text, and returns the changes."""
@@ -1838,14 +1836,14 @@ def acts(m):
         yield icon_button('copy', 'Copy', cls='quiet copy', data_text=qp('/source', id=m.id))
     if role == 'user':
         yield icon_button('pencil', 'Edit', cls='quiet edit')
-    if not running:
-        yield from answer_chooser(m)
+    if running:
+        return
+    yield from answer_chooser(m)
     if role == 'assistant' and status == 'done':
         yield icon_button('retry', 'Regenerate', hx_post=qp('/try_again', id=m.id), hx_swap='none',
                           cls='quiet regenerate')
-    if not running:
-        yield icon_button('trash', 'Delete message', hx_post=qp('/delete_message', id=m.id),
-                          hx_target='#toast', hx_swap='innerHTML')
+    yield icon_button('trash', 'Delete message', hx_post=qp('/delete_message', id=m.id),
+                      hx_target='#toast', hx_swap='innerHTML')
 
 def answer_chooser(m):
     "Where a prompt has several answers: which one this is, between buttons for the others."
@@ -1876,8 +1874,8 @@ def change_answer(m, n=None):
 
 def memory_line(oldest):
     "The line that shows where the model's memory begins."
-    text = Span('The model no longer remembers what stands above')
-    return Div(Div(text, cls='content'), id='memory', cls='line', hidden=not oldest)
+    return Div(Div(Span('The model no longer remembers what stands above'), cls='content'),
+               id='memory', cls='line', hidden=not oldest)
 
 # ---- 12. Display: what a notebook shows, as Markdown and files -----------------------------------
 
