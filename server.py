@@ -993,10 +993,12 @@ def formula_block(state, line, last, silent):
         return False
     found = FORMULA.match(state.src, start)
     growing = state.env.get('growing') and not state.src[state.eMarks[last - 1]:].strip()
+    if not (found or growing):
+        return False
     end = line + found[0].count('\n') + 1 if found else last
     source = state.getLines(line, end, state.blkIndent, False).strip()
     text_follows = found and not FORMULA.fullmatch(source)
-    if text_follows or end > last or not (found or growing):
+    if text_follows or end > last:
         return False
     # It has no blank line, and is not longer than the item that it is in.
     if any(state.isEmpty(n) or state.sCount[n] < state.blkIndent for n in range(line, end)):
@@ -1060,7 +1062,8 @@ SPAN = rf'''(?xs) (?<![\\`])(`++)(?:.*?(?<!`)\1(?!`) | (?P<code>.*))
 # A link or an entity that has not ended, at the end of a text.
 OPEN_LINK = (
     r'!?\[([^\[\]]*)(?:\](?:\[[^\[\]]*\]?|\([^()]*)?)?$|<(h(t(t(p[^\s<>]*)?)?)?)?$|&#?\w*$')
-MERMAID = f'(?s)<figcaption>mermaid<.*?<code>(.*?){CODE_END}'
+MERMAID = ('<figcaption>mermaid<button[^>]*>Copy</button></figcaption><pre[^>]*><code>([^<]*)'
+           f'{CODE_END}')
 # A line that says where a link leads to, and what links look like that need one.
 DEFINITION = re.compile(r'(?m)^[ >]*\[((?:\\.|[^\[\]\\]){1,99})\]:')
 LABEL = r'\[((?:\\.|[^\[\]\\]){1,99})\](?!:)'

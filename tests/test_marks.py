@@ -21,7 +21,8 @@ def seconds(function, text):
     function(text)
     return time.process_time() - begin
 functions = (server.to_html.__wrapped__, server.inline_html, feed, server.plain, server.readable, server.safe_name,
-             server.as_found, *(re.compile(each).findall for each in (server.TAGS, server.BESIDE, server.MARKS, server.MAGIC)))
+             server.as_found, re.compile(server.MAGIC).match,
+             *(re.compile(each).findall for each in (server.TAGS, server.BESIDE, server.MARKS)))
 [function('a $x$') for function in functions]
 slow = []
 for pair in pairs[:len(marks)] + pairs[len(marks)::STEP]:
@@ -49,6 +50,26 @@ def run(script):
 
 def test_no_mark_and_no_pair_of_marks_is_slow():
     assert run(SCRIPT.replace("STEP", str(STEP))) == []
+
+
+LONG = """
+import json, time
+import server
+
+def seconds(text):
+    begin = time.process_time()
+    server.to_html.__wrapped__(text)
+    return max(time.process_time() - begin, .01)
+texts = ['\\\\[ a\\n', '> \\\\[ a\\n', '<figcaption>mermaid<b>']
+texts = [(text*1000, text*4000) for text in texts]
+texts = [[f'\\2{text}\\3' if '<' in text else text for text in pair] for pair in texts]
+print(json.dumps([short[:20] for short, long in texts if seconds(long) > 8*seconds(short)]))
+"""
+
+
+def test_what_does_not_end_costs_no_more_than_its_length():
+    """Formulas, and the HTML of others, which may look like the beginning of a diagram."""
+    assert run(LONG) == []
 
 
 GROWING = """
