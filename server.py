@@ -1062,6 +1062,7 @@ SPAN = rf'''(?xs) (?<![\\`])(`++)(?:.*?(?<!`)\1(?!`) | (?P<code>.*))
 # A link or an entity that has not ended, at the end of a text.
 OPEN_LINK = (
     r'!?\[([^\[\]]*)(?:\](?:\[[^\[\]]*\]?|\([^()]*)?)?$|<(h(t(t(p[^\s<>]*)?)?)?)?$|&#?\w*$')
+# The code of a diagram, in HTML.
 MERMAID = ('<figcaption>mermaid<button[^>]*>Copy</button></figcaption><pre[^>]*><code>([^<]*)'
            f'{CODE_END}')
 # A line that says where a link leads to, and what links look like that need one.
