@@ -1130,8 +1130,8 @@ def hide_unfinished(text):
             return ''
         kept.append(found[1] + code + found[1] if code else found[0])
         return '\x02'
-    # Behind a last dollar a digit may follow: then it is a price.
-    text = re.sub(SPAN, keep, text.removesuffix('$')).rstrip(' \n\\*_~`[')
+    text = re.sub(r'(?<!\$)\$\Z', '', text)  # a digit may follow: then it is a price
+    text = re.sub(SPAN, keep, text).rstrip(' \n\\*_~`[')
     return re.sub('\x02', lambda _: kept.pop(0), re.sub(OPEN_LINK, r'\1\2', text))
 
 def close_marks(state):

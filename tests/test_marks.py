@@ -82,6 +82,9 @@ for text in 'a ``x ` y`` b', 'a `b *c* d` e', 'see <https://a.b/c> there', '[a `
         growing.feed(sign)
         shown = re.sub('<[^>]*>', '', growing.whole(growing.tail))
         marks += [(text, shown) for mark in ('&lt;', *'`*[') if shown.count(mark) > finished.count(mark)]
+growing = server.Markdown()
+growing.feed('A job says $$x$$')
+marks += [] if '<math' in growing.tail else [growing.tail]
 print(json.dumps(marks))
 """
 
