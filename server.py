@@ -126,6 +126,7 @@ from urllib.parse import quote, unquote, urlsplit
 import apsw
 import httpx
 import uvicorn
+from starlette import formparsers
 from starlette.datastructures import MutableHeaders
 from starlette.responses import PlainTextResponse
 
@@ -744,6 +745,7 @@ HEADERS = {
         "default-src 'self'; img-src 'self' data:; object-src 'none'; frame-ancestors 'none'; "
         "base-uri 'none'; form-action 'self'",
     'x-content-type-options': 'nosniff', 'referrer-policy': 'same-origin',
+    'x-frame-options': 'DENY',  # of files, too, which have a policy of their own
     'cross-origin-opener-policy': 'same-origin', 'cross-origin-resource-policy': 'same-origin'}
 # What begins so takes more than MAX_BODY, as multipart.
 FILE_ROUTES = '/chatq', '/attach', '/run/'
@@ -817,12 +819,15 @@ def socket_text(message):
                 return json.dumps({'msg': msg, 'edit': as_id(more.get('edit'))})
     return '{}'
 
-def check_utf8(form):
-    "Refuses a form that is no text, which would be stored with signs in its place."
+def form_text(text):
+    """A name or value in a form: UTF-8, also where it is not quoted (curl -d title=Grüße). Refuses
+    what is no text, which would be stored with signs in its place."""
     try:
-        unquote(form, errors='strict')
+        return unquote(text.replace('+', ' ').encode('latin-1'), errors='strict')
     except UnicodeDecodeError:
         refuse('The form has characters that are no text: type it again.')
+
+formparsers.unquote_plus = form_text  # in place of Starlette's, which takes it for Latin-1
 
 async def guard(app, scope, receive, send):
     "ASGI middleware around the whole app: refuses what is not to be served, and adds HEADERS."
@@ -836,23 +841,16 @@ async def guard(app, scope, receive, send):
         app = PlainTextResponse(*refused)
     elif TOKEN and scope.get('method') == 'GET' and 'token' in request.query_params:
         app = without_token(request)
-    form, size = b'', 0
+    size = 0
 
     async def guarded_receive():
-        nonlocal form, size
+        nonlocal size
         message = await receive()
         if message['type'] == 'websocket.receive':
             return {'type': message['type'], 'text': socket_text(message)}
-        body = message.get('body', b'')
-        size += len(body)  # it may come in pieces, without a length
+        size += len(message.get('body', b''))  # it may come in pieces, without a length
         if refused := too_large(request, size):
             refuse(*refused)
-        if 'x-www-form-urlencoded' in request.headers.get('content-type', ''):
-            form += body
-            # curl -d title=Grüße: Starlette reads Latin-1
-            message['body'] = quote(body, safe=bytes(range(128))).encode()
-            if not message.get('more_body'):
-                check_utf8(form)
         return message
 
     async def guarded_send(message):
@@ -993,11 +991,14 @@ def formula_block(state, line, last, silent):
     start = state.bMarks[line] + state.tShift[line]
     if not state.src.startswith(DISPLAY, start):
         return False
-    found, growing = FORMULA.match(state.src, start), state.env.get('growing')
+    found = FORMULA.match(state.src, start)
+    growing = state.env.get('growing') and not state.src[state.eMarks[last - 1]:].strip()
+    if not (found or growing):
+        return False
     end = line + found[0].count('\n') + 1 if found else last
     source = state.getLines(line, end, state.blkIndent, False).strip()
     text_follows = found and not FORMULA.fullmatch(source)
-    if text_follows or end > last or not (found or growing):
+    if text_follows or end > last:
         return False
     # It has no blank line, and is not longer than the item that it is in.
     if any(state.isEmpty(n) or state.sCount[n] < state.blkIndent for n in range(line, end)):
@@ -1061,7 +1062,9 @@ SPAN = rf'''(?xs) (?<![\\`])(`++)(?:.*?(?<!`)\1(?!`) | (?P<code>.*))
 # A link or an entity that has not ended, at the end of a text.
 OPEN_LINK = (
     r'!?\[([^\[\]]*)(?:\](?:\[[^\[\]]*\]?|\([^()]*)?)?$|<(h(t(t(p[^\s<>]*)?)?)?)?$|&#?\w*$')
-MERMAID = f'(?s)<figcaption>mermaid<.*?<code>(.*?){CODE_END}'
+# The code of a diagram, in HTML.
+MERMAID = ('<figcaption>mermaid<button[^>]*>Copy</button></figcaption><pre[^>]*><code>([^<]*)'
+           f'{CODE_END}')
 # A line that says where a link leads to, and what links look like that need one.
 DEFINITION = re.compile(r'(?m)^[ >]*\[((?:\\.|[^\[\]\\]){1,99})\]:')
 LABEL = r'\[((?:\\.|[^\[\]\\]){1,99})\](?!:)'
@@ -1077,11 +1080,12 @@ class WebAddress:
 
 def end_block(state, line, last, silent):
     """A table ends before a line without |, a paragraph before what may be a definition or a
-    formula: what follows can't change that."""
+    formula: what follows can't change that. It ends after 100 lines, too, since all of them are
+    parsed anew with what comes."""
     text = state.src[state.bMarks[line]:state.eMarks[line]]
     if state.parentType == 'table':
         return '|' not in text
-    ends = text.lstrip().startswith(DISPLAY) or DEFINITION.match(text)
+    ends = text.lstrip().startswith(DISPLAY) or DEFINITION.match(text) or line - state.line == 100
     return silent and state.parentType == 'paragraph' and ends
 
 def link_definition(state, line, last, silent):
@@ -1126,8 +1130,8 @@ def hide_unfinished(text):
             return ''
         kept.append(found[1] + code + found[1] if code else found[0])
         return '\x02'
-    # Behind a last dollar a digit may follow: then it is a price.
-    text = re.sub(SPAN, keep, text.removesuffix('$')).rstrip(' \n\\*_~`[')
+    text = re.sub(r'(?<!\$)\$\Z', '', text)  # a digit may follow: then it is a price
+    text = re.sub(SPAN, keep, text).rstrip(' \n\\*_~`[')
     return re.sub('\x02', lambda _: kept.pop(0), re.sub(OPEN_LINK, r'\1\2', text))
 
 def close_marks(state):
@@ -1239,15 +1243,16 @@ class Markdown:
     A block is finished when another one follows. The items of a list, the rows of a table and the
     lines of code are added before that, so that a long one is not parsed again with each piece."""
 
+    source = ''       # what is not finished yet
+    head = []         # the tokens that begin the list, table, quote or code it is in
+    frame = '', ''    # the HTML before and after its parts
+    tail = ''
+    enough = 0        # characters: when to parse the source again
+    is_cut = False    # is a mark at the end not shown yet?
+    outdated = False  # may what was added look different now that all is known?
+
     def __init__(self):
-        self.source = ''       # what is not finished yet
-        self.html = []         # all that was added, piece by piece
-        self.head = []         # the tokens that begin the list, table, quote or code it is in
-        self.frame = '', ''    # the HTML before and after its parts
-        self.tail = ''
-        self.enough = 0        # characters: when to parse the source again
-        self.is_cut = False    # is a mark at the end not shown yet?
-        self.outdated = False  # may what was added look different now that all is known?
+        self.html = []  # all that was added, piece by piece
 
     def feed(self, text):
         """Takes the next piece of text, and returns the changes."""
@@ -1587,7 +1592,7 @@ try:
     import mermaidx
     svg = mermaidx.render(sys.stdin.read()).svg()
 except Exception as e:  # its first line, without the names of its errors
-    sys.exit(re.sub('^.*Error: |[.:]$', '', str(e).partition('\n')[0]))
+    svg = re.sub('^.*Error: |[.:]$', '', str(e).partition('\n')[0])
 # It gets a size of its own: the one that its view box has.
 svg = re.sub(r'width="100%"(.*?viewBox="\S+ \S+ (\S+))', r'width="\2"\1', svg, count=1)
 sys.stdout.buffer.write(svg.encode())"""
@@ -1634,8 +1639,8 @@ async def draw_diagram(code, file):
             svg, said = await process.communicate(code.encode())
         if said.startswith(b'Timeout'):
             return f'it takes more than {DRAWING_TIME} s'
-        if process.returncode:
-            return said.decode(errors='replace').strip() or 'mermaidx has crashed'
+        if not svg.startswith(b'<svg'):
+            return svg.decode() or 'mermaidx has crashed'
         write_private(file, svg)
     except OSError as e:
         return str(e)
@@ -1835,14 +1840,14 @@ def acts(m):
         yield icon_button('copy', 'Copy', cls='quiet copy', data_text=qp('/source', id=m.id))
     if role == 'user':
         yield icon_button('pencil', 'Edit', cls='quiet edit')
-    if not running:
-        yield from answer_chooser(m)
+    if running:
+        return
+    yield from answer_chooser(m)
     if role == 'assistant' and status == 'done':
         yield icon_button('retry', 'Regenerate', hx_post=qp('/try_again', id=m.id), hx_swap='none',
                           cls='quiet regenerate')
-    if not running:
-        yield icon_button('trash', 'Delete message', hx_post=qp('/delete_message', id=m.id),
-                          hx_target='#toast', hx_swap='innerHTML')
+    yield icon_button('trash', 'Delete message', hx_post=qp('/delete_message', id=m.id),
+                      hx_target='#toast', hx_swap='innerHTML')
 
 def answer_chooser(m):
     "Where a prompt has several answers: which one this is, between buttons for the others."
@@ -1873,8 +1878,8 @@ def change_answer(m, n=None):
 
 def memory_line(oldest):
     "The line that shows where the model's memory begins."
-    text = Span('The model no longer remembers what stands above')
-    return Div(Div(text, cls='content'), id='memory', cls='line', hidden=not oldest)
+    return Div(Div(Span('The model no longer remembers what stands above'), cls='content'),
+               id='memory', cls='line', hidden=not oldest)
 
 # ---- 12. Display: what a notebook shows, as Markdown and files -----------------------------------
 

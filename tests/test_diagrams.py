@@ -105,3 +105,15 @@ def test_one_that_takes_too_long_is_ended_and_stays_code(hurried, page):
     web.post("/chatq", data={"text": too_long[:31_000]}).raise_for_status()
     expect(page.locator(".undrawn")).to_have_count(2)
     assert web.get("/diagram/%ff").status_code == web.get("/diagram/a").status_code == 404
+
+
+def test_where_the_program_crashes_one_sentence_says_so(app, page):
+    server = app(start=False)
+    text = server.file.read_text()
+    assert "    import mermaidx\n" in text
+    crash = "    import os, mermaidx\n    os.write(2, b'a stack\\nof lines')\n    os.abort()\n"
+    server.file.write_text(text.replace("    import mermaidx\n", crash))
+    server.start()
+    httpx.post(f"{server.url}/chatq", data={"text": FLOW}, trust_env=False).raise_for_status()
+    page.goto(server.url)
+    expect(page.locator(".undrawn")).to_have_text("This diagram could not be drawn: mermaidx has crashed.")

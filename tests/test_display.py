@@ -295,7 +295,7 @@ def test_what_objects_offer_to_notebooks(work):
     assert all(p["src"].startswith("/file/") for p in shown.find_all("img"))
     svg = work.web.get(shown.find_all("img")[1]["src"])
     assert svg.headers["content-security-policy"] == "sandbox; default-src 'none'; style-src 'unsafe-inline'"
-    assert svg.headers["x-content-type-options"] == "nosniff"
+    assert svg.headers["x-content-type-options"] == "nosniff" and svg.headers["x-frame-options"] == "DENY"
     assert "more than 1,000,000 characters" in shown.get_text() and len(shown.row["content"]) < 20_000
     output = [o.get_text().strip() for o in shown.find_all("figure", class_="output")]
     assert output[0] == "plain *repr* | ```" and "class" in output[1] and output[2] == "1234"

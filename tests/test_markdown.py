@@ -203,6 +203,16 @@ def test_a_huge_block_costs_no_more_than_its_length(chat, line):
     assert chat.state() == chat.fresh()
 
 
+def test_the_lines_of_a_long_paragraph_are_seen_as_they_come(chat):
+    chat.ask("Go", Script(tokens=[f"line {n} is done\n" for n in range(500)], gate=True))
+    for n in 400, 410, 420:
+        chat.fake.release(n - len(chat.fake.sent))
+        expect(chat.content).to_contain_text(f"line {n - 3} is done")
+    chat.fake.release()
+    wait_done(chat.page)
+    assert chat.state() == chat.fresh()
+
+
 # ---- What becomes of the marks
 
 STRUCTURE = [

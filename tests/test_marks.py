@@ -21,7 +21,8 @@ def seconds(function, text):
     function(text)
     return time.process_time() - begin
 functions = (server.to_html.__wrapped__, server.inline_html, feed, server.plain, server.readable, server.safe_name,
-             server.as_found, *(re.compile(each).findall for each in (server.TAGS, server.BESIDE, server.MARKS, server.MAGIC)))
+             server.as_found, re.compile(server.MAGIC).match,
+             *(re.compile(each).findall for each in (server.TAGS, server.BESIDE, server.MARKS)))
 [function('a $x$') for function in functions]
 slow = []
 for pair in pairs[:len(marks)] + pairs[len(marks)::STEP]:
@@ -51,6 +52,26 @@ def test_no_mark_and_no_pair_of_marks_is_slow():
     assert run(SCRIPT.replace("STEP", str(STEP))) == []
 
 
+LONG = """
+import json, time
+import server
+
+def seconds(text):
+    begin = time.process_time()
+    server.to_html.__wrapped__(text)
+    return max(time.process_time() - begin, .01)
+texts = ['\\\\[ a\\n', '> \\\\[ a\\n', '<figcaption>mermaid<b>']
+texts = [(text*1000, text*4000) for text in texts]
+texts = [[f'\\2{text}\\3' if '<' in text else text for text in pair] for pair in texts]
+print(json.dumps([short[:20] for short, long in texts if seconds(long) > 8*seconds(short)]))
+"""
+
+
+def test_what_does_not_end_costs_no_more_than_its_length():
+    """Formulas, and the HTML of others, which may look like the beginning of a diagram."""
+    assert run(LONG) == []
+
+
 GROWING = """
 import json, re, sys
 import server
@@ -61,6 +82,9 @@ for text in 'a ``x ` y`` b', 'a `b *c* d` e', 'see <https://a.b/c> there', '[a `
         growing.feed(sign)
         shown = re.sub('<[^>]*>', '', growing.whole(growing.tail))
         marks += [(text, shown) for mark in ('&lt;', *'`*[') if shown.count(mark) > finished.count(mark)]
+growing = server.Markdown()
+growing.feed('A job says $$x$$')
+marks += [] if '<math' in growing.tail else [growing.tail]
 print(json.dumps(marks))
 """
 

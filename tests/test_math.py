@@ -90,6 +90,8 @@ $$E = mc^2$$.
 never
 + ended
 
+> \[ nor this
+
 # The end $f$ `$g$`
 """
 # In the page: the formulas at each moment, and whether there ever was source.
