@@ -540,8 +540,10 @@ def table(cls):
         sys.exit(f'class {cls.__name__} can be no table: there is one of this name already.')
     try:
         bring_up_to_date(tbl, cls, types)
-    except apsw.Error as e:
+    except apsw.SQLError as e:
         sys.exit(f'class {cls.__name__} can be no table: {e}.')
+    except apsw.Error as e:
+        sys.exit(f'{DB_FILE} could not be brought up to date ({e}). It was left as it is.')
     tbl.cls, tbl.types = flexiclass(cls), types
     return tbl
 
