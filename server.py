@@ -5899,6 +5899,11 @@ def check_app():
         if getattr(MAIN, name, globals()[name]) != globals()[name]:
             sys.exit(f'{name} comes too late: a setting stands above `from server import *`.')
 
+def socket_protocol(*args, **settings):
+    "uvicorn's own, which is imported with the first socket: the page comes before it."
+    from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
+    return AutoWebSocketsProtocol(*args, **settings)
+
 def run():
     "Starts the app of the file that was started, and serves it until the program is ended."
     if IS_CHILD:
@@ -5912,7 +5917,7 @@ def run():
     # fast as uvloop for one person.
     config = uvicorn.Config(
         partial(guard, app), interface='asgi3', loop='asyncio', log_level='warning',
-        server_header=False, ws_per_message_deflate=False, ws_max_size=MAX_BODY,
+        server_header=False, ws=socket_protocol, ws_per_message_deflate=False, ws_max_size=MAX_BODY,
         timeout_graceful_shutdown=2)
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[sock])
