@@ -544,7 +544,10 @@ def table(cls):
         sys.exit(f'class {cls.__name__} can be no table: {e}.')
     except apsw.Error as e:
         sys.exit(f'{DB_FILE} could not be brought up to date ({e}). It was left as it is.')
-    tbl.cls, tbl.types = flexiclass(cls), types
+    for name in types:
+        if not hasattr(cls, name):
+            setattr(cls, name, UNSET)  # fastlite's word for what is not given
+    tbl.cls, tbl.types = dataclass(cls), types
     return tbl
 
 def keep_copy(why):
@@ -3958,6 +3961,7 @@ class Rows:
         missing += {*self.fields} - self.types.keys()
         if missing:
             sys.exit(f'{tbl.cls.__name__} is no list yet: it lacks {", ".join(missing)}.')
+        self.can_be_done = self.types.get('done') is bool
         LISTS[self.kind] = self
         purge(tbl)
         db.q(f'create index if not exists [{self.kind}_order] '
@@ -4093,6 +4097,12 @@ class Rows:
         text = old if text is None else text.replace('\n', ' ')
         said = '' if text == old else f'Renamed {quoted(old)} to {quoted(text)}'
         return await self.change(row, said, tab, **{self.text: text}, **fields)
+
+    @from_anywhere
+    async def finish(self, row, tab=''):
+        "Ticks a row off, or back, with an event in the chat; see `change`."
+        said = f'{"Reopened" if row.done else "Finished"} {quoted(self.name(row))}'
+        return await self.change(row, said, tab, done=not row.done)
 
     def name(self, row):
         return getattr(row, self.text)
@@ -4230,7 +4240,14 @@ class Listing(Rows):
 
     def content(self, row):
         "What a row shows; what has the class `title` can be edited by a double click."
-        return Span(self.name(row), self.details(row), cls='title')
+        return self.box(row), Span(self.name(row), self.details(row), cls='title')
+
+    def box(self, row):
+        "What ticks a row off, where its class has a column `done: bool`."
+        if self.can_be_done:
+            return Input(type='checkbox', id=f'check-{self.kind}-{row.id}', checked=row.done,
+                         autocomplete='off', aria_label=self.name(row),
+                         hx_post=self.url('tick', row))
 
     def actions(self, row):
         "Further buttons of a row."
@@ -4258,7 +4275,7 @@ class Listing(Rows):
 
     def open_counts(self):
         "How many rows are open, by the profile's id: the number beside its name."
-        return self.tally('not done') if self.types.get('done') is bool else {}
+        return self.tally('not done') if self.can_be_done else {}
 
     def url(self, route, row):
         return f'/{route}?kind={self.kind}&id={row.id}'
@@ -4430,6 +4447,13 @@ async def delete(listing: Listing, id: int, sure: int = 0, x_tab: str = ''):
         return question
     row = await listing.delete(row, f'Deleted {quoted(listing.name(row))}', x_tab)
     return listing.after_delete(row, x_tab)
+
+@app.post
+async def tick(listing: Listing, id: int, x_tab: str = ''):
+    "Ticks a row off, or back."
+    if not listing.can_be_done:
+        raise HTTPException(404)
+    return listing.item(await listing.finish(listing.row(id), x_tab))
 
 @app.post
 async def undo(listing: Listing, stamp: float, htmx):
@@ -6043,14 +6067,9 @@ class Todo:
     deleted: float = 0.
 
 class Todos(Listing):
-    "The list of todos: what a row shows, and what changes with it."
+    "The list of todos: how the model reads a row, what is pasted, and what changes with it."
     text = 'title'
     empty = 'Type what needs to be done, then press Enter.'
-
-    def content(self, todo):
-        box = Input(type='checkbox', id=f'check-{todo.id}', checked=todo.done, autocomplete='off',
-                    aria_label=todo.title, hx_post=toggle.to(id=todo.id))
-        return box, super().content(todo)
 
     def linked(self):
         if todo_section not in SIDE:  # an app may have taken it out
@@ -6111,11 +6130,7 @@ app.post('/todo')(todos.post)
 
 @app.post('/toggle/{id}')
 async def toggle(id: int, x_tab: str = ''):
-    return todos.item(await finish(todos.row(id), x_tab))
-
-async def finish(todo, tab=''):
-    said = f'{"Reopened" if todo.done else "Finished"} “{plain(todo.title)}”'
-    return await todos.change(todo, said, tab, done=not todo.done)
+    return todos.item(await todos.finish(todos.row(id), x_tab))
 
 @app.post
 async def toggle_all(profile: int):
@@ -6145,7 +6160,7 @@ async def finish_todo(chat, id: int):
     todo = todos.own_row(id)
     if todo.done:
         return 'It is done already.'
-    await finish(todo)
+    await todos.finish(todo)
 
 @job
 def summarise_my_todos(chat):

@@ -278,3 +278,38 @@ def test_a_list_of_a_class_with_a_longer_name_is_called_as_people_would(own):
     assert 'aria-label="Add old city"' in httpx.get(server.url, trust_env=False).text
     sees(server, "/profile", name="Another")
     assert "5 old cities" in sees(server, "/delete?kind=profile&id=1", x="")[1]
+
+
+DATED = """
+from datetime import date
+class Task(Todo):
+    due: date = None
+
+class Tasks(Todos):
+    fields = 'due',
+
+tasks = Tasks(table(Task))
+table(Task)
+SIDE[SIDE.index(todo_section)] = tasks.section('Todo', 'What needs to be done?')
+"""
+
+
+def test_todos_with_a_further_column_are_a_class_below_them(own, page):
+    """They have all that todos have: a box, and Edit with the further field."""
+    server = own(DATED).start()
+    page.goto(server.url)
+    todos = page.get_by_role("region", name="Todo", exact=True)
+    todos.get_by_label("What needs to be done?").fill("Milk")
+    todos.get_by_label("What needs to be done?").press("Enter")
+    todos.get_by_role("checkbox", name="Milk", exact=True).check()
+    todos.locator("li.done").wait_for()
+    page.locator("[data-role=event]", has_text="Finished “Milk”").wait_for()
+    assert sees(server, "/rename?kind=task&id=1", title="Milk", due="2026-03-01")[1].startswith("Milk 1 Mar")
+    assert [tuple(row) for row in server.sql("select title, done, due from task")] == [("Milk", 1, "2026-03-01")]
+    assert not server.sql("select * from todo")
+
+
+def test_what_has_no_column_done_cannot_be_ticked_off(own):
+    server = own(ITEM + LIST).start()
+    assert sees(server, "/add?kind=item", name="One") == (200, "One")
+    assert sees(server, "/tick?kind=item&id=1", x="")[0] == 404
