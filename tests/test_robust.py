@@ -336,7 +336,7 @@ def test_what_can_be_no_form_or_table_is_a_sentence_at_the_start(app, code, word
 def test_child_processes_open_nothing_and_print_to_the_terminal(work, way):
     row = work.ended(work.run("children", way=way), timeout=30)
     assert (row["status"], row["content"].strip()) == ("done", "sum 12"), row["error"]
-    assert work.server.out().count("from a child") >= 1200
+    until(lambda: work.server.out().count("from a child") >= 1200, what="what the children printed")
 
 
 def test_a_forked_child_can_not_change_a_list(work):
