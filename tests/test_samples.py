@@ -81,13 +81,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         site, path = self.server, self.path
+        if path.startswith("/gated"):
+            with site.visit(path):                # is over before its answer: who has that may ask for the next page
+                site.credit.acquire(timeout=20)
+            return self.answer(f"<title>{path}</title>")
         with site.visit(path):
             port = site.server_port
             if path == "/robots.txt":
                 return self.answer(site.robots, site.robots_status if site.robots else 404, "text/plain")
-            if path.startswith("/gated"):
-                site.credit.acquire(timeout=20)
-                return self.answer(f"<title>{path}</title>")
             if path.startswith("/hop"):
                 n = int(path[4:])
                 return self.answer(status=302, location=f"/hop{n - 1}" if n else "/page")
