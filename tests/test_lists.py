@@ -622,23 +622,26 @@ def test_giving_up_an_edit_shows_what_another_tab_saved_meanwhile(todos):
     tab.shows("soy milk", "bread")
 
 
-def test_giving_up_an_edit_of_what_was_deleted_meanwhile_adds_nothing(todos):
+@pytest.fixture
+def edits_what_is_gone(todos):
+    """A tab in which milk is edited that was deleted in another tab meanwhile."""
     todos.window.allow_errors = "404"
     tab, other = todos.open("milk", "bread"), todos.open()
     tab.edit("milk", "oat milk")
     other.delete("milk")
     tab.counts("1 item left")
+    return tab
+
+
+def test_giving_up_an_edit_of_what_was_deleted_meanwhile_adds_nothing(edits_what_is_gone):
+    tab = edits_what_is_gone
     tab.editor.press("Escape")
     tab.shows("bread")
     expect(tab.new).to_have_value("")
 
 
-def test_saving_an_item_that_was_deleted_meanwhile_says_so(todos):
-    todos.window.allow_errors = "404"
-    tab, other = todos.open("milk", "bread"), todos.open()
-    tab.edit("milk", "oat milk")
-    other.delete("milk")
-    tab.counts("1 item left")
+def test_saving_an_item_that_was_deleted_meanwhile_says_so(todos, edits_what_is_gone):
+    tab = edits_what_is_gone
     tab.editor.press("Enter")
     expect(tab.toast).to_contain_text("deleted")
     expect(tab.editor).to_have_count(0)
